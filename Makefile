@@ -1,0 +1,101 @@
+# jobqueue: a job queue inside PostgreSQL
+#
+#   make                build jobqueue.so        (COPT=-Werror, TESTING=1)
+#   make install        install it where pg_config points
+#   make demo           see it work, in a private server that is removed again
+#   make test           all tests, in a private server
+#                       (SUITE=regress|isolation|tap, TESTS="name name")
+#   make bench          how fast it is, beside plain SQL (BENCH="--short")
+#   make format         clang-format all C files; format-check only looks
+#
+# Another PostgreSQL than the default: PG_CONFIG=/path/to/pg_config, or
+# PGVERSION=17, or PG_PREFIX=/where/a/self-built/one/is.
+
+ifdef PG_PREFIX
+PG_CONFIG ?= $(PG_PREFIX)/bin/pg_config
+endif
+ifdef PGVERSION
+PG_CONFIG ?= /usr/lib/postgresql/$(PGVERSION)/bin/pg_config
+endif
+ifneq ($(origin PG_CONFIG),undefined)
+PG_CONFIG_GIVEN := $(PG_CONFIG)
+endif
+PG_CONFIG ?= pg_config
+
+EXTENSION = jobqueue
+MODULE_big = jobqueue
+DATA = $(wildcard sql/jobqueue--*.sql)
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+C_FILES = $(sort $(wildcard src/*.[ch]))
+
+# The server's headers are not clean under these three.
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
+	-Wno-missing-field-initializers -Wno-declaration-after-statement -MMD -MP
+ifeq ($(TESTING),1)
+PG_CPPFLAGS += -DJQ_TESTING
+endif
+override with_llvm := no
+
+# `make test` runs the same suites in a private server. installcheck takes an
+# installed jobqueue and, as pg_regress starts its own server, not root.
+REGRESS := $(filter-out jobqueue--%,$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))
+REGRESS_OPTS = --temp-instance=tmp_check_regress \
+	--temp-config=test/jobqueue.conf --load-extension=jobqueue \
+	--encoding=UTF8 --no-locale
+ISOLATION := $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=test --temp-instance=tmp_check_iso \
+	--temp-config=test/jobqueue.conf --load-extension=jobqueue \
+	--encoding=UTF8 --no-locale \
+	$(if $(filter 15,$(MAJORVERSION)),,--expecteddir=test)
+TAP_TESTS := $(if $(wildcard test/t/*.pl),1)
+PROVE_TESTS ?= test/t/*.pl
+
+EXTRA_CLEAN = $(OBJS:.o=.d) src/.buildflags results output_iso log tmp_check \
+	tmp_check_iso tmp_check_regress regression.diffs regression.out
+
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+
+# Objects depend on the headers they really read (-MMD) and on how they are
+# built: another server version, other flags or a file less rebuild all.
+BUILD_FLAGS := $(shell $(PG_CONFIG) --version) $(CFLAGS) $(CPPFLAGS) $(OBJS)
+
+src/.buildflags: FORCE
+	@echo '$(BUILD_FLAGS)' | cmp -s - $@ || echo '$(BUILD_FLAGS)' > $@
+
+$(OBJS): src/.buildflags
+
+-include $(OBJS:.o=.d)
+else
+all install installcheck clean:
+	@echo "The PostgreSQL server headers are missing" \
+		"(Debian: apt-get install postgresql-server-dev-N)," >&2
+	@echo "or name your server's: make PG_CONFIG=/path/to/pg_config" >&2
+	@exit 1
+endif
+
+# These need no PGXS yet: they install what is missing first (as root), or say
+# what it is.
+RUN_ENV = $(if $(PG_CONFIG_GIVEN),PG_CONFIG='$(PG_CONFIG_GIVEN)') \
+	PG_PREFIX='$(PG_PREFIX)' PGVERSION='$(PGVERSION)'
+
+demo:
+	@$(RUN_ENV) test/demo/demo.sh
+
+test:
+	@$(RUN_ENV) SUITE='$(SUITE)' TESTS='$(TESTS)' KEEP='$(KEEP)' test/run.sh
+
+bench:
+	@$(RUN_ENV) test/bench/run $(BENCH)
+
+CLANG_FORMAT ?= clang-format
+
+format:
+	$(CLANG_FORMAT) -i $(C_FILES)
+
+format-check:
+	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
+
+.PHONY: demo test bench format format-check FORCE
+FORCE:

@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+#
+# run.sh: all tests, in a private installation that is removed again.
+#
+# Environment:
+#   SUITE   regress, isolation or tap; default all three
+#   TESTS   names within the suites, without path and ending; default all
+#   DIR     work here and keep it (fast when repeated); default: a temporary
+#           directory
+#   KEEP=1  keep the temporary directory
+#   COPT    compiler flags, default -Werror
+#   JOBS    TAP files at once, default 2
+#
+# Every suite runs, whatever became of the one before. Counted are: each
+# regression test, each isolation spec, each test point of each TAP file, and
+# for the servers of the first two that their log is clean. The last line is
+# "N passed, N failed"; the exit status is 0 when something ran and nothing
+# failed.
+
+set -euo pipefail
+
+here=$(dirname "$0")
+# shellcheck source=test/private.sh
+. "$here/private.sh"
+
+passed=0
+failed=0
+failed_names=()
+given_dir=${DIR:-}
+
+clean_environment
+export PGISOLATIONTIMEOUT=${PGISOLATIONTIMEOUT:-60}
+export PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-120}
+
+finish()
+{
+	stop_all_servers
+	if [ -z "$given_dir" ] && [ -n "$dir" ]; then
+		if [ "${KEEP:-}" = 1 ]; then
+			echo "kept: $dir" >&2
+		else
+			rm -rf "$dir"
+		fi
+	fi
+}
+
+fail()
+{
+	failed=$((failed + 1))
+	failed_names+=("$1")
+}
+
+conclude()
+{
+	if [ ${#failed_names[@]} -gt 0 ]; then
+		echo
+		printf 'failed: %s\n' "${failed_names[@]}"
+	elif [ "$passed" = 0 ]; then
+		echo "no test ran"
+	fi
+	echo
+	echo "$passed passed, $failed failed"
+	[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+}
+
+# wanted SUITE
+wanted()
+{
+	[ -z "${SUITE:-}" ] || [ "$SUITE" = "$1" ]
+}
+
+# choose FILE ...: the names (no path, no ending) that TESTS lets through.
+choose()
+{
+	local file name
+
+	for file; do
+		[ -f "$file" ] || continue
+		name=${file##*/}
+		name=${name%.*}
+		case $name in jobqueue--*) continue ;; esac
+		case " ${TESTS:-$name} " in *" $name "*) echo "$name" ;; esac
+	done
+}
+
+# What a server never writes in a test without a crash, whether or not a
+# test's output shows it.
+bad_log='TRAP:|PANIC:|was terminated by signal|reference leak|refcount leak|snapshot .* still active|resource was not closed|corrupted|stuck spinlock'
+
+# regress_like SUITE PROGRAM INPUTDIR NAME ...
+regress_like()
+{
+	local suite=$1 program=$2 input=$3 out=$dir/$1.out name log status=0
+	local -a options=()
+	shift 3
+
+	[ $# -gt 0 ] || return 0
+	echo
+	echo "== $suite"
+	rm -rf "$out"
+	as_user mkdir "$out"
+	if "$program" --help | grep -q -- --expecteddir; then
+		options=(--expecteddir="$input")
+	fi
+	# a test without expected output shows all of it, and fails
+	for name; do
+		as_user mkdir -p "$dir/source/$input/expected"
+		[ -f "$dir/source/$input/expected/$name.out" ] ||
+			as_user touch "$dir/source/$input/expected/$name.out"
+	done
+	(
+		cd "$dir/source"
+		as_user timeout --foreground -k 10 "${SUITE_TIMEOUT:-420}" "$program" \
+			--bindir="$bindir" --inputdir="$input" --outputdir="$out" \
+			"${options[@]}" \
+			--temp-instance="$out/instance" --temp-config=test/jobqueue.conf \
+			--load-extension=jobqueue --encoding=UTF8 --no-locale \
+			--dbname="contrib_$suite" "$@" 2>&1
+	) | tee "$dir/$suite.txt" || status=$?
+	stop_all_servers
+
+	for name; do
+		# "test name ... ok" until 15, "ok 1 - name" since
+		if grep -Eq "^(test $name +\.\.\. ok|ok [0-9]+ +[-+] $name )" \
+			"$dir/$suite.txt"; then
+			passed=$((passed + 1))
+		else
+			fail "$suite $name"
+		fi
+	done
+	if [ -f "$out/regression.diffs" ]; then
+		echo
+		head -c 60000 "$out/regression.diffs"
+	fi
+	log=$out/log/postmaster.log
+	if [ ! -f "$log" ]; then
+		log=$out/instance/log/postmaster.log
+	fi
+	if [ ! -f "$log" ]; then
+		log=$(find "$out" -name postmaster.log | head -n 1)
+	fi
+	if [ -z "$log" ]; then
+		return 0
+	fi
+	if grep -Eq "$bad_log" "$log"; then
+		fail "$suite: the server's log is not clean"
+		echo
+		echo "-- the server's log:"
+		grep -E -B5 -A10 "$bad_log" "$log" | head -n 100
+	else
+		passed=$((passed + 1))
+		if [ "$status" != 0 ]; then
+			echo
+			echo "-- end of the server's log:"
+			tail -n 40 "$log"
+		fi
+	fi
+}
+
+tap()
+{
+	local pgxs=$1 result ok=0 bad=0 names name
+	shift
+
+	[ $# -gt 0 ] || return 0
+	echo
+	echo "== tap"
+	rm -rf "$dir/tap"
+	as_user mkdir -p "$dir/tap/tmp_check/log"
+	(
+		cd "$dir/source"
+		as_user env TESTDIR="$dir/tap" TESTDATADIR="$dir/tap/tmp_check" \
+			TESTLOGDIR="$dir/tap/tmp_check/log" PGPORT=65432 \
+			PATH="$bindir:$PATH" PG_REGRESS="$pgxs/test/regress/pg_regress" \
+			perl test/run-tap.pl "$dir/tap/result" "${JOBS:-2}" \
+			"$pgxs/test/perl" "${@/#/test/t/}" 2>&1
+	) || true
+	stop_all_servers
+
+	if [ -f "$dir/tap/result" ]; then
+		read -r ok bad names <"$dir/tap/result"
+	else
+		bad=1
+		names=
+		failed_names+=("tap: could not run")
+	fi
+	passed=$((passed + ok))
+	failed=$((failed + bad))
+	for name in $names; do
+		failed_names+=("tap $name")
+		for result in "$dir/tap/tmp_check/log/regress_log_$name" \
+			"$dir/tap/tmp_check/log/${name}"_*.log; do
+			if [ -f "$result" ]; then
+				echo
+				echo "-- end of ${result##*/}:"
+				tail -n 60 "$result"
+			fi
+		done
+	done
+}
+
+case ${SUITE:-} in
+	'' | regress | isolation | tap) ;;
+	*) die "SUITE is regress, isolation or tap" ;;
+esac
+
+"$top/test/setup.sh" test
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+if [ -n "$given_dir" ]; then
+	make_dir "$given_dir"
+else
+	make_dir
+fi
+begin=$(now_ms)
+if ! build TESTING=1 COPT="${COPT--Werror}"; then
+	fail build
+	conclude || exit 1
+fi
+"$bindir/postgres" --version
+pgxs=$("$pg_config" --pgxs)
+pgxs=${pgxs%/makefiles/pgxs.mk}
+
+cd "$dir/source"
+mapfile -t regress_tests < <(choose sql/*.sql)
+mapfile -t isolation_tests < <(choose test/specs/*.spec)
+mapfile -t tap_tests < <(choose test/t/*.pl)
+
+if wanted regress; then
+	regress_like regress "$pgxs/test/regress/pg_regress" . \
+		"${regress_tests[@]}"
+fi
+if wanted isolation; then
+	regress_like isolation "$pgxs/test/isolation/pg_isolation_regress" test \
+		"${isolation_tests[@]}"
+fi
+if wanted tap; then
+	tap "$pgxs" "${tap_tests[@]/%/.pl}"
+fi
+
+echo
+echo "$(seconds $(($(now_ms) - begin))) s"
+conclude

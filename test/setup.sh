@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+#
+# setup.sh build|test: sees to it that what is needed to build (and test) is
+# there. As root on a Debian-like system it installs what is missing, by name;
+# else it says what is missing and fails.
+
+set -euo pipefail
+
+what=${1:-build}
+here=$(dirname "$0")
+# shellcheck source=test/private.sh
+. "$here/private.sh"
+
+packages=()
+missing=()
+
+need()	# description, package
+{
+	missing+=("$1")
+	[ -z "${2:-}" ] || packages+=("$2")
+}
+
+# The major version that the distribution offers, or that is installed.
+distribution_version()
+{
+	local v
+
+	v=$(printf '%s\n' /usr/lib/postgresql/*/bin/postgres | sort -rV |
+		sed -n 's|^/usr/lib/postgresql/\([0-9]*\)/.*|\1|p' | head -n 1)
+	if [ -z "$v" ] && command -v apt-cache >/dev/null; then
+		v=$(apt-cache depends postgresql 2>/dev/null |
+			sed -n 's/.*Depends: postgresql-\([0-9][0-9]*\)$/\1/p' | head -n 1)
+	fi
+	echo "$v"
+}
+
+look()
+{
+	local pg
+
+	packages=()
+	missing=()
+	command -v make >/dev/null || need make make
+	command -v gcc >/dev/null || command -v cc >/dev/null ||
+		need "a C compiler" gcc
+	[ "$what" != test ] || perl -MIPC::Run -MTAP::Harness -e1 2>/dev/null ||
+		need "the Perl modules IPC::Run and TAP::Harness" libipc-run-perl
+
+	if [ -n "${PG_CONFIG:-}${PG_PREFIX:-}" ]; then
+		pg=$(find_base_pg_config) || true
+		[ -x "$pg" ] || die "no pg_config at ${PG_CONFIG:-$PG_PREFIX/bin}"
+		[ -f "$("$pg" --pgxs)" ] || need "PGXS ($("$pg" --pgxs))"
+		[ -x "$("$pg" --bindir)/initdb" ] || need "$("$pg" --bindir)/initdb"
+	else
+		local v=${PGVERSION:-$(distribution_version)}
+		local base=/usr/lib/postgresql/$v
+
+		if ! pg=$(find_base_pg_config) || [ ! -x "$pg" ] ||
+			[ ! -f "$("$pg" --pgxs)" ] ||
+			[ ! -x "$("$pg" --bindir)/initdb" ]; then
+			[ -x "$base/bin/initdb" ] || need "a PostgreSQL server" \
+				"postgresql-${v:-}"
+			[ -f "$base/lib/pgxs/src/makefiles/pgxs.mk" ] ||
+				need "the PostgreSQL server headers" \
+					"postgresql-server-dev-${v:-}"
+		fi
+	fi
+	[ ${#missing[@]} -eq 0 ]
+}
+
+report()
+{
+	printf 'missing: %s\n' "${missing[@]}" >&2
+	if [ ${#packages[@]} -gt 0 ]; then
+		echo "Debian: apt-get install ${packages[*]}" >&2
+	fi
+	exit 1
+}
+
+clean_environment
+if look; then
+	exit 0
+fi
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
+	[ ${#packages[@]} -eq 0 ]; then
+	report
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+install=(apt-get install -y -q --no-install-recommends)
+case " ${packages[*]} " in
+	*'- '*)
+		# not even the version is known before there are lists
+		apt-get update -q >/dev/null || report
+		look || true
+		;;
+esac
+echo "installing ${packages[*]}"
+log=$(mktemp)
+if ! "${install[@]}" "${packages[@]}" >"$log" 2>&1; then
+	if ! { apt-get update -q && "${install[@]}" "${packages[@]}"; } \
+		>"$log" 2>&1; then
+		tail -n 20 "$log" >&2
+		rm -f "$log"
+		report
+	fi
+fi
+rm -f "$log"
+look || report
