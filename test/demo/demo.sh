@@ -225,6 +225,9 @@ while [ "$finished" -lt "$total" ]; do
 	draw
 	if [ "$finished" -gt "$last" ]; then
 		progress=$(now_ms)
+	elif [ $(($(now_ms) - progress)) -gt 2000 ] &&
+		ask "SELECT count(*) FROM jobqueue_job" && [ "$answer" = 0 ]; then
+		break # no job left, yet files missing: the proofs say which
 	elif [ $(($(now_ms) - progress)) -gt $((1000 * patience)) ]; then
 		echo >&2
 		psql_ -d demo -x -c 'SELECT * FROM jobqueue_status' >&2 || true
