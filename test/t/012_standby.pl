@@ -1,0 +1,44 @@
+# A standby runs nothing; promoted, it goes on where the primary was.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use JobqueueTest;
+use PostgreSQL::Test::Cluster;
+use Test::More;
+
+my $primary = new_node('primary', streaming => 1);
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+
+$primary->backup('base');
+$standby->init_from_backup($primary, 'base', has_streaming => 1);
+$standby->start;
+
+property 'a standby runs nothing and refuses to enqueue' => sub {
+	enqueue('note', what => 'x') foreach (1 .. 10);
+	wait_drained();
+	$primary->wait_for_catchup($standby);
+	is($standby->safe_psql('postgres', 'SELECT count(*) FROM ran'), 10, 'each ran once, on the primary');
+	my ($rc, $out, $err) = $standby->psql('postgres', q{SELECT jobqueue_enqueue('note')});
+	like($err, qr/ERROR/, 'no enqueue');
+	is($standby->safe_psql('postgres', 'SELECT count(*) FROM jobqueue_jobs'), 0, 'views can be read');
+	forget();
+};
+
+property 'promotion: what waits on the standby runs, once' => sub {
+	sql('SELECT jobqueue_quiesce()');
+	sql(q{SELECT count(jobqueue_enqueue('note', jsonb_build_object('what', i), key => 'k' || i % 3)) FROM generate_series(1, 500) i});
+	enqueue('note', what => 'due', run_at => 'yesterday');
+	$primary->wait_for_catchup($standby);
+	$primary->stop('immediate');
+	$standby->promote;
+	$JobqueueTest::node = $standby;
+	wait_drained();
+	is(sql('SELECT count(*), count(DISTINCT job), max(attempt) FROM ran'), '501|501|1', 'all, not held');
+	enqueue('note', what => 'new');
+	wait_drained();
+	is(sql('SELECT count(*) FROM ran'), 502, 'and new ones');
+};
+
+done_testing();
