@@ -1,0 +1,370 @@
+/* sql/jobqueue--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION jobqueue" to load this file. \quit
+
+-- No name in this file is qualified: the objects live in the schema that
+-- CREATE EXTENSION names, and C finds them as members of the extension.
+
+DO $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_catalog.pg_namespace n,
+				 LATERAL pg_catalog.aclexplode(n.nspacl) a
+			   WHERE n.nspname = pg_catalog.current_schema()
+				 AND a.privilege_type = 'CREATE'
+				 AND a.grantee <> n.nspowner
+				 AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles r
+								 WHERE r.oid = a.grantee AND r.rolsuper))
+	THEN
+		RAISE WARNING 'roles other than its owner may create objects in schema "%"',
+			pg_catalog.current_schema()
+			USING HINT = 'Install jobqueue in a schema in which only superusers may create objects.';
+	END IF;
+	-- Workers for roles that cannot log in connect as this role, which can do
+	-- nothing and to which no client can connect, and become the job's role.
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'jobqueue_nobody')
+	THEN
+		CREATE ROLE jobqueue_nobody LOGIN CONNECTION LIMIT 0
+			NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT;
+	END IF;
+END
+$$;
+
+-- ---------------------------------------------------------------------------
+-- The type of "owner": a role, as regrole prints it.  Where the dump of a
+-- dropped role shows a bare number, input gives 0 and not whichever role has
+-- that number where it is restored.
+-- ---------------------------------------------------------------------------
+CREATE TYPE jobqueue_role;
+CREATE FUNCTION jobqueue_role_in(cstring) RETURNS jobqueue_role
+	AS 'MODULE_PATHNAME', 'jq_role_in' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION jobqueue_role_out(jobqueue_role) RETURNS cstring
+	AS 'MODULE_PATHNAME', 'jq_role_out' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+CREATE TYPE jobqueue_role (INPUT = jobqueue_role_in, OUTPUT = jobqueue_role_out,
+	LIKE = pg_catalog.oid);
+CREATE CAST (jobqueue_role AS pg_catalog.oid) WITHOUT FUNCTION AS IMPLICIT;
+CREATE CAST (pg_catalog.oid AS jobqueue_role) WITHOUT FUNCTION AS ASSIGNMENT;
+CREATE CAST (pg_catalog.regrole AS jobqueue_role) WITHOUT FUNCTION AS ASSIGNMENT;
+
+-- ---------------------------------------------------------------------------
+-- Tables.  No grants on them, ever: a row is a right to run its command as its
+-- owner.  src/jobtable.h knows the columns of jobqueue_job by number.
+-- ---------------------------------------------------------------------------
+CREATE TABLE jobqueue_meta (
+	only_row	boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+	home		bigint NOT NULL,
+	database	oid NOT NULL
+);
+INSERT INTO jobqueue_meta (home, database)
+	SELECT pg_catalog.hashtextextended(pg_catalog.gen_random_uuid()::text, 0), oid
+	FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();
+
+CREATE FUNCTION jobqueue_home() RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_home' LANGUAGE C STABLE PARALLEL SAFE;
+
+CREATE SEQUENCE jobqueue_job_id_seq;
+CREATE TABLE jobqueue_job (
+	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
+	enqueued_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	home		bigint NOT NULL DEFAULT jobqueue_home(),
+	run_at		timestamptz,
+	expires_at	timestamptz,
+	owner		jobqueue_role NOT NULL DEFAULT current_user::regrole,
+	func_owner	oid,
+	priority	smallint NOT NULL DEFAULT 0,
+	attempt		smallint NOT NULL DEFAULT 0,
+	max_attempts smallint,
+	crashes		smallint NOT NULL DEFAULT 0,
+	kind		"char",
+	queue		text COLLATE "C" NOT NULL DEFAULT 'default',
+	command		text NOT NULL,
+	args		jsonb,
+	key			text COLLATE "C",
+	search_path	text,
+	settings	text[],
+	timeout		interval,
+	keep		interval,
+	tags		text[],
+	errors		jsonb,
+	CONSTRAINT jobqueue_job_pkey PRIMARY KEY (id)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
+		autovacuum_vacuum_insert_scale_factor = 0,
+		autovacuum_vacuum_insert_threshold = 1000000,
+		autovacuum_analyze_scale_factor = 0,
+		autovacuum_analyze_threshold = 1000000,
+		toast.vacuum_truncate = off, toast.autovacuum_vacuum_scale_factor = 0,
+		toast.autovacuum_vacuum_threshold = 10000,
+		toast.autovacuum_vacuum_cost_delay = 0);
+ALTER SEQUENCE jobqueue_job_id_seq OWNED BY jobqueue_job.id;
+CREATE INDEX jobqueue_job_ready ON jobqueue_job (queue, owner, priority, id)
+	WHERE run_at IS NULL;
+CREATE INDEX jobqueue_job_due ON jobqueue_job (run_at, id)
+	WHERE run_at IS NOT NULL;
+CREATE INDEX jobqueue_job_expiry ON jobqueue_job (expires_at)
+	WHERE expires_at IS NOT NULL;
+
+-- dead, cancelled and kept jobs; users read the view jobqueue_history
+CREATE TABLE jobqueue_archive (
+	id			bigint NOT NULL,
+	enqueued_at	timestamptz NOT NULL,
+	started_at	timestamptz,
+	ended_at	timestamptz NOT NULL,
+	expires_at	timestamptz,		-- when the row is pruned
+	home		bigint NOT NULL,
+	owner		jobqueue_role NOT NULL,
+	func_owner	oid,
+	priority	smallint NOT NULL,
+	attempt		smallint NOT NULL,
+	max_attempts smallint,
+	kind		"char" NOT NULL,
+	state		text NOT NULL CHECK (state IN ('completed', 'cancelled', 'dead')),
+	queue		text COLLATE "C" NOT NULL,
+	command		text NOT NULL,
+	args		jsonb,
+	key			text COLLATE "C",
+	search_path	text,
+	settings	text[],
+	timeout		interval,
+	keep		interval,
+	tags		text[],
+	result		jsonb,
+	errors		jsonb,
+	reason		text,
+	CONSTRAINT jobqueue_archive_pkey PRIMARY KEY (id)
+);
+CREATE INDEX jobqueue_archive_expiry ON jobqueue_archive (expires_at)
+	WHERE expires_at IS NOT NULL;
+CREATE INDEX jobqueue_archive_dead ON jobqueue_archive (queue)
+	WHERE state = 'dead';
+
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_job', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
+
+-- Rows that did not come through jobqueue_enqueue: may their writer act for
+-- the owner?  Memory is told of them at commit.
+CREATE FUNCTION jobqueue_job_trigger() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'jq_job_trigger' LANGUAGE C;
+CREATE TRIGGER jobqueue_job_guard BEFORE INSERT OR UPDATE ON jobqueue_job
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
+CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
+ALTER TABLE jobqueue_job ENABLE ROW LEVEL SECURITY;
+CREATE POLICY jobqueue_job_owner ON jobqueue_job
+	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
+ALTER TABLE jobqueue_archive ENABLE ROW LEVEL SECURITY;
+CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
+	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
+ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
+
+-- ---------------------------------------------------------------------------
+-- Enqueue
+-- ---------------------------------------------------------------------------
+CREATE FUNCTION jobqueue_enqueue(
+	command text,
+	args jsonb DEFAULT NULL,
+	queue text DEFAULT 'default',
+	key text DEFAULT NULL,
+	priority int DEFAULT 0,
+	run_at timestamptz DEFAULT NULL,
+	max_attempts int DEFAULT NULL,
+	timeout interval DEFAULT NULL,
+	expires_at timestamptz DEFAULT NULL,
+	keep interval DEFAULT NULL,
+	tags text[] DEFAULT NULL)
+RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_enqueue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+CREATE FUNCTION jobqueue_enqueue_many(
+	command text,
+	args jsonb[],
+	keys text[] DEFAULT NULL,
+	queue text DEFAULT 'default',
+	priority int DEFAULT 0,
+	run_at timestamptz DEFAULT NULL,
+	max_attempts int DEFAULT NULL,
+	timeout interval DEFAULT NULL,
+	expires_at timestamptz DEFAULT NULL,
+	keep interval DEFAULT NULL,
+	tags text[] DEFAULT NULL)
+RETURNS SETOF bigint
+	AS 'MODULE_PATHNAME', 'jq_enqueue_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+-- ---------------------------------------------------------------------------
+-- In a job, and control
+-- ---------------------------------------------------------------------------
+CREATE FUNCTION jobqueue_current(
+	OUT id bigint, OUT queue text, OUT key text, OUT attempt int,
+	OUT max_attempts int, OUT enqueued_at timestamptz)
+	AS 'MODULE_PATHNAME', 'jq_current' LANGUAGE C STABLE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_cancel(id bigint) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_cancel' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_retry(id bigint) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_retry' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_run(id bigint) RETURNS jsonb
+	AS 'MODULE_PATHNAME', 'jq_run' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_adopt() RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_adopt' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_sweep() RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_sweep' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_quiesce(timeout interval DEFAULT '1 minute')
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_quiesce' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_resume() RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_resume' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_grant(role regrole, level text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_revoke(role regrole, level text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_revoke' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+-- ---------------------------------------------------------------------------
+-- What memory knows; each function shows only what its caller may see
+-- ---------------------------------------------------------------------------
+-- 2: everything about the jobs of that role, 1: all but arguments, 0: nothing
+CREATE FUNCTION jobqueue_sight(owner oid) RETURNS int
+	AS 'MODULE_PATHNAME', 'jq_sight' LANGUAGE C STABLE PARALLEL RESTRICTED;
+-- EXECUTE on this one is the level "monitor"
+CREATE FUNCTION jobqueue_monitors() RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_monitors' LANGUAGE C STABLE PARALLEL RESTRICTED;
+-- per queue; wait and run times in seconds
+CREATE FUNCTION jobqueue_queue_stats(
+	OUT queue text, OUT ready bigint, OUT blocked bigint, OUT running bigint,
+	OUT held bigint, OUT spilled bigint, OUT estimated boolean,
+	OUT completed bigint, OUT failed bigint,
+	OUT completed_per_minute bigint, OUT failed_per_minute bigint,
+	OUT wait_p50 float8, OUT wait_p99 float8,
+	OUT run_p50 float8, OUT run_p99 float8)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_queue_stats' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_counts(
+	OUT queue text, OUT scheduled bigint, OUT dead bigint, OUT oldest_ready timestamptz)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_counts' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_running_jobs(
+	OUT id bigint, OUT queue text, OUT owner oid, OUT key text, OUT pid int,
+	OUT attempt int, OUT started_at timestamptz, OUT command text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_running_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_blocked_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_recent_jobs(
+	OUT id bigint, OUT queue text, OUT owner oid, OUT outcome text,
+	OUT attempt int, OUT enqueued_at timestamptz, OUT started_at timestamptz,
+	OUT ended_at timestamptz, OUT pid int, OUT lsn pg_lsn,
+	OUT result text, OUT error text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_recent_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_held_keys(
+	OUT key text, OUT pid int, OUT job bigint, OUT since timestamptz,
+	OUT waiting bigint)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_held_keys' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_processes(
+	OUT pid int, OUT kind text, OUT role oid, OUT state text, OUT job bigint,
+	OUT queue text, OUT started_at timestamptz, OUT jobs bigint)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_processes' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+-- ---------------------------------------------------------------------------
+-- Views
+-- ---------------------------------------------------------------------------
+CREATE VIEW jobqueue_status WITH (security_barrier) AS
+	SELECT queue,
+		   coalesce(s.ready, 0) AS ready,
+		   coalesce(c.scheduled, 0) AS scheduled,
+		   coalesce(s.blocked, 0) AS blocked,
+		   coalesce(s.running, 0) AS running,
+		   coalesce(c.dead, 0) AS dead,
+		   coalesce(s.held, 0) AS held,
+		   coalesce(s.spilled, 0) AS spilled,
+		   coalesce(s.estimated, false) AS estimated,
+		   c.oldest_ready,
+		   coalesce(s.completed, 0) AS completed,
+		   coalesce(s.failed, 0) AS failed,
+		   coalesce(s.completed_per_minute, 0) AS completed_per_minute,
+		   coalesce(s.failed_per_minute, 0) AS failed_per_minute,
+		   make_interval(secs => s.wait_p50) AS wait_p50,
+		   make_interval(secs => s.wait_p99) AS wait_p99,
+		   make_interval(secs => s.run_p50) AS run_p50,
+		   make_interval(secs => s.run_p99) AS run_p99
+	FROM jobqueue_queue_stats() s FULL JOIN jobqueue_counts() c USING (queue);
+
+CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
+	SELECT j.id, j.queue::text AS queue, j.owner::oid::regrole AS owner,
+		   CASE WHEN r.id IS NOT NULL THEN 'running'
+				WHEN j.home <> jobqueue_home() THEN 'held'
+				WHEN j.run_at > clock_timestamp() THEN 'scheduled'
+				WHEN b.id IS NOT NULL THEN 'blocked'
+				ELSE 'ready' END AS state,
+		   j.command,
+		   CASE WHEN x.sight = 2 THEN j.args END AS args,
+		   j.key::text AS key, j.priority::int AS priority, j.run_at,
+		   j.attempt::int AS attempt, coalesce(j.max_attempts, CASE j.kind WHEN 'x' THEN 1 ELSE 10 END)::int AS max_attempts,
+		   coalesce(j.timeout, '1 hour') AS timeout, j.expires_at,
+		   coalesce(j.keep, '0') AS keep, j.tags,
+		   j.enqueued_at, r.started_at, NULL::timestamptz AS ended_at,
+		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason
+	FROM jobqueue_job j
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner) AS sight) x
+		 LEFT JOIN jobqueue_running_jobs() r ON r.id = j.id
+		 LEFT JOIN jobqueue_blocked_jobs() b ON b.id = j.id
+	WHERE x.sight > 0
+	UNION ALL
+	SELECT h.id, h.queue, h.owner::oid::regrole, h.state, h.command,
+		   CASE WHEN x.sight = 2 THEN h.args END, h.key, h.priority, NULL,
+		   h.attempt, coalesce(h.max_attempts, CASE h.kind WHEN 'x' THEN 1 ELSE 10 END), coalesce(h.timeout, '1 hour'), NULL,
+		   coalesce(h.keep, '0'), h.tags, h.enqueued_at, h.started_at,
+		   h.ended_at, NULL, CASE WHEN x.sight = 2 THEN h.result END,
+		   h.errors, h.reason
+	FROM jobqueue_archive h
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
+	WHERE x.sight > 0;
+
+CREATE VIEW jobqueue_running WITH (security_barrier) AS
+	SELECT id, queue, owner::regrole AS owner, command, key, pid, attempt, started_at
+	FROM jobqueue_running_jobs();
+
+CREATE VIEW jobqueue_recent WITH (security_barrier) AS
+	SELECT id, queue, owner::regrole AS owner, outcome, attempt,
+		   enqueued_at, started_at, ended_at, pid, lsn, result, error
+	FROM jobqueue_recent_jobs();
+
+CREATE VIEW jobqueue_history WITH (security_barrier) AS
+	SELECT h.id, h.queue::text AS queue, h.owner::oid::regrole AS owner, h.state,
+		   h.reason, h.command,
+		   CASE WHEN x.sight = 2 THEN h.args END AS args, h.key::text AS key,
+		   h.priority::int AS priority, h.attempt::int AS attempt, h.tags,
+		   h.enqueued_at, h.started_at, h.ended_at, h.expires_at,
+		   CASE WHEN x.sight = 2 THEN h.result END AS result, h.errors
+	FROM jobqueue_archive h
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
+	WHERE x.sight > 0;
+
+CREATE VIEW jobqueue_keys WITH (security_barrier) AS
+	SELECT key, pid, job, since, waiting FROM jobqueue_held_keys();
+
+CREATE VIEW jobqueue_workers WITH (security_barrier) AS
+	SELECT pid, role::regrole AS role, state, job, queue, started_at, jobs
+	FROM jobqueue_processes() WHERE kind = 'worker';
+
+-- ---------------------------------------------------------------------------
+-- Rights: nothing for PUBLIC, then what jobqueue_grant() hands out
+-- ---------------------------------------------------------------------------
+DO $$
+DECLARE
+	f regprocedure;
+BEGIN
+	FOR f IN SELECT d.objid FROM pg_catalog.pg_depend d
+			 WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.deptype = 'e'
+			   AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+			   AND d.refobjid = (SELECT oid FROM pg_catalog.pg_extension
+								 WHERE extname = 'jobqueue')
+	LOOP
+		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+	END LOOP;
+END
+$$;

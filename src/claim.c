@@ -1,0 +1,483 @@
+/*
+ * claim.c
+ *		Claims: what is out, and how a worker takes its next job.
+ *
+ * A slot's claim (its cell and the claim_* fields) changes under the lock of
+ * the claimed job's lane:
+ *
+ *		none    -> taken	: jq_claim_next; the entry leaves the lane and its key
+ *							  is taken in the same section
+ *		taken   -> running	: jq_claim_set_running
+ *		running -> none		: jq_claim_end, jq_claim_next
+ *		running -> table	: jq_claim_to_held (failing, doubtful)
+ *
+ * In the table, under JQ_LOCK_CLAIM:
+ *
+ *		session  -> none	: the session, at the end of its transaction
+ *		failing  -> none	: the scheduler, after the record has committed
+ *		doubtful -> none	: the scheduler, after the other transaction ended
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "claim.h"
+#include "compat.h"
+#include "database.h"
+#include "keylock.h"
+#include "lane.h"
+#include "storage/shmem.h"
+#include "utils/hsearch.h"
+
+#define JQ_MAX_HELD 4096
+#define TAKE_TRIES 64			/* entries looked at in one hold of the lock */
+
+static HTAB *jq_held;
+
+Size
+jq_claim_size(void)
+{
+	return hash_estimate_size(JQ_MAX_HELD, sizeof(JqHeld));
+}
+
+void
+jq_claim_init(void)
+{
+	HASHCTL		info;
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = offsetof(JqHeld, kind);
+	info.entrysize = sizeof(JqHeld);
+	jq_held = ShmemInitHash("jobqueue held claims", JQ_MAX_HELD, JQ_MAX_HELD,
+							&info, HASH_ELEM | HASH_BLOBS);
+}
+
+static void
+held_key(JqHeld *key, Oid db, int64 id)
+{
+	key->id = id;
+	key->db = db;
+	key->zero = 0;
+}
+
+static bool
+claimed_by_slot(Oid db, int64 id)
+{
+	int			i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+		if (jq_claim_cells[i].id == id && jq_claim_cells[i].db == db)
+			return true;
+	return false;
+}
+
+bool
+jq_claim_is_out(Oid db, int64 id)
+{
+	JqHeld		key;
+	bool		found;
+
+	if (claimed_by_slot(db, id))
+		return true;
+	if (pg_atomic_read_u32(&jq_shared->nheld) == 0)
+		return false;
+	held_key(&key, db, id);
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
+	found = hash_search(jq_held, &key, HASH_FIND, NULL) != NULL;
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	return found;
+}
+
+/* --------------------------------------------------------------- workers */
+
+/* lane lock of the claim held */
+static void
+claim_clear(JqSlot *s)
+{
+	jq_lanes[s->claim_lane].nclaimed--;
+	s->claim_state = JQ_CLAIM_NONE;
+	s->claim_lane = -1;
+	s->cancel_for = 0;
+	jq_claim_cells[jq_my_slot].id = 0;
+}
+
+void
+jq_claim_end(void)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+	int			lane = s->claim_lane;
+
+	if (lane < 0)
+		return;
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	claim_clear(s);
+	LWLockRelease(jq_lane_lock(lane));
+}
+
+bool
+jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+	JqLane	   *l = &jq_lanes[lane];
+	JqDb	   *d;
+	bool		got = false;
+	bool		refill = false;
+	bool		more = true;
+	int			dbix = -1;
+
+	if (s->claim_lane >= 0 && s->claim_lane != lane)
+		jq_claim_end();
+	while (more && !got)
+	{
+		int			tries;
+
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		if (s->claim_lane >= 0)
+			claim_clear(s);
+		if (l->db != db || l->role != role)
+		{
+			LWLockRelease(jq_lane_lock(lane));
+			return false;
+		}
+		dbix = l->dbix;
+		d = &jq_dbs[dbix];
+		more = false;
+		for (tries = 0; !*(volatile bool *) &d->quiesced; tries++)
+		{
+			uint32		ix;
+			JqEntry    *e;
+
+			if (tries == TAKE_TRIES)
+			{
+				more = true;	/* let others at the lane, then go on */
+				break;
+			}
+			ix = jq_lane_take_first(l);
+			if (ix == JQ_NIL)
+				break;
+			e = JQ_ENTRY(ix);
+			if (jq_claim_is_out(db, e->id))
+			{
+				/* a duplicate; the one who has it will publish it again */
+				pg_atomic_fetch_add_u32(&jq_shared->wasted, 1);
+				jq_entry_free(ix);
+				continue;
+			}
+			out->keylen = 0;
+			if (e->keylen > 0)
+			{
+				JqKeyResult r;
+
+				out->keylen = jq_entry_key(ix, out->key);
+				r = jq_keylock_take(db, out->key, out->keylen, e->id, ix);
+				if (r == JQ_KEY_BUSY)
+				{
+					l->nparked++;
+					continue;
+				}
+				if (r == JQ_KEY_FULL)
+				{
+					jq_lane_untake(l, ix);
+					break;
+				}
+			}
+			out->id = e->id;
+			out->pos = JQ_ENTRY_POS(ix);
+			out->tid = e->tid;
+			out->flags = e->flags;
+			out->lane = lane;
+			jq_entry_free(ix);
+			s->claim_lane = lane;
+			s->claim_state = JQ_CLAIM_TAKEN;
+			s->claim_pos = out->pos;
+			s->claim_tid = out->tid;
+			s->claim_flags = out->flags & ~JQ_E_UNPARKED;
+			s->claim_keylen = out->keylen;
+			memcpy(s->claim_key, out->key, out->keylen);
+			s->cancel_for = 0;
+			jq_claim_cells[jq_my_slot].db = db;
+			jq_claim_cells[jq_my_slot].id = out->id;
+			l->nclaimed++;
+			got = true;
+			break;
+		}
+		refill = jq_lane_wants_refill(l);
+		if (refill)
+		{
+			refill = !l->want_refill || l->nready == 0;
+			l->want_refill = true;
+		}
+		LWLockRelease(jq_lane_lock(lane));
+	}
+	if (refill)
+		jq_db_request(dbix, JQ_REQ_REFILL);
+	if (pg_atomic_read_u32(&jq_shared->starved) != 0)
+		jq_claim_unstarve();
+	return got;
+}
+
+void
+jq_claim_set_running(void)
+{
+	/* the owner alone looks at this, in its exit hook */
+	jq_slots[jq_my_slot].claim_state = JQ_CLAIM_RUNNING;
+}
+
+bool
+jq_claim_take_turn(JqClaimed *job)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+	JqLane	   *l = &jq_lanes[job->lane];
+	JqItem		item;
+	uint32		ix;
+	bool		taken = true;
+
+	memset(&item, 0, sizeof(item));
+	item.id = job->id;
+	item.priority = job->pos.priority;
+	item.tid = job->tid;
+	item.flags = job->flags;
+	item.key = job->key;
+	item.keylen = job->keylen;
+	LWLockAcquire(jq_lane_lock(job->lane), LW_EXCLUSIVE);
+	ix = jq_entry_new(&item, job->lane);
+	if (jq_keylock_take(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY),
+						job->id, ix) == JQ_KEY_BUSY)
+	{
+		taken = false;
+		claim_clear(s);
+		if (ix != JQ_NIL)
+			l->nparked++;
+		else
+		{
+			/* no room to remember it: the table does */
+			l->frontier = jq_pos_min(l->frontier, job->pos);
+			l->cut = jq_pos_min(l->cut, job->pos);
+			l->want_refill = true;
+		}
+	}
+	else if (ix != JQ_NIL)
+		jq_entry_free(ix);
+	LWLockRelease(jq_lane_lock(job->lane));
+	return taken;
+}
+
+bool
+jq_claim_cancel_wanted(void)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+	bool		wanted;
+
+	if (s->claim_lane < 0)
+		return false;
+	LWLockAcquire(jq_lane_lock(s->claim_lane), LW_SHARED);
+	wanted = s->cancel_for != 0 &&
+		s->cancel_for == jq_claim_cells[jq_my_slot].id;
+	LWLockRelease(jq_lane_lock(s->claim_lane));
+	return wanted;
+}
+
+static void
+held_fill(JqHeld *h, JqHeldKind kind, Oid role, const char *queue)
+{
+	h->kind = kind;
+	h->role = role;
+	h->procno = jq_my_procno();
+	h->xid = InvalidTransactionId;
+	h->since = GetCurrentTimestamp();
+	h->attempt = 0;
+	h->started_at = 0;
+	strlcpy(h->queue, queue, sizeof(h->queue));
+	h->sqlstate[0] = h->error[0] = '\0';
+}
+
+bool
+jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
+				 const char *error)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+	int			lane = s->claim_lane;
+	JqLane	   *l = &jq_lanes[lane];
+	int			dbix;
+	JqHeld		key;
+	JqHeld	   *h;
+	bool		found;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	dbix = l->dbix;
+	held_key(&key, l->db, s->claim_pos.id);
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
+	h = hash_search(jq_held, &key, HASH_ENTER_NULL, &found);
+	if (h != NULL)
+	{
+		held_fill(h, kind, l->role, l->queue);
+		h->xid = xid;
+		h->attempt = s->attempt;
+		h->started_at = s->started_at;
+		strlcpy(h->sqlstate, sqlstate ? sqlstate : "", sizeof(h->sqlstate));
+		strlcpy(h->error, error ? error : "", sizeof(h->error));
+		if (!found)
+			pg_atomic_fetch_add_u32(&jq_shared->nheld, 1);
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	if (h != NULL)
+		claim_clear(s);
+	LWLockRelease(jq_lane_lock(lane));
+	if (h != NULL)
+		jq_db_request(dbix, JQ_REQ_FAILED);
+	return h != NULL;
+}
+
+/* ------------------------------------------------- sessions and scheduler */
+
+JqHoldResult
+jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
+{
+	JqHoldResult result;
+	int			lane;
+	JqHeld		key;
+	JqHeld	   *h;
+	bool		found;
+
+	/* the lane's lock keeps workers from taking it meanwhile */
+	for (;;)
+	{
+		lane = jq_dir_lane(db, role, queue, true);
+		if (lane < 0)
+			return JQ_HOLD_FULL;
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		if (jq_lane_is(&jq_lanes[lane], db, role, queue))
+			break;
+		LWLockRelease(jq_lane_lock(lane));
+		jq_dir_forget();
+	}
+	if (claimed_by_slot(db, id))
+		result = JQ_HOLD_RUNNING;
+	else
+	{
+		held_key(&key, db, id);
+		LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
+		if (hash_search(jq_held, &key, HASH_FIND, NULL) != NULL)
+			result = JQ_HOLD_OTHER;
+		else if (hash_get_num_entries(jq_held) >= JQ_MAX_HELD / 2)
+			result = JQ_HOLD_FULL; /* the rest is for failing jobs */
+		else
+		{
+			h = hash_search(jq_held, &key, HASH_ENTER_NULL, &found);
+			if (h == NULL)
+				result = JQ_HOLD_FULL;
+			else
+			{
+				held_fill(h, JQ_HELD_SESSION, role, queue);
+				pg_atomic_fetch_add_u32(&jq_shared->nheld, 1);
+				result = JQ_HOLD_DONE;
+			}
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	}
+	LWLockRelease(jq_lane_lock(lane));
+	return result;
+}
+
+void
+jq_claim_unhold(Oid db, int64 id)
+{
+	JqHeld		key;
+	bool		found;
+
+	held_key(&key, db, id);
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
+	hash_search(jq_held, &key, HASH_REMOVE, &found);
+	if (found)
+		pg_atomic_fetch_sub_u32(&jq_shared->nheld, 1);
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+}
+
+JqHeld *
+jq_claim_list(Oid db, int *n)
+{
+	JqHeld	   *list = palloc(JQ_MAX_HELD * sizeof(JqHeld));
+	HASH_SEQ_STATUS seq;
+	JqHeld	   *h;
+
+	*n = 0;
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
+	hash_seq_init(&seq, jq_held);
+	while ((h = hash_seq_search(&seq)) != NULL)
+		if (h->db == db && h->kind != JQ_HELD_SESSION && *n < JQ_MAX_HELD)
+			list[(*n)++] = *h;
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	return list;
+}
+
+bool
+jq_claim_cancel(Oid db, int64 id)
+{
+	int			i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		JqSlot	   *s = &jq_slots[i];
+		int			lane;
+		bool		sent = false;
+
+		if (jq_claim_cells[i].id != id || jq_claim_cells[i].db != db)
+			continue;
+		lane = *(volatile int *) &s->claim_lane;
+		if (lane < 0)
+			continue;
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		if (s->claim_lane == lane && jq_claim_cells[i].id == id &&
+			jq_claim_cells[i].db == db)
+		{
+			/* under the lock, so that the job cannot end in between */
+			s->cancel_for = id;
+			kill(s->pid, SIGINT);
+			sent = true;
+		}
+		LWLockRelease(jq_lane_lock(lane));
+		if (sent)
+			return true;
+	}
+	return false;
+}
+
+int
+jq_claim_count(Oid db)
+{
+	int			n = 0;
+	int			i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+		if (jq_claim_cells[i].id != 0 && jq_claim_cells[i].db == db)
+			n++;
+	return n;
+}
+
+void
+jq_claim_unstarve(void)
+{
+	int			i;
+
+	if (pg_atomic_exchange_u32(&jq_shared->starved, 0) == 0)
+		return;
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqLane	   *l = &jq_lanes[i];
+		int			dbix = -1;
+
+		if (!*(volatile bool *) &l->starved)
+			continue;
+		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+		if (OidIsValid(l->db) && l->starved)
+		{
+			l->starved = false;
+			l->want_refill = true;
+			dbix = l->dbix;
+		}
+		LWLockRelease(jq_lane_lock(i));
+		if (dbix >= 0)
+			jq_db_request(dbix, JQ_REQ_REFILL);
+	}
+}

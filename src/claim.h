@@ -1,0 +1,107 @@
+/*
+ * claim.h
+ *		Claims: every job that has been taken out of its lane and has not ended.
+ *
+ * A running job is claimed by its worker's slot.  All other claims stand in one
+ * small table: jobs that a session's control function holds until the end of
+ * its transaction, jobs whose worker died and whose failure is not recorded
+ * yet, and rows that somebody is deleting in a transaction still open.  What is
+ * claimed is skipped by refill, due scans and workers; whoever holds the claim
+ * publishes the row again, if there still is one, when he lets it go.
+ */
+#ifndef JQ_CLAIM_H
+#define JQ_CLAIM_H
+
+#include "directory.h"
+#include "slot.h"
+
+typedef enum JqHeldKind
+{
+	JQ_HELD_SESSION = 1,		/* by a control function, until end of xact */
+	JQ_HELD_FAILING,			/* the scheduler is to record a failure */
+	JQ_HELD_DOUBTFUL			/* somebody's uncommitted delete: wait for xid */
+} JqHeldKind;
+
+#define JQ_HELD_ERROR 512
+
+typedef struct JqHeld
+{
+	/* hash key */
+	int64		id;
+	Oid			db;
+	uint32		zero;
+	/* the rest under JQ_LOCK_CLAIM */
+	JqHeldKind	kind;
+	Oid			role;
+	int			procno;			/* of the session */
+	TransactionId xid;
+	TimestampTz since;
+	int			attempt;
+	TimestampTz started_at;
+	char		queue[JQ_QUEUE_NAME_MAX + 1];
+	char		sqlstate[6];
+	char		error[JQ_HELD_ERROR];
+} JqHeld;
+
+/* the job in a worker's hands */
+typedef struct JqClaimed
+{
+	int64		id;
+	JqPos		pos;
+	ItemPointerData tid;
+	uint8		flags;
+	int			lane;
+	int			keylen;
+	char		key[JQ_KEY_MAX + 1];
+} JqClaimed;
+
+typedef enum JqHoldResult
+{
+	JQ_HOLD_DONE,
+	JQ_HOLD_RUNNING,			/* a worker has it */
+	JQ_HOLD_OTHER,				/* another session, or it is failing */
+	JQ_HOLD_FULL
+} JqHoldResult;
+
+extern Size jq_claim_size(void);
+extern void jq_claim_init(void);
+
+/* Is the job claimed?  Any lock but JQ_LOCK_CLAIM may be held. */
+extern bool jq_claim_is_out(Oid db, int64 id);
+
+/* ---- workers ---- */
+
+/*
+ * End the claim in hand, if any, and take the next job of the lane: its key
+ * with it, in one section.  false: nothing there that may run now.
+ */
+extern bool jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out);
+extern void jq_claim_end(void);
+/* mark the job in hand as begun: from now on its loss is a failed attempt */
+extern void jq_claim_set_running(void);
+/*
+ * The job in hand may have crashed the server: it takes turns with others of
+ * that kind.  false: it has to wait; it is parked and the claim has ended.
+ */
+extern bool jq_claim_take_turn(JqClaimed *job);
+/* the claim in hand goes to the table; false: no room there */
+extern bool jq_claim_to_held(JqHeldKind kind, TransactionId xid,
+							 const char *sqlstate, const char *error);
+/* was a cancel meant for the job in hand? */
+extern bool jq_claim_cancel_wanted(void);
+
+/* ---- sessions and scheduler ---- */
+extern JqHoldResult jq_claim_hold(Oid db, Oid role, const char *queue,
+								  int64 id);
+extern void jq_claim_unhold(Oid db, int64 id);
+/* copy of the entries of a database that the scheduler works on; palloc'd */
+extern JqHeld *jq_claim_list(Oid db, int *n);
+/* interrupt the worker that runs it; false: it does not run */
+extern bool jq_claim_cancel(Oid db, int64 id);
+/* number of claims of workers in a database */
+extern int	jq_claim_count(Oid db);
+
+/* lanes that found no room may ask again, if there are any */
+extern void jq_claim_unstarve(void);
+
+#endif /* JQ_CLAIM_H */

@@ -1,0 +1,115 @@
+/*
+ * compat.h
+ *		All that differs between PostgreSQL 15, 17 and 18 stands here.
+ */
+#ifndef JQ_COMPAT_H
+#define JQ_COMPAT_H
+
+#include "access/genam.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/guc_tables.h"
+#include "utils/rel.h"
+
+#if PG_VERSION_NUM < 150000
+#error "jobqueue needs PostgreSQL 15 or later"
+#endif
+
+/* process numbers, 0-based, valid for GetPGProcByNumber() */
+#if PG_VERSION_NUM >= 170000
+#define jq_my_procno() ((int) MyProcNumber)
+#else
+#define jq_my_procno() ((int) MyProc->pgprocno)
+#endif
+
+/* what a table's storage is known by; changes when it is rewritten */
+#if PG_VERSION_NUM >= 160000
+#define jq_relfilenumber(rel) ((Oid) (rel)->rd_locator.relNumber)
+#else
+#define jq_relfilenumber(rel) ((rel)->rd_node.relNode)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define jq_index_beginscan(heap, index, snap, nkeys) \
+	index_beginscan(heap, index, snap, NULL, nkeys, 0)
+#else
+#define jq_index_beginscan(heap, index, snap, nkeys) \
+	index_beginscan(heap, index, snap, nkeys, 0)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define jq_proc_aclcheck(oid, role, mode) \
+	object_aclcheck(ProcedureRelationId, oid, role, mode)
+#define jq_namespace_aclcheck(oid, role, mode) \
+	object_aclcheck(NamespaceRelationId, oid, role, mode)
+#define jq_database_aclcheck(oid, role, mode) \
+	object_aclcheck(DatabaseRelationId, oid, role, mode)
+#define jq_database_ownercheck(oid, role) \
+	object_ownercheck(DatabaseRelationId, oid, role)
+#else
+#define jq_proc_aclcheck(oid, role, mode) pg_proc_aclcheck(oid, role, mode)
+#define jq_namespace_aclcheck(oid, role, mode) \
+	pg_namespace_aclcheck(oid, role, mode)
+#define jq_database_aclcheck(oid, role, mode) \
+	pg_database_aclcheck(oid, role, mode)
+#define jq_database_ownercheck(oid, role) pg_database_ownercheck(oid, role)
+#endif
+
+#ifndef BGWORKER_BYPASS_ROLELOGINCHECK
+#define JQ_NEEDS_NOBODY 1	   /* NOLOGIN roles: see session.c */
+#define BGWORKER_BYPASS_ROLELOGINCHECK 0
+#endif
+
+/* a wait event of our own where the server has them */
+static inline uint32
+jq_wait_event(uint32 *cache, const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	if (*cache == 0)
+		*cache = WaitEventExtensionNew(name);
+	return *cache;
+#else
+	(void) cache;
+	(void) name;
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+#include "tcop/pquery.h"
+static inline bool
+jq_portal_run(Portal portal, DestReceiver *dest)
+{
+#if PG_VERSION_NUM >= 180000
+	return PortalRun(portal, FETCH_ALL, true, dest, dest, NULL);
+#else
+	return PortalRun(portal, FETCH_ALL, true, true, dest, dest, NULL);
+#endif
+}
+
+/* the record of a setting; it lives as long as the process */
+static inline struct config_generic *
+jq_guc_find(const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	return find_option(name, false, true, 0);
+#else
+	struct config_generic **all = get_guc_variables();
+	int			n = GetNumConfigOptions();
+	int			i;
+
+	for (i = 0; i < n; i++)
+		if (strcmp(all[i]->name, name) == 0)
+			return all[i];
+	return NULL;
+#endif
+}
+
+#endif /* JQ_COMPAT_H */

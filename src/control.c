@@ -1,0 +1,504 @@
+/*
+ * control.c
+ *		Functions that act on jobs: cancel, retry, run, adopt, sweep, quiesce.
+ *
+ * One may act on a job of a role one is a member of; an administrator on all.
+ * A waiting job is claimed before its row is touched, and the claim is held to
+ * the end of the transaction, so that no worker starts it meanwhile and a
+ * rollback leaves it as it was.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "claim.h"
+#include "compat.h"
+#include "database.h"
+#include "executor/spi.h"
+#include "failure.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "grant.h"
+#include "jobtable.h"
+#include "keylock.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "publish.h"
+#include "runjob.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/jsonb.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+static JqTable *
+check_call(const char *function)
+{
+	jq_shmem_check();
+	PreventCommandIfParallelMode(function);
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfReadOnly(function);
+	return jq_table_required();
+}
+
+static int64
+id_argument(FunctionCallInfo fcinfo)
+{
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("job id must not be null")));
+	return PG_GETARG_INT64(0);
+}
+
+static void
+no_such_job(int64 id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NO_DATA_FOUND),
+			 errmsg("job " INT64_FORMAT " does not exist", id),
+			 errhint("It has ended and was not kept, or was never enqueued.")));
+}
+
+static void
+check_owner(Oid owner, int64 id)
+{
+	if (jq_is_admin() || (OidIsValid(owner) &&
+						  has_privs_of_role(GetUserId(), owner)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for job " INT64_FORMAT, id),
+			 errhint("One may act on the jobs of roles one is a member of.")));
+}
+
+/* a waiting job, found and held for this transaction */
+typedef struct Held
+{
+	JqRow		row;
+	Oid			owner;
+	char	   *queue;
+	JqItem		item;
+	TimestampTz run_at;
+} Held;
+
+static void
+describe(Held *h)
+{
+	char	   *key = jq_row_cstring(&h->row, JQ_COL_KEY);
+
+	h->owner = DatumGetObjectId(JQ_ROW(&h->row, JQ_COL_OWNER));
+	h->queue = jq_row_cstring(&h->row, JQ_COL_QUEUE);
+	memset(&h->item, 0, sizeof(h->item));
+	h->item.id = DatumGetInt64(JQ_ROW(&h->row, JQ_COL_ID));
+	h->item.priority = DatumGetInt16(JQ_ROW(&h->row, JQ_COL_PRIORITY));
+	h->item.tid = h->row.tid;
+	h->run_at = DT_NOBEGIN;
+	if (!JQ_ROW_NULL(&h->row, JQ_COL_RUN_AT))
+	{
+		h->item.flags = JQ_E_DUE;
+		h->run_at = DatumGetTimestampTz(JQ_ROW(&h->row, JQ_COL_RUN_AT));
+		if (h->run_at <= GetCurrentTimestamp())
+			h->run_at = DT_NOBEGIN;
+	}
+	if (key != NULL)
+	{
+		h->item.key = key;
+		h->item.keylen = Min(strlen(key), JQ_KEY_MAX);
+	}
+}
+
+/*
+ * Find the row and claim it.  A job that is claimed by somebody else is left to
+ * him; *running tells whether by a worker.  false: not claimed.
+ */
+static bool
+hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
+{
+	TransactionId xid;
+
+	*running = false;
+	for (;;)
+	{
+		JqFetch		f = jq_row_fetch(t, id, NULL, NULL, &h->row, &xid, NULL);
+
+		if (f == JQ_FETCH_GONE)
+			return false;
+		describe(h);
+		check_owner(h->owner, id);
+		switch (jq_claim_hold(MyDatabaseId, h->owner, h->queue, id))
+		{
+			case JQ_HOLD_DONE:
+				jq_publish_held(h->owner, h->queue, &h->item, h->run_at);
+				/* it may have run and ended before we had the claim */
+				if (jq_row_fetch(t, id, NULL, NULL, &h->row, &xid, NULL) ==
+					JQ_FETCH_GONE)
+					return false;
+				describe(h);
+				return true;
+			case JQ_HOLD_RUNNING:
+				*running = true;
+				return false;
+			case JQ_HOLD_OTHER:
+				if (jq_publish_is_held(id))
+					return true; /* by this very transaction */
+				/* a failure being recorded, or another session: wait for it */
+				(void) WaitLatch(MyLatch,
+								 WL_LATCH_SET | WL_TIMEOUT |
+								 WL_EXIT_ON_PM_DEATH, 10L,
+								 PG_WAIT_EXTENSION);
+				ResetLatch(MyLatch);
+				CHECK_FOR_INTERRUPTS();
+				break;
+			case JQ_HOLD_FULL:
+				ereport(ERROR,
+						(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						 errmsg("too many jobs are held by open transactions"),
+						 errhint("Act on fewer jobs in a transaction.")));
+		}
+	}
+}
+
+PG_FUNCTION_INFO_V1(jq_cancel);
+Datum
+jq_cancel(PG_FUNCTION_ARGS)
+{
+	JqTable    *t = check_call("jobqueue_cancel()");
+	int64		id = id_argument(fcinfo);
+	Held		h;
+	bool		running;
+	Interval	week;
+
+	CommandCounterIncrement();
+	if (!hold_waiting(t, id, &h, &running))
+		PG_RETURN_BOOL(running && jq_claim_cancel(MyDatabaseId, id));
+	memset(&week, 0, sizeof(week));
+	week.day = 7;
+	PG_RETURN_BOOL(jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0,
+							  &week));
+}
+
+PG_FUNCTION_INFO_V1(jq_retry);
+Datum
+jq_retry(PG_FUNCTION_ARGS)
+{
+	static const char *const look =
+	"SELECT owner::oid FROM %s.jobqueue_archive WHERE id = $1"
+	" AND state IN ('dead', 'cancelled') FOR UPDATE";
+	static const char *const move =
+	"WITH back AS (DELETE FROM %s.jobqueue_archive WHERE id = $1 RETURNING *)"
+	" INSERT INTO %s.jobqueue_job (id, enqueued_at, home, owner, func_owner,"
+	" priority, attempt, max_attempts, crashes, kind, queue, command, args,"
+	" key, search_path, settings, timeout, keep, tags, errors)"
+	" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
+	" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
+	" timeout, keep, tags, errors FROM back"
+	" RETURNING queue, owner::oid, priority, key, ctid, home";
+	JqTable    *t = check_call("jobqueue_retry()");
+	int64		id = id_argument(fcinfo);
+	Oid			types[1] = {INT8OID};
+	Datum		values[1];
+	JqOwnerState state;
+	JqItem		item;
+	Oid			owner;
+	char	   *queue;
+	char	   *key = NULL;
+	bool		isnull;
+	bool		mine;
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = Int64GetDatum(id);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, look, 1, types, values, NULL);
+	if (SPI_processed == 0)
+	{
+		jq_owner_end(&state);
+		PG_RETURN_BOOL(false);
+	}
+	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 1, &isnull));
+	jq_owner_end(&state);
+	check_owner(owner, id);
+
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, move, 1, types, values, NULL);
+	if (SPI_processed == 0)
+	{
+		jq_owner_end(&state);
+		PG_RETURN_BOOL(false);
+	}
+	memset(&item, 0, sizeof(item));
+	{
+		HeapTuple	tup = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		Datum		d;
+
+		queue = MemoryContextStrdup(context,
+									TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull)));
+		item.id = id;
+		item.priority = DatumGetInt16(SPI_getbinval(tup, desc, 3, &isnull));
+		d = SPI_getbinval(tup, desc, 4, &isnull);
+		if (!isnull)
+			key = MemoryContextStrdup(context, TextDatumGetCString(d));
+		item.tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(tup, desc, 5, &isnull));
+		mine = DatumGetInt64(SPI_getbinval(tup, desc, 6, &isnull)) == t->home;
+	}
+	jq_owner_end(&state);
+	if (key != NULL)
+	{
+		item.key = key;
+		item.keylen = Min(strlen(key), JQ_KEY_MAX);
+	}
+	if (mine)
+		jq_publish_row(owner, queue, &item, DT_NOBEGIN);
+	PG_RETURN_BOOL(true);
+}
+
+PG_FUNCTION_INFO_V1(jq_run);
+Datum
+jq_run(PG_FUNCTION_ARGS)
+{
+	JqTable    *t = check_call("jobqueue_run()");
+	int64		id = id_argument(fcinfo);
+	Held		h;
+	bool		running;
+	bool		isnull;
+	Datum		result;
+	JqCurrent	outer = jq_current_job;
+	int			nest;
+
+	CommandCounterIncrement();
+	if (!hold_waiting(t, id, &h, &running))
+	{
+		if (running)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("job " INT64_FORMAT " is running", id)));
+		no_such_job(id);
+	}
+	if (h.owner != GetUserId())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("job " INT64_FORMAT " belongs to another role", id),
+				 errhint("SET ROLE to its owner first.")));
+	if (DatumGetInt64(JQ_ROW(&h.row, JQ_COL_HOME)) != t->home)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("job " INT64_FORMAT " is held because it comes from another database",
+						id),
+				 errhint("Run jobqueue_adopt().")));
+	if (DatumGetChar(JQ_ROW(&h.row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE)
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("the command of job " INT64_FORMAT " cannot run in a transaction block",
+						id)));
+	if (h.item.keylen > 0 &&
+		!jq_keylock_mine(MyDatabaseId, h.item.key, h.item.keylen))
+	{
+		jq_publish_reserve_key();
+		jq_keylock_prepare();
+		switch (jq_keylock_take(MyDatabaseId, h.item.key, h.item.keylen, id,
+								JQ_NIL))
+		{
+			case JQ_KEY_TAKEN:
+				jq_publish_key(h.item.key, h.item.keylen);
+				break;
+			case JQ_KEY_BUSY:
+				ereport(ERROR,
+						(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+						 errmsg("key \"%s\" of job " INT64_FORMAT " is held",
+								h.item.key, id),
+						 errhint("View jobqueue_keys tells by whom.")));
+				break;
+			case JQ_KEY_FULL:
+				ereport(ERROR,
+						(errcode(ERRCODE_OUT_OF_MEMORY),
+						 errmsg("too many keys are held")));
+		}
+	}
+	jq_current_job.id = id;
+	jq_current_job.queue = h.queue;
+	jq_current_job.key = jq_row_cstring(&h.row, JQ_COL_KEY);
+	jq_current_job.attempt = DatumGetInt16(JQ_ROW(&h.row, JQ_COL_ATTEMPT)) + 1;
+	jq_current_job.max_attempts = jq_row_max_attempts(&h.row);
+	jq_current_job.enqueued_at = DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
+	nest = NewGUCNestLevel();
+	PG_TRY();
+	{
+		jq_apply_environment_nested(&h.row);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		result = jq_execute(&h.row, &isnull);
+		PopActiveSnapshot();
+	}
+	PG_FINALLY();
+	{
+		jq_current_job = outer;
+	}
+	PG_END_TRY();
+	AtEOXact_GUC(true, nest);
+	if (JQ_ROW_NULL(&h.row, JQ_COL_KEEP))
+		(void) jq_row_delete(t, id, &h.row, NULL);
+	else
+		(void) jq_archive(t, id, "completed", NULL,
+						  GetCurrentStatementStartTimestamp(),
+						  isnull ? (Datum) 0 : result,
+						  DatumGetIntervalP(JQ_ROW(&h.row, JQ_COL_KEEP)));
+	if (isnull)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(result);
+}
+
+PG_FUNCTION_INFO_V1(jq_adopt);
+Datum
+jq_adopt(PG_FUNCTION_ARGS)
+{
+	/*
+	 * A function's owner is remembered by number, which means nothing in
+	 * another cluster: whoever adopts the jobs vouches for the functions.
+	 */
+	static const char *const sql =
+	"UPDATE %s.jobqueue_job j SET home = $1, func_owner = CASE kind WHEN 'f'"
+	" THEN (SELECT p.proowner FROM pg_proc p"
+	"       WHERE p.oid = to_regprocedure(j.command)::oid) END"
+	" WHERE home <> $1 RETURNING queue, owner::oid";
+	JqTable    *t = check_call("jobqueue_adopt()");
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2];
+	JqOwnerState state;
+	uint64		n,
+				i;
+
+	(void) fcinfo;
+	values[0] = Int64GetDatum(t->home);
+	values[1] = ObjectIdGetDatum(MyDatabaseId);
+	jq_owner_begin(t, &state);
+	if (t->meta_database != MyDatabaseId)
+	{
+		/* a copy of another database: it gets an identity of its own */
+		jq_owner_execute(t, "UPDATE %s.jobqueue_meta SET database = $2,"
+						 " home = hashtextextended(gen_random_uuid()::text, 0)",
+						 2, types, values, NULL);
+		jq_owner_execute(t, "SELECT home FROM %s.jobqueue_meta", 0, NULL, NULL,
+						 NULL);
+		{
+			bool		isnull;
+
+			values[0] = SPI_getbinval(SPI_tuptable->vals[0],
+									  SPI_tuptable->tupdesc, 1, &isnull);
+		}
+	}
+	jq_owner_execute(t, "UPDATE %s.jobqueue_archive SET home = $1"
+					 " WHERE home <> $1", 1, types, values, NULL);
+	jq_owner_execute(t, sql, 1, types, values, NULL);
+	n = SPI_processed;
+	for (i = 0; i < n; i++)
+	{
+		bool		isnull;
+		HeapTuple	tup = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+
+		jq_publish_unknown(DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)),
+						   TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull)));
+	}
+	jq_owner_end(&state);
+	CacheInvalidateRelcacheByRelid(t->job);
+	PG_RETURN_INT64((int64) n);
+}
+
+PG_FUNCTION_INFO_V1(jq_sweep);
+Datum
+jq_sweep(PG_FUNCTION_ARGS)
+{
+	(void) fcinfo;
+	(void) check_call("jobqueue_sweep()");
+	jq_publish_forget(MyDatabaseId);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(jq_quiesce);
+Datum
+jq_quiesce(PG_FUNCTION_ARGS)
+{
+	Interval   *timeout = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
+	TimestampTz until;
+	int64		us = USECS_PER_MINUTE;
+	int			dbix;
+
+	(void) check_call("jobqueue_quiesce()");
+	if (timeout != NULL)
+		us = timeout->time + (timeout->day + INT64CONST(30) * timeout->month) * USECS_PER_DAY;
+	if (us < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
+				 errmsg("timeout must not be negative")));
+	dbix = jq_dir_db(MyDatabaseId, true);
+	if (dbix < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("there are more databases than jobqueue can look after"),
+				 errhint("Increase jobqueue.max_databases.")));
+	jq_db_set_quiesced(dbix, true);
+	until = GetCurrentTimestamp() + us;
+	while (jq_claim_count(MyDatabaseId) > (jq_current_job.id != 0 ? 1 : 0))
+	{
+		if (GetCurrentTimestamp() >= until)
+			PG_RETURN_BOOL(false);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10L,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	PG_RETURN_BOOL(true);
+}
+
+PG_FUNCTION_INFO_V1(jq_resume);
+Datum
+jq_resume(PG_FUNCTION_ARGS)
+{
+	int			dbix;
+	int			i;
+
+	(void) fcinfo;
+	(void) check_call("jobqueue_resume()");
+	dbix = jq_dir_db(MyDatabaseId, true);
+	if (dbix < 0)
+		PG_RETURN_VOID();
+	jq_db_set_quiesced(dbix, false);
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (jq_lanes[i].db == MyDatabaseId)
+			jq_group_wake(jq_lanes[i].group, (int) jq_lanes[i].nready);
+	jq_launcher_wake();
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(jq_current);
+Datum
+jq_current(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[6];
+	bool		nulls[6];
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	memset(nulls, true, sizeof(nulls));
+	if (jq_current_job.id != 0)
+	{
+		memset(nulls, false, sizeof(nulls));
+		values[0] = Int64GetDatum(jq_current_job.id);
+		values[1] = CStringGetTextDatum(jq_current_job.queue);
+		nulls[2] = jq_current_job.key == NULL;
+		if (!nulls[2])
+			values[2] = CStringGetTextDatum(jq_current_job.key);
+		values[3] = Int32GetDatum(jq_current_job.attempt);
+		values[4] = Int32GetDatum(jq_current_job.max_attempts);
+		values[5] = TimestampTzGetDatum(jq_current_job.enqueued_at);
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}

@@ -1,0 +1,200 @@
+/*
+ * database.c
+ *		Requests to schedulers.
+ *
+ * A request is a bit; it stays until a scheduler takes it, and the scheduler
+ * takes it before it reads anything for it, so that one that comes during the
+ * reading is served afterwards.  A scheduler that leaves owes nothing; one that
+ * dies leaves every bit set for its successor.
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "database.h"
+#include "miscadmin.h"
+#include "slot.h"
+#include "storage/latch.h"
+
+void
+jq_db_request_quietly(int dbix, uint32 requests)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[dbix].requests |= requests;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+/* JQ_LOCK_DB held: whom to wake; -1 = the launcher */
+static int
+db_server(JqDb *d)
+{
+	return d->sched_state == JQ_SCHED_RUNNING ? d->sched_procno : -1;
+}
+
+static void
+wake_server(int procno)
+{
+	if (procno >= 0)
+		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+	else
+		jq_launcher_wake();
+}
+
+void
+jq_db_request(int dbix, uint32 requests)
+{
+	JqDb	   *d = &jq_dbs[dbix];
+	int			procno;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	d->requests |= requests;
+	procno = db_server(d);
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	wake_server(procno);
+}
+
+void
+jq_db_due(int dbix, TimestampTz when)
+{
+	JqDb	   *d = &jq_dbs[dbix];
+	int			procno = -1;
+	bool		sooner = false;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	if (when < d->next_due)
+	{
+		d->next_due = when;
+		procno = db_server(d);
+		sooner = true;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (sooner)
+		wake_server(procno);
+}
+
+bool
+jq_db_sched_attach(int dbix)
+{
+	JqDb	   *d = &jq_dbs[dbix];
+	bool		ok;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	ok = d->oid != InvalidOid && d->sched_state == JQ_SCHED_STARTING;
+	if (ok)
+	{
+		d->sched_state = JQ_SCHED_RUNNING;
+		d->sched_procno = jq_my_procno();
+		d->sched_pid = MyProcPid;
+		d->sched_since = GetCurrentTimestamp();
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	return ok;
+}
+
+void
+jq_db_sched_detach(int dbix)
+{
+	JqDb	   *d = &jq_dbs[dbix];
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	if (d->sched_state == JQ_SCHED_RUNNING && d->sched_pid == MyProcPid)
+	{
+		/* it died at work: what it had taken may not be done */
+		d->sched_state = JQ_SCHED_NONE;
+		d->sched_procno = -1;
+		d->sched_pid = 0;
+		d->requests |= JQ_REQ_ALL & ~JQ_REQ_COUNT;
+		d->sched_not_before = GetCurrentTimestamp() + USECS_PER_SEC;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	jq_launcher_wake();
+}
+
+uint32
+jq_db_take_requests(int dbix, TimestampTz *due_from)
+{
+	JqDb	   *d = &jq_dbs[dbix];
+	uint32		requests;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	requests = d->requests;
+	d->requests = 0;
+	*due_from = DT_NOBEGIN;
+	if (!(requests & JQ_REQ_DUE) && d->next_due <= GetCurrentTimestamp())
+	{
+		requests |= JQ_REQ_DUE;
+		*due_from = d->next_due;
+	}
+	/* whoever commits an earlier one from now on lowers it again */
+	if (requests & JQ_REQ_DUE)
+		d->next_due = DT_NOEND;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	return requests;
+}
+
+bool
+jq_db_sched_leave(int dbix, TimestampTz keep_until)
+{
+	JqDb	   *d = &jq_dbs[dbix];
+	bool		leave;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	leave = d->requests == 0 && d->next_due > keep_until;
+	if (leave)
+	{
+		d->sched_state = JQ_SCHED_NONE;
+		d->sched_procno = -1;
+		d->sched_pid = 0;
+		d->sched_not_before = 0;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (leave)
+		jq_launcher_wake();		/* it takes over the next due moment */
+	return leave;
+}
+
+void
+jq_db_set_loaded(int dbix, bool loaded)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[dbix].loaded = loaded;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+void
+jq_db_set_absent(int dbix, bool absent)
+{
+	JqDb	   *d = &jq_dbs[dbix];
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	d->absent = absent;
+	if (absent)
+	{
+		d->requests = 0;
+		d->next_due = DT_NOEND;
+		d->loaded = false;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+bool
+jq_db_is_quiesced(int dbix)
+{
+	return *(volatile bool *) &jq_dbs[dbix].quiesced;
+}
+
+void
+jq_db_set_quiesced(int dbix, bool quiesced)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[dbix].quiesced = quiesced;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+void
+jq_db_scan_wanted(void)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_shared->scan_databases = true;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	jq_launcher_wake();
+}

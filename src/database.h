@@ -1,0 +1,40 @@
+/*
+ * database.h
+ *		What is asked of the scheduler of a database, and when it is to look.
+ */
+#ifndef JQ_DATABASE_H
+#define JQ_DATABASE_H
+
+#include "directory.h"
+
+/* how long before a due moment a scheduler is started */
+#define JQ_SCHED_LEAD_MS 500
+
+/* ask; wakes the scheduler, or the launcher to start one */
+extern void jq_db_request(int dbix, uint32 requests);
+/* the same without waking anybody: a lock is held, a request follows */
+extern void jq_db_request_quietly(int dbix, uint32 requests);
+
+/* a row waits until then */
+extern void jq_db_due(int dbix, TimestampTz when);
+
+/* ---- scheduler ---- */
+extern bool jq_db_sched_attach(int dbix);
+extern void jq_db_sched_detach(int dbix);
+/*
+ * Take the requests, before any snapshot is taken for them.  With JQ_REQ_DUE,
+ * rows that wait for a time from *due_from on are to be looked at.
+ */
+extern uint32 jq_db_take_requests(int dbix, TimestampTz *due_from);
+/* leave if nothing is asked and nothing due before keep_until */
+extern bool jq_db_sched_leave(int dbix, TimestampTz keep_until);
+
+extern void jq_db_set_loaded(int dbix, bool loaded);
+extern void jq_db_set_absent(int dbix, bool absent);
+extern bool jq_db_is_quiesced(int dbix);
+extern void jq_db_set_quiesced(int dbix, bool quiesced);
+
+/* ask the launcher to look for databases it does not know */
+extern void jq_db_scan_wanted(void);
+
+#endif /* JQ_DATABASE_H */

@@ -1,0 +1,568 @@
+/*
+ * directory.c
+ *		Databases, groups, queues and lanes: where they are in shared memory.
+ *
+ * One hash maps (kind, database, role, name) to an index of the array of that
+ * kind.  Nothing is removed as long as there is room; when there is none, what
+ * is empty and holds no knowledge that could not be had again is reused.  A
+ * lane may be reused when no entry is in it, parked or claimed and it knows
+ * everything (its frontier is JQ_POS_ALL): a later job then finds a fresh lane,
+ * which in a loaded database also starts with that knowledge.
+ */
+#include "postgres.h"
+
+#include "directory.h"
+#include "guc.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "storage/shmem.h"
+#include "utils/hsearch.h"
+
+typedef enum JqDirKind
+{
+	JQ_DIR_DB = 1,
+	JQ_DIR_GROUP,
+	JQ_DIR_QUEUE,
+	JQ_DIR_LANE
+} JqDirKind;
+
+typedef struct JqDirKey
+{
+	uint32		kind;
+	Oid			db;
+	Oid			role;
+	char		name[JQ_QUEUE_NAME_MAX + 1];
+} JqDirKey;
+
+typedef struct JqDirEntry
+{
+	JqDirKey	key;
+	int			index;
+} JqDirEntry;
+
+JqDb	   *jq_dbs;
+JqGroup    *jq_groups;
+JqQueue    *jq_queues;
+JqLane	   *jq_lanes;
+
+static HTAB *jq_dir;
+
+/* the last answer of jq_dir_lane; checked by whoever uses it */
+static JqDirKey last_key;
+static int	last_lane = -1;
+
+static Size
+dir_entries(void)
+{
+	/* lanes, groups, queues, databases */
+	return 3 * (Size) jobqueue_max_lanes + jobqueue_max_databases;
+}
+
+Size
+jq_directory_size(void)
+{
+	Size		size = 0;
+
+	size = add_size(size, hash_estimate_size(dir_entries(),
+											 sizeof(JqDirEntry)));
+	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_databases,
+											sizeof(JqDb))));
+	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes,
+											sizeof(JqGroup))));
+	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes,
+											sizeof(JqQueue))));
+	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes,
+											sizeof(JqLane))));
+	return size;
+}
+
+static void *
+init_array(const char *name, int n, Size elem)
+{
+	bool		found;
+	void	   *p = ShmemInitStruct(name, MAXALIGN(mul_size(n, elem)), &found);
+
+	if (!found)
+		memset(p, 0, MAXALIGN(mul_size(n, elem)));
+	return p;
+}
+
+void
+jq_directory_init(void)
+{
+	HASHCTL		info;
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = sizeof(JqDirKey);
+	info.entrysize = sizeof(JqDirEntry);
+	jq_dir = ShmemInitHash("jobqueue directory", dir_entries(), dir_entries(),
+						   &info, HASH_ELEM | HASH_BLOBS);
+	jq_dbs = init_array("jobqueue databases", jobqueue_max_databases,
+						sizeof(JqDb));
+	jq_groups = init_array("jobqueue groups", jobqueue_max_lanes,
+						   sizeof(JqGroup));
+	jq_queues = init_array("jobqueue queues", jobqueue_max_lanes,
+						   sizeof(JqQueue));
+	jq_lanes = init_array("jobqueue lanes", jobqueue_max_lanes,
+						  sizeof(JqLane));
+	last_lane = -1;
+}
+
+static void
+make_key(JqDirKey *key, JqDirKind kind, Oid db, Oid role, const char *name)
+{
+	memset(key, 0, sizeof(*key));
+	key->kind = kind;
+	key->db = db;
+	key->role = role;
+	strlcpy(key->name, name, sizeof(key->name));
+}
+
+static int
+dir_get(JqDirKind kind, Oid db, Oid role, const char *name)
+{
+	JqDirKey	key;
+	JqDirEntry *e;
+
+	make_key(&key, kind, db, role, name);
+	e = hash_search(jq_dir, &key, HASH_FIND, NULL);
+	return e ? e->index : -1;
+}
+
+static bool
+dir_put(JqDirKind kind, Oid db, Oid role, const char *name, int index)
+{
+	JqDirKey	key;
+	JqDirEntry *e;
+	bool		found;
+
+	make_key(&key, kind, db, role, name);
+	e = hash_search(jq_dir, &key, HASH_ENTER_NULL, &found);
+	if (e == NULL)
+		return false;
+	e->index = index;
+	return true;
+}
+
+static void
+dir_drop(JqDirKind kind, Oid db, Oid role, const char *name)
+{
+	JqDirKey	key;
+
+	make_key(&key, kind, db, role, name);
+	hash_search(jq_dir, &key, HASH_REMOVE, NULL);
+}
+
+/* ------------------------------------------------------------- databases */
+
+static int
+db_add(Oid db)
+{
+	int			i;
+
+	for (i = 0; i < jq_shared->ndbs; i++)
+	{
+		JqDb	   *d = &jq_dbs[i];
+		bool		reuse = false;
+
+		if (OidIsValid(d->oid))
+		{
+			/* a database without the extension need not be remembered */
+			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+			reuse = d->absent && d->sched_state == JQ_SCHED_NONE;
+			LWLockRelease(jq_lock(JQ_LOCK_DB));
+			if (!reuse)
+				continue;
+			dir_drop(JQ_DIR_DB, d->oid, InvalidOid, "");
+		}
+		if (!dir_put(JQ_DIR_DB, db, InvalidOid, "", i))
+			return -1;
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		memset(d, 0, sizeof(*d));
+		d->oid = db;
+		d->next_due = DT_NOEND;
+		d->sched_procno = -1;
+		d->requests = JQ_REQ_ALL;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+		return i;
+	}
+	return -1;
+}
+
+int
+jq_dir_db(Oid db, bool create)
+{
+	static Oid	cached_db = InvalidOid;
+	static int	cached_ix;
+	int			ix;
+
+	/* a live database keeps its place while this process is connected */
+	if (cached_db == db && cached_ix < jq_shared->ndbs &&
+		jq_dbs[cached_ix].oid == db)
+		return cached_ix;
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
+	ix = dir_get(JQ_DIR_DB, db, InvalidOid, "");
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	if (ix < 0 && create)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+		ix = dir_get(JQ_DIR_DB, db, InvalidOid, "");
+		if (ix < 0)
+			ix = db_add(db);
+		LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	}
+	if (ix >= 0)
+	{
+		cached_db = db;
+		cached_ix = ix;
+	}
+	return ix;
+}
+
+/* ------------------------------------------------------ groups and queues */
+
+static int
+group_get(Oid db, Oid role, int dbix)
+{
+	int			ix = dir_get(JQ_DIR_GROUP, db, role, "");
+	int			i;
+
+	if (ix >= 0)
+		return ix;
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqGroup    *g = &jq_groups[i];
+
+		if (OidIsValid(g->db))
+		{
+			bool		reuse;
+
+			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
+			reuse = g->first_lane < 0 && g->nworkers == 0;
+			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+			if (!reuse)
+				continue;
+			dir_drop(JQ_DIR_GROUP, g->db, g->role, "");
+			g->db = InvalidOid;
+		}
+		if (!dir_put(JQ_DIR_GROUP, db, role, "", i))
+			return -1;
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+		memset(g, 0, sizeof(*g));
+		g->db = db;
+		g->role = role;
+		g->dbix = dbix;
+		g->first_lane = -1;
+		pg_atomic_init_u32(&g->lanes_generation, 1);
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		return i;
+	}
+	return -1;
+}
+
+static bool
+queue_in_use(const JqQueue *q)
+{
+	int			i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (jq_lanes[i].db == q->db &&
+			&jq_queues[jq_lanes[i].queue_ix] == q)
+			return true;
+	return false;
+}
+
+static int
+queue_get(Oid db, const char *name)
+{
+	int			ix = dir_get(JQ_DIR_QUEUE, db, InvalidOid, name);
+	int			pass;
+	int			i;
+
+	if (ix >= 0)
+		return ix;
+	/* first an unused place, then one whose counters nobody adds to */
+	for (pass = 0; pass < 2; pass++)
+	{
+		for (i = 0; i < jq_shared->nlanes; i++)
+		{
+			JqQueue    *q = &jq_queues[i];
+
+			if (OidIsValid(q->db))
+			{
+				if (pass == 0 || queue_in_use(q))
+					continue;
+				dir_drop(JQ_DIR_QUEUE, q->db, InvalidOid, q->name);
+				q->db = InvalidOid;
+			}
+			if (!dir_put(JQ_DIR_QUEUE, db, InvalidOid, name, i))
+				return -1;
+			memset(q, 0, sizeof(*q));
+			q->db = db;
+			strlcpy(q->name, name, sizeof(q->name));
+			return i;
+		}
+	}
+	return -1;
+}
+
+/* ----------------------------------------------------------------- lanes */
+
+/* take the lane out of the directory; JQ_LOCK_DIR held exclusively */
+static void
+lane_remove(int ix)
+{
+	JqLane	   *l = &jq_lanes[ix];
+	JqGroup    *g = &jq_groups[l->group];
+	int		   *link = &g->first_lane;
+
+	while (*link >= 0 && *link != ix)
+		link = &jq_lanes[*link].next_in_group;
+	if (*link == ix)
+		*link = l->next_in_group;
+	pg_atomic_fetch_add_u32(&g->lanes_generation, 1);
+	dir_drop(JQ_DIR_LANE, l->db, l->role, l->queue);
+	l->db = InvalidOid;
+}
+
+static bool
+lane_try_reuse(int ix)
+{
+	JqLane	   *l = &jq_lanes[ix];
+	bool		ok;
+
+	LWLockAcquire(jq_lane_lock(ix), LW_EXCLUSIVE);
+	ok = l->nready == 0 && l->nparked == 0 && l->nclaimed == 0 &&
+		!l->filling && jq_pos_is_all(l->frontier);
+	if (ok)
+		lane_remove(ix);
+	LWLockRelease(jq_lane_lock(ix));
+	return ok;
+}
+
+static int
+lane_add(Oid db, Oid role, const char *queue)
+{
+	int			dbix = dir_get(JQ_DIR_DB, db, InvalidOid, "");
+	int			pass;
+	int			i;
+	int			j;
+	int			group;
+	int			queue_ix;
+	JqLane	   *l;
+	bool		loaded;
+
+	if (dbix < 0)
+		dbix = db_add(db);
+	if (dbix < 0)
+		return -1;
+	group = group_get(db, role, dbix);
+	queue_ix = queue_get(db, queue);
+	if (group < 0 || queue_ix < 0)
+		return -1;
+	for (pass = 0; pass < 2; pass++)
+		for (i = 0; i < jq_shared->nlanes; i++)
+		{
+			l = &jq_lanes[i];
+			if (OidIsValid(l->db) && (pass == 0 || !lane_try_reuse(i)))
+				continue;
+			goto found;
+		}
+	return -1;
+
+found:
+	if (!dir_put(JQ_DIR_LANE, db, role, queue, i))
+		return -1;
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	loaded = jq_dbs[dbix].loaded;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+
+	LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+	memset(l, 0, sizeof(*l));
+	l->db = db;
+	l->role = role;
+	strlcpy(l->queue, queue, sizeof(l->queue));
+	l->dbix = dbix;
+	l->group = group;
+	l->queue_ix = queue_ix;
+	for (j = 0; j < JQ_LEVELS; j++)
+		l->head[j] = l->tail[j] = JQ_NIL;
+
+	/*
+	 * In a loaded database every row that exists has a lane; the rows of a
+	 * lane that is new come through publish, all of them.
+	 */
+	l->frontier = loaded ? JQ_POS_ALL : JQ_POS_NOTHING;
+	l->spilled_counted = loaded;
+	l->want_refill = !loaded;
+	l->cut = JQ_POS_ALL;
+	l->next_in_group = jq_groups[group].first_lane;
+	jq_groups[group].first_lane = i;
+	LWLockRelease(jq_lane_lock(i));
+	pg_atomic_fetch_add_u32(&jq_groups[group].lanes_generation, 1);
+	return i;
+}
+
+bool
+jq_lane_is(const JqLane *l, Oid db, Oid role, const char *queue)
+{
+	return l->db == db && l->role == role && strcmp(l->queue, queue) == 0;
+}
+
+void
+jq_dir_forget(void)
+{
+	last_lane = -1;
+}
+
+int
+jq_dir_lane(Oid db, Oid role, const char *queue, bool create)
+{
+	int			ix;
+
+	if (last_lane >= 0 && last_key.db == db && last_key.role == role &&
+		strcmp(last_key.name, queue) == 0)
+		return last_lane;
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
+	ix = dir_get(JQ_DIR_LANE, db, role, queue);
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	if (ix < 0 && create)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+		ix = dir_get(JQ_DIR_LANE, db, role, queue);
+		if (ix < 0)
+			ix = lane_add(db, role, queue);
+		LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	}
+	if (ix >= 0)
+	{
+		make_key(&last_key, JQ_DIR_LANE, db, role, queue);
+		last_lane = ix;
+	}
+	return ix;
+}
+
+int
+jq_dir_lanes_of(Oid db, int *buf)
+{
+	int			n = 0;
+	int			i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (jq_lanes[i].db == db)
+			buf[n++] = i;
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	return n;
+}
+
+int
+jq_dir_lanes_of_group(int group, int *buf, int max)
+{
+	int			n = 0;
+	int			ix;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
+	for (ix = jq_groups[group].first_lane; ix >= 0 && n < max;
+		 ix = jq_lanes[ix].next_in_group)
+		buf[n++] = ix;
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	return n;
+}
+
+void
+jq_dir_purge_db(Oid db)
+{
+	int			i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+		if (jq_lanes[i].db == db)
+			jq_lane_clear(i, JQ_POS_NOTHING);
+		LWLockRelease(jq_lane_lock(i));
+	}
+}
+
+/* -------------------------------------------------------------- counters */
+
+static int
+histogram_bucket(TimestampTz us)
+{
+	int			b;
+	uint64		v = us > 1 ? (uint64) us : 1;
+
+	b = 2 * (63 - __builtin_clzll(v));
+	if (b > 0 && (v >> (b / 2 - 1) & 1))
+		b++;
+	return Min(b, JQ_HISTOGRAM - 1);
+}
+
+/* halve all buckets once in a while, so that the past fades */
+static void
+histogram_add(pg_atomic_uint32 *hist, TimestampTz us)
+{
+	if (pg_atomic_fetch_add_u32(&hist[histogram_bucket(us)], 1) > 100000)
+	{
+		int			i;
+
+		for (i = 0; i < JQ_HISTOGRAM; i++)
+		{
+			uint32		v = pg_atomic_read_u32(&hist[i]);
+
+			pg_atomic_fetch_sub_u32(&hist[i], v / 2);
+		}
+	}
+}
+
+/* the upper end of the bucket in which the fraction is reached, in seconds */
+double
+jq_histogram_percentile(pg_atomic_uint32 *hist, double fraction)
+{
+	uint64		total = 0;
+	uint64		sum = 0;
+	int			i;
+
+	for (i = 0; i < JQ_HISTOGRAM; i++)
+		total += pg_atomic_read_u32(&hist[i]);
+	if (total == 0)
+		return -1;
+	for (i = 0; i < JQ_HISTOGRAM; i++)
+	{
+		sum += pg_atomic_read_u32(&hist[i]);
+		if (sum >= fraction * total)
+			break;
+	}
+	return ((UINT64CONST(1) << (i / 2)) * (i % 2 ? 2.0 : 1.5)) / 1000000.0;
+}
+
+void
+jq_queue_count(int queue_ix, bool completed, TimestampTz ready,
+			   TimestampTz start, TimestampTz end)
+{
+	JqQueue    *q = &jq_queues[queue_ix];
+	uint64		minute = (uint64) (end / USECS_PER_MINUTE);
+	uint64		old = pg_atomic_read_u64(&q->minute);
+
+	if (old != minute &&
+		pg_atomic_compare_exchange_u64(&q->minute, &old, minute))
+	{
+		uint32		c = pg_atomic_exchange_u32(&q->completed_now, 0);
+		uint32		f = pg_atomic_exchange_u32(&q->failed_now, 0);
+
+		pg_atomic_write_u32(&q->completed_before, old + 1 == minute ? c : 0);
+		pg_atomic_write_u32(&q->failed_before, old + 1 == minute ? f : 0);
+	}
+	if (completed)
+	{
+		pg_atomic_fetch_add_u64(&q->completed, 1);
+		pg_atomic_fetch_add_u32(&q->completed_now, 1);
+	}
+	else
+	{
+		pg_atomic_fetch_add_u64(&q->failed, 1);
+		pg_atomic_fetch_add_u32(&q->failed_now, 1);
+	}
+	histogram_add(q->wait_hist, start - ready);
+	histogram_add(q->run_hist, end - start);
+}

@@ -1,0 +1,56 @@
+/*
+ * failure.h
+ *		How a job ends otherwise than by completion: records in the table.
+ */
+#ifndef JQ_FAILURE_H
+#define JQ_FAILURE_H
+
+#include "jobtable.h"
+
+typedef struct JqFailure
+{
+	const char *sqlstate;
+	const char *message;
+	const char *detail;			/* these may be NULL */
+	const char *hint;
+	const char *context;
+	TimestampTz started_at;
+	bool		final;			/* no further attempt */
+	const char *reason;			/* of the end, for the history */
+} JqFailure;
+
+typedef enum JqRecorded
+{
+	JQ_RECORD_GONE,				/* no such row any more */
+	JQ_RECORD_RETRY,			/* *run_at says when */
+	JQ_RECORD_DEAD
+} JqRecorded;
+
+/*
+ * Start a transaction for bookkeeping: read committed, read-write, whatever the
+ * role's or database's defaults are.
+ */
+extern void jq_begin_bookkeeping(void);
+
+/* Charge an attempt to the job; in the open transaction. */
+extern JqRecorded jq_record_failure(JqTable *t, int64 id, const JqFailure *f,
+									TimestampTz *run_at);
+
+/*
+ * Move the row to the archive.  result may be 0.  keep: for how long, in
+ * seconds.  false: it is gone.
+ */
+extern bool jq_archive(JqTable *t, int64 id, const char *state,
+					   const char *reason, TimestampTz started_at,
+					   Datum result, Interval *keep);
+
+/*
+ * Charge a crash of the server to the job; alone: nobody else can have caused
+ * it.  Returns whether the job is dead now.
+ */
+extern bool jq_record_crash(JqTable *t, int64 id, bool alone);
+
+/* how long a failed job waits before attempt n + 1, in microseconds */
+extern int64 jq_backoff(int attempt);
+
+#endif /* JQ_FAILURE_H */

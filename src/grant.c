@@ -1,0 +1,239 @@
+/*
+ * grant.c
+ *		Levels of rights.
+ *
+ * A level is a set of privileges on functions and views of the extension, given
+ * with PostgreSQL's own GRANT, so that \\dp, pg_dump and DROP OWNED know them.
+ * To have EXECUTE on jobqueue_monitors() is to have the level "monitor", to have
+ * it on jobqueue_resume() is to have "admin".
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "grant.h"
+#include "jobtable.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/catcache.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+
+#define VIEWS \
+	"jobqueue_status", "jobqueue_jobs", "jobqueue_running", "jobqueue_recent", \
+	"jobqueue_history", "jobqueue_keys", "jobqueue_workers"
+#define VIEW_FUNCTIONS \
+	"jobqueue_home", "jobqueue_sight", "jobqueue_queue_stats", \
+	"jobqueue_counts", "jobqueue_running_jobs", "jobqueue_blocked_jobs", \
+	"jobqueue_recent_jobs", "jobqueue_held_keys", "jobqueue_processes"
+
+/* names of functions and views; what is not there is not granted */
+static const char *const use_members[] = {
+	"jobqueue_enqueue", "jobqueue_enqueue_many", "jobqueue_current",
+	"jobqueue_cancel", "jobqueue_retry", "jobqueue_run",
+	VIEW_FUNCTIONS, VIEWS, NULL
+};
+
+static const char *const monitor_members[] = {
+	"jobqueue_monitors", VIEW_FUNCTIONS, VIEWS, NULL
+};
+
+static const char *const admin_members[] = {
+	"jobqueue_cancel", "jobqueue_retry", "jobqueue_adopt", "jobqueue_sweep",
+	"jobqueue_quiesce", "jobqueue_resume", "jobqueue_grant",
+	"jobqueue_revoke", "jobqueue_monitors", VIEW_FUNCTIONS, VIEWS, NULL
+};
+
+static bool
+is_listed(const char *const *list, const char *name)
+{
+	for (; *list; list++)
+		if (strcmp(*list, name) == 0)
+			return true;
+	return false;
+}
+
+/* EXECUTE on a function of the extension that has no overloads */
+static bool
+may_execute(const char *name)
+{
+	JqTable    *t = jq_table();
+	CatCList   *list;
+	bool		ok = false;
+	int			i;
+
+	if (t == NULL)
+		return false;
+	list = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(name));
+	for (i = 0; i < list->n_members; i++)
+	{
+		Form_pg_proc p = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
+
+		if (p->pronamespace == t->schema &&
+			getExtensionOfObject(ProcedureRelationId, p->oid) == t->extension &&
+			jq_proc_aclcheck(p->oid, GetUserId(), ACL_EXECUTE) == ACLCHECK_OK)
+			ok = true;
+	}
+	ReleaseSysCacheList(list);
+	return ok;
+}
+
+bool
+jq_is_admin(void)
+{
+	return superuser() || may_execute("jobqueue_resume");
+}
+
+int
+jq_sight_of(Oid owner)
+{
+	Oid			user = GetUserId();
+
+	if (superuser() || (OidIsValid(owner) && has_privs_of_role(user, owner)))
+		return 2;
+	if (has_privs_of_role(user, ROLE_PG_MONITOR) ||
+		may_execute("jobqueue_monitors"))
+		return 1;
+	return 0;
+}
+
+PG_FUNCTION_INFO_V1(jq_sight);
+Datum
+jq_sight(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT32(jq_sight_of(PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0)));
+}
+
+PG_FUNCTION_INFO_V1(jq_monitors);
+Datum
+jq_monitors(PG_FUNCTION_ARGS)
+{
+	(void) fcinfo;
+	PG_RETURN_BOOL(true);
+}
+
+/* GRANT or REVOKE each member of the list that the extension has */
+static void
+change_members(JqTable *t, const char *const *list, const char *role,
+			   bool grant)
+{
+	Relation	rel = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple	tup;
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, grant ? "GRANT USAGE ON SCHEMA %s TO %s;" : "",
+					 t->schema_name, role);
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(t->extension));
+	scan = systable_beginscan(rel, DependReferenceIndexId, true, NULL, 2, key);
+	while (HeapTupleIsValid(tup = systable_getnext(scan)))
+	{
+		Form_pg_depend d = (Form_pg_depend) GETSTRUCT(tup);
+		const char *what = NULL;
+		const char *right = NULL;
+
+		if (d->deptype != DEPENDENCY_EXTENSION)
+			continue;
+		if (d->classid == ProcedureRelationId)
+		{
+			char	   *name = get_func_name(d->objid);
+
+			if (name != NULL && is_listed(list, name))
+			{
+				right = "EXECUTE ON FUNCTION";
+				what = format_procedure_qualified(d->objid);
+			}
+		}
+		else if (d->classid == RelationRelationId)
+		{
+			char	   *name = get_rel_name(d->objid);
+
+			if (name != NULL && get_rel_relkind(d->objid) == RELKIND_VIEW &&
+				is_listed(list, name))
+			{
+				right = "SELECT ON";
+				what = psprintf("%s.%s", t->schema_name,
+								quote_identifier(name));
+			}
+		}
+		if (what != NULL)
+			appendStringInfo(&buf, "%s %s %s %s %s;",
+							 grant ? "GRANT" : "REVOKE", right, what,
+							 grant ? "TO" : "FROM", role);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	if (SPI_execute(buf.data, false, 0) < 0)
+		elog(ERROR, "could not change privileges");
+}
+
+static void
+grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
+{
+	JqTable    *t;
+	Oid			role;
+	char	   *level;
+	const char *const *list;
+	JqOwnerState state;
+
+	PreventCommandDuringRecovery(grant ? "jobqueue_grant()" : "jobqueue_revoke()");
+	PreventCommandIfReadOnly(grant ? "jobqueue_grant()" : "jobqueue_revoke()");
+	t = jq_table_required();
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("role and level must not be null")));
+	role = PG_GETARG_OID(0);
+	level = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	if (strcmp(level, "use") == 0)
+		list = use_members;
+	else if (strcmp(level, "monitor") == 0)
+		list = monitor_members;
+	else if (strcmp(level, "admin") == 0)
+		list = admin_members;
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown level \"%s\"", level),
+				 errhint("Levels are \"use\", \"monitor\" and \"admin\".")));
+	jq_owner_begin(t, &state);
+	change_members(t, list, quote_identifier(GetUserNameFromId(role, false)),
+				   grant);
+	jq_owner_end(&state);
+}
+
+PG_FUNCTION_INFO_V1(jq_grant);
+Datum
+jq_grant(PG_FUNCTION_ARGS)
+{
+	grant_or_revoke(fcinfo, true);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(jq_revoke);
+Datum
+jq_revoke(PG_FUNCTION_ARGS)
+{
+	grant_or_revoke(fcinfo, false);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,19 @@
+/*
+ * grant.h
+ *		Who may do and see what.
+ */
+#ifndef JQ_GRANT_H
+#define JQ_GRANT_H
+
+#include "postgres.h"
+
+/* has the current user the level "admin"? superusers have */
+extern bool jq_is_admin(void);
+
+/*
+ * What the current user may see of the jobs of a role: 2 all, 1 all but
+ * arguments and results, 0 nothing.
+ */
+extern int	jq_sight_of(Oid owner);
+
+#endif /* JQ_GRANT_H */

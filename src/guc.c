@@ -1,0 +1,122 @@
+/*
+ * guc.c
+ *		The settings of jobqueue.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "guc.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+#include "utils/varlena.h"
+
+bool		jobqueue_enabled = true;
+int			jobqueue_max_workers = 4;
+int			jobqueue_max_workers_per_role = 0;
+int			jobqueue_max_ready_jobs = 100000;
+int			jobqueue_max_lanes = 1024;
+int			jobqueue_max_databases = 256;
+int			jobqueue_max_args_size = 1024;
+int			jobqueue_flush_interval = 2;
+int			jobqueue_worker_idle_timeout = 60;
+int			jobqueue_worker_max_jobs = 0;
+int			jobqueue_worker_max_memory = 65536;
+char	   *jobqueue_capture_settings = NULL;
+
+/* a list of names of settings; which exist is known only in a session */
+static bool
+check_capture_settings(char **newval, void **extra, GucSource source)
+{
+	char	   *copy;
+	List	   *names;
+	bool		ok;
+
+	(void) extra;
+	(void) source;
+	if (*newval == NULL)
+		return true;
+	copy = pstrdup(*newval);
+	ok = SplitIdentifierString(copy, ',', &names);
+	if (!ok)
+		GUC_check_errdetail("List syntax is invalid.");
+	pfree(copy);
+	return ok;
+}
+
+void
+jq_guc_define(void)
+{
+	DefineCustomBoolVariable("jobqueue.enabled",
+							 "Runs jobs.",
+							 "Off: jobs are enqueued, none is started.",
+							 &jobqueue_enabled, true, PGC_SIGHUP, 0, NULL,
+							 NULL, NULL);
+	DefineCustomIntVariable("jobqueue.max_workers",
+							"Sets how many jobs the server runs at once.",
+							"What max_worker_processes leaves may be less.",
+							&jobqueue_max_workers, 4, 0, 1024, PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.max_workers_per_role",
+							"Sets how many workers one role may have at once.",
+							"0 means one less than jobqueue.max_workers, but "
+							"at least one.",
+							&jobqueue_max_workers_per_role, 0, 0, 1024,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.max_ready_jobs",
+							"Sets how many waiting jobs are kept in memory.",
+							"The others stay in the table until there is "
+							"room. An entry takes 96 bytes.",
+							&jobqueue_max_ready_jobs, 100000, 64, 100000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.max_lanes",
+							"Sets how many combinations of database, role and "
+							"queue memory can hold at once.",
+							NULL, &jobqueue_max_lanes, 1024, 8, 65536,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.max_databases",
+							"Sets how many databases may use jobqueue.",
+							NULL, &jobqueue_max_databases, 256, 1, 65536,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.max_args_size",
+							"Sets the largest size of a job's arguments.",
+							NULL, &jobqueue_max_args_size, 1024, 1,
+							MAX_KILOBYTES, PGC_SUSET, GUC_UNIT_KB, NULL, NULL,
+							NULL);
+	DefineCustomIntVariable("jobqueue.flush_interval",
+							"Sets how long a worker that has more to do may "
+							"leave completed jobs unflushed.",
+							"0 flushes after each job.",
+							&jobqueue_flush_interval, 2, 0, 10000, PGC_SIGHUP,
+							GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.worker_idle_timeout",
+							"Sets how long a worker waits for a next job "
+							"before it exits.",
+							NULL, &jobqueue_worker_idle_timeout, 60, 1, 86400,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.worker_max_jobs",
+							"Sets after how many jobs a worker is replaced.",
+							"0 means never.", &jobqueue_worker_max_jobs, 0, 0,
+							INT_MAX, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.worker_max_memory",
+							"Sets at which size of its memory a worker is "
+							"replaced after the job.",
+							"0 means never.", &jobqueue_worker_max_memory,
+							65536, 0, MAX_KILOBYTES, PGC_SIGHUP, GUC_UNIT_KB,
+							NULL, NULL, NULL);
+	DefineCustomStringVariable("jobqueue.capture_settings",
+							   "Names settings that are stored with a job "
+							   "and hold while it runs.",
+							   NULL, &jobqueue_capture_settings, "",
+							   PGC_SUSET, GUC_LIST_INPUT,
+							   check_capture_settings, NULL, NULL);
+	MarkGUCPrefixReserved("jobqueue");
+}
+
+int
+jq_workers_per_role(void)
+{
+	if (jobqueue_max_workers_per_role > 0)
+		return jobqueue_max_workers_per_role;
+	return Max(jobqueue_max_workers - 1, 1);
+}

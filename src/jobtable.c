@@ -1,0 +1,742 @@
+/*
+ * jobtable.c
+ *		The tables of this database.
+ *
+ * They are found as members of the extension, whatever its schema is called.
+ * What was found is kept until an invalidation of one of them arrives.
+ *
+ * On the hot path rows are written and deleted through the table access method
+ * and the index access methods, without the executor, as long as nobody has
+ * added columns, constraints, indexes or triggers to jobqueue_job ("plain").
+ * Otherwise SQL statements do it.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/index.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "executor/tuptable.h"
+#include "jobtable.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "storage/procarray.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+bool		jq_bookkeeping = false;
+
+static JqTable table;
+static bool table_valid;
+static bool callback_registered;
+
+/* kept with the table */
+static MemoryContext table_context;
+static TupleDesc job_desc;
+static TupleTableSlot *read_slot;
+static TupleTableSlot *write_slot;
+static IndexInfo *pk_info,
+		   *ready_info,
+		   *due_info,
+		   *expiry_info;
+static Oid	known_relfile;
+static BlockNumber known_blocks;
+
+/* ----------------------------------------------------- finding the tables */
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	(void) arg;
+	if (relid == InvalidOid || relid == table.job || relid == table.pk ||
+		relid == table.ready || relid == table.due || relid == table.expiry ||
+		relid == table.archive || relid == table.sequence)
+		table_valid = false;
+}
+
+static Oid
+member(Oid schema, Oid extension, const char *name)
+{
+	Oid			relid = get_relname_relid(name, schema);
+
+	if (!OidIsValid(relid))
+		return InvalidOid;
+	if (get_rel_relkind(relid) != RELKIND_INDEX &&
+		getExtensionOfObject(RelationRelationId, relid) != extension)
+		return InvalidOid;
+	return relid;
+}
+
+static bool
+extension_row(Oid extension, Oid *schema, Oid *owner)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tup;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extension));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	tup = systable_getnext(scan);
+	if (HeapTupleIsValid(tup))
+	{
+		*schema = ((Form_pg_extension) GETSTRUCT(tup))->extnamespace;
+		*owner = ((Form_pg_extension) GETSTRUCT(tup))->extowner;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return HeapTupleIsValid(tup);
+}
+
+static void
+read_meta(Oid relid, JqTable *t)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetCatalogSnapshot(relid));
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	HeapTuple	tup = heap_getnext(scan, ForwardScanDirection);
+
+	if (HeapTupleIsValid(tup))
+	{
+		bool		isnull;
+
+		t->home = DatumGetInt64(heap_getattr(tup, 2, RelationGetDescr(rel),
+											 &isnull));
+		t->meta_database = DatumGetObjectId(heap_getattr(tup, 3, RelationGetDescr(rel),
+														 &isnull));
+	}
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+}
+
+/* are all writes to the table ours to understand? */
+static bool
+is_plain(Relation rel)
+{
+	TriggerDesc *trig = rel->trigdesc;
+	TupleConstr *constr = RelationGetDescr(rel)->constr;
+
+	if (trig != NULL && trig->numtriggers != 1)
+		return false;			/* more than our guard */
+	if (constr != NULL && (constr->num_check > 0 ||
+						   constr->has_generated_stored))
+		return false;
+	return list_length(RelationGetIndexList(rel)) == 4;
+}
+
+static IndexInfo *
+index_info(Oid relid)
+{
+	Relation	index = index_open(relid, AccessShareLock);
+	MemoryContext old = MemoryContextSwitchTo(table_context);
+	IndexInfo  *info = BuildIndexInfo(index);
+
+	MemoryContextSwitchTo(old);
+	index_close(index, NoLock);
+	return info;
+}
+
+static bool
+lookup(JqTable *t)
+{
+	Relation	rel;
+	MemoryContext old;
+	Oid			meta;
+
+	memset(t, 0, sizeof(*t));
+	t->extension = get_extension_oid("jobqueue", true);
+	if (!OidIsValid(t->extension) ||
+		!extension_row(t->extension, &t->schema, &t->owner))
+		return false;
+	t->job = member(t->schema, t->extension, "jobqueue_job");
+	t->pk = member(t->schema, t->extension, "jobqueue_job_pkey");
+	t->ready = member(t->schema, t->extension, "jobqueue_job_ready");
+	t->due = member(t->schema, t->extension, "jobqueue_job_due");
+	t->expiry = member(t->schema, t->extension, "jobqueue_job_expiry");
+	t->sequence = member(t->schema, t->extension, "jobqueue_job_id_seq");
+	t->archive = member(t->schema, t->extension, "jobqueue_archive");
+	meta = member(t->schema, t->extension, "jobqueue_meta");
+	if (!OidIsValid(t->job) || !OidIsValid(meta))
+		return false;			/* CREATE EXTENSION is under way */
+	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->due) ||
+		!OidIsValid(t->expiry) || !OidIsValid(t->sequence) ||
+		!OidIsValid(t->archive))
+	{
+		if (creating_extension)
+			return false;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("tables or indexes of extension \"jobqueue\" are missing"),
+				 errhint("Recreate what was dropped or renamed, or drop and "
+						 "create the extension.")));
+	}
+	strlcpy(t->schema_name, quote_identifier(get_namespace_name(t->schema)),
+			sizeof(t->schema_name));
+	read_meta(meta, t);
+
+	rel = table_open(t->job, AccessShareLock);
+	if (RelationGetNumberOfAttributes(rel) < JQ_NCOLS)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the SQL objects of extension \"jobqueue\" are of another version than its library"),
+				 errhint("Run ALTER EXTENSION jobqueue UPDATE.")));
+	t->plain = RelationGetNumberOfAttributes(rel) == JQ_NCOLS && is_plain(rel);
+
+	if (table_context == NULL)
+		table_context = AllocSetContextCreate(TopMemoryContext,
+											  "jobqueue table",
+											  ALLOCSET_SMALL_SIZES);
+	else
+		MemoryContextReset(table_context);
+	old = MemoryContextSwitchTo(table_context);
+	job_desc = CreateTupleDescCopy(RelationGetDescr(rel));
+	read_slot = MakeSingleTupleTableSlot(job_desc, &TTSOpsBufferHeapTuple);
+	write_slot = MakeSingleTupleTableSlot(job_desc, &TTSOpsVirtual);
+	MemoryContextSwitchTo(old);
+	if (t->plain)
+	{
+		pk_info = index_info(t->pk);
+		ready_info = index_info(t->ready);
+		due_info = index_info(t->due);
+		expiry_info = index_info(t->expiry);
+	}
+	known_relfile = InvalidOid;
+	table_close(rel, NoLock);
+	return true;
+}
+
+JqTable *
+jq_table(void)
+{
+	JqTable		t;
+	int			tries;
+
+	if (table_valid)
+		return &table;
+	if (!callback_registered)
+	{
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+		callback_registered = true;
+	}
+	/* a change may arrive while we look */
+	for (tries = 0; tries < 10 && !table_valid; tries++)
+	{
+		memset(&table, 0, sizeof(table));
+		table_valid = true;
+		if (!lookup(&t))
+		{
+			table_valid = false;
+			return NULL;
+		}
+		table = t;
+		/* relations opened above are known to the callback from here on */
+	}
+	return &table;
+}
+
+JqTable *
+jq_table_required(void)
+{
+	JqTable    *t = jq_table();
+
+	if (t == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"jobqueue\" does not exist in this database"),
+				 errhint("Run CREATE EXTENSION jobqueue.")));
+	return t;
+}
+
+/* ------------------------------------------------------------------ rows */
+
+static void
+insert_index(Oid relid, IndexInfo *info, Relation heap, ItemPointer tid,
+			 Datum *values, IndexUniqueCheck unique)
+{
+	static bool nonulls[INDEX_MAX_KEYS];
+	Relation	index = index_open(relid, RowExclusiveLock);
+
+	index_insert(index, values, nonulls, tid, heap, unique, false, info);
+	index_close(index, NoLock);
+}
+
+static void
+insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
+{
+	static const char *const sql =
+	"INSERT INTO %s.jobqueue_job (id, enqueued_at, home, run_at, expires_at,"
+	" owner, func_owner, priority, attempt, max_attempts, crashes, kind,"
+	" queue, command, args, key, search_path, settings, timeout, keep, tags,"
+	" errors) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+	" $14, $15, $16, $17, $18, $19, $20, $21, $22) RETURNING ctid";
+	Oid			types[JQ_NCOLS];
+	char		flags[JQ_NCOLS];
+	int			i;
+	bool		isnull;
+	JqOwnerState state;
+
+	for (i = 0; i < JQ_NCOLS; i++)
+	{
+		types[i] = TupleDescAttr(job_desc, i)->atttypid;
+		flags[i] = nulls[i] ? 'n' : ' ';
+	}
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, sql, JQ_NCOLS, types, values, flags);
+	if (SPI_processed != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a trigger or rule on \"jobqueue_job\" suppressed the new job")));
+	*tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[0],
+														SPI_tuptable->tupdesc,
+														1, &isnull));
+	jq_owner_end(&state);
+}
+
+void
+jq_row_insert(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
+{
+	Relation	rel;
+	Datum		key[4];
+
+	if (!t->plain)
+	{
+		insert_by_sql(t, values, nulls, tid);
+		return;
+	}
+	rel = table_open(t->job, RowExclusiveLock);
+	if (!table_valid)
+	{
+		/* changed while we waited for the lock */
+		table_close(rel, NoLock);
+		t = jq_table_required();
+		jq_row_insert(t, values, nulls, tid);
+		return;
+	}
+	ExecClearTuple(write_slot);
+	memcpy(write_slot->tts_values, values, sizeof(Datum) * JQ_NCOLS);
+	memcpy(write_slot->tts_isnull, nulls, sizeof(bool) * JQ_NCOLS);
+	ExecStoreVirtualTuple(write_slot);
+	table_tuple_insert(rel, write_slot, GetCurrentCommandId(true), 0, NULL);
+	*tid = write_slot->tts_tid;
+	ExecClearTuple(write_slot);
+
+	key[0] = values[JQ_COL_ID - 1];
+	insert_index(t->pk, pk_info, rel, tid, key, UNIQUE_CHECK_YES);
+	if (nulls[JQ_COL_RUN_AT - 1])
+	{
+		key[0] = values[JQ_COL_QUEUE - 1];
+		key[1] = values[JQ_COL_OWNER - 1];
+		key[2] = values[JQ_COL_PRIORITY - 1];
+		key[3] = values[JQ_COL_ID - 1];
+		insert_index(t->ready, ready_info, rel, tid, key, UNIQUE_CHECK_NO);
+	}
+	else
+	{
+		key[0] = values[JQ_COL_RUN_AT - 1];
+		key[1] = values[JQ_COL_ID - 1];
+		insert_index(t->due, due_info, rel, tid, key, UNIQUE_CHECK_NO);
+	}
+	if (!nulls[JQ_COL_EXPIRES_AT - 1])
+	{
+		key[0] = values[JQ_COL_EXPIRES_AT - 1];
+		insert_index(t->expiry, expiry_info, rel, tid, key, UNIQUE_CHECK_NO);
+	}
+	pgstat_count_heap_insert(rel, 1);
+	table_close(rel, NoLock);
+}
+
+/* may this TID be touched? beyond the table's end it would be an ERROR */
+static bool
+tid_in_table(Relation rel, ItemPointer tid)
+{
+	BlockNumber block;
+
+	if (!ItemPointerIsValid(tid))
+		return false;
+	block = ItemPointerGetBlockNumber(tid);
+	if (known_relfile != jq_relfilenumber(rel) || block >= known_blocks)
+	{
+		known_relfile = jq_relfilenumber(rel);
+		known_blocks = RelationGetNumberOfBlocks(rel);
+	}
+	return block < known_blocks;
+}
+
+static bool
+slot_has_id(TupleTableSlot *slot, int64 id)
+{
+	bool		isnull;
+
+	return DatumGetInt64(slot_getattr(slot, JQ_COL_ID, &isnull)) == id;
+}
+
+static bool
+fetch_by_key(JqTable *t, Relation rel, int64 id, Snapshot snapshot)
+{
+	Relation	index = index_open(t->pk, AccessShareLock);
+	IndexScanDesc scan = jq_index_beginscan(rel, index, snapshot, 1);
+	ScanKeyData key;
+	bool		found;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	index_rescan(scan, &key, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, read_slot);
+	if (found)
+		ExecMaterializeSlot(read_slot);
+	index_endscan(scan);
+	index_close(index, AccessShareLock);
+	return found;
+}
+
+JqFetch
+jq_row_fetch(JqTable *t, int64 id, ItemPointer tid, Snapshot given,
+			 JqRow *row, TransactionId *xid, Snapshot *keep)
+{
+	Relation	rel = table_open(t->job, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(given ? given : GetCatalogSnapshot(t->job));
+	JqFetch		result = JQ_FETCH_GONE;
+	bool		found;
+
+	ExecClearTuple(read_slot);
+	found = tid != NULL && tid_in_table(rel, tid) &&
+		table_tuple_fetch_row_version(rel, tid, snapshot, read_slot) &&
+		slot_has_id(read_slot, id);
+	if (!found)
+	{
+		ExecClearTuple(read_slot);
+		found = fetch_by_key(t, rel, id, snapshot);
+	}
+	if (found)
+	{
+		HeapTuple	tup = ExecCopySlotHeapTuple(read_slot);
+		uint16		mask = tup->t_data->t_infomask;
+
+		result = JQ_FETCH_FOUND;
+		if (!(mask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(mask))
+		{
+			*xid = HeapTupleHeaderGetUpdateXid(tup->t_data);
+			if (TransactionIdIsValid(*xid) &&
+				!TransactionIdIsCurrentTransactionId(*xid) &&
+				TransactionIdIsInProgress(*xid))
+				result = JQ_FETCH_DOUBTFUL;
+		}
+		row->tuple = tup;
+		row->tid = tup->t_self;
+		heap_deform_tuple(tup, job_desc, row->values, row->nulls);
+	}
+	ExecClearTuple(read_slot);
+	if (result == JQ_FETCH_FOUND && keep != NULL)
+		*keep = snapshot;
+	else
+		UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
+static bool
+delete_by_sql(JqTable *t, int64 id)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1];
+	JqOwnerState state;
+	bool		done;
+
+	values[0] = Int64GetDatum(id);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, "DELETE FROM %s.jobqueue_job WHERE id = $1", 1, types,
+					 values, NULL);
+	done = SPI_processed == 1;
+	jq_owner_end(&state);
+	return done;
+}
+
+bool
+jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
+{
+	Oid			relfile = known_relfile;
+	Relation	rel;
+	bool		deleted = false;
+	int			tries;
+
+	if (!t->plain)
+	{
+		if (snapshot)
+			UnregisterSnapshot(snapshot);
+		return delete_by_sql(t, id);
+	}
+	rel = table_open(t->job, RowExclusiveLock);
+	if (!table_valid)
+	{
+		/* rewritten or changed during the job: look at everything again */
+		table_close(rel, NoLock);
+		if (snapshot)
+			UnregisterSnapshot(snapshot);
+		t = jq_table();
+		if (t == NULL)
+			return false;
+		if (!t->plain)
+			return delete_by_sql(t, id);
+		snapshot = NULL;
+		rel = table_open(t->job, RowExclusiveLock);
+	}
+
+	/*
+	 * The row is where it was if the snapshot under which it was found is still
+	 * registered (so it cannot have been pruned away) and the table has not
+	 * been rewritten.  Otherwise, and when somebody changed it, look anew.
+	 */
+	if (snapshot != NULL && relfile != jq_relfilenumber(rel))
+	{
+		UnregisterSnapshot(snapshot);
+		snapshot = NULL;
+	}
+	for (tries = 0; tries < 100 && !deleted; tries++)
+	{
+		TM_FailureData failure;
+		TM_Result	result;
+		TransactionId xid;
+
+		if (snapshot == NULL)
+		{
+			JqFetch		f = jq_row_fetch(t, id, &row->tid, NULL, row,
+										 &xid, &snapshot);
+
+			if (f == JQ_FETCH_GONE)
+				break;
+			if (f == JQ_FETCH_DOUBTFUL)
+			{
+				/* the delete below could do it, but not without a snapshot */
+				XactLockTableWait(xid, rel, &row->tid, XLTW_Delete);
+				continue;
+			}
+		}
+		result = table_tuple_delete(rel, &row->tid, GetCurrentCommandId(true),
+									snapshot, InvalidSnapshot, true, &failure,
+									false);
+		UnregisterSnapshot(snapshot);
+		snapshot = NULL;
+		switch (result)
+		{
+			case TM_Ok:
+				deleted = true;
+				break;
+			case TM_SelfModified:
+				ereport(ERROR,
+						(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+						 errmsg("the job changed its own row of \"jobqueue_job\"")));
+				break;
+			default:
+				break;			/* updated or deleted: look again */
+		}
+	}
+	if (snapshot != NULL)
+		UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	return deleted;
+}
+
+JqPos
+jq_row_pos(const JqRow *row)
+{
+	return jq_pos_make(DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY)),
+					   DatumGetInt64(JQ_ROW(row, JQ_COL_ID)));
+}
+
+char *
+jq_row_cstring(const JqRow *row, int col)
+{
+	if (JQ_ROW_NULL(row, col))
+		return NULL;
+	return TextDatumGetCString(JQ_ROW(row, col));
+}
+
+int
+jq_row_max_attempts(const JqRow *row)
+{
+	if (!JQ_ROW_NULL(row, JQ_COL_MAX_ATTEMPTS))
+		return DatumGetInt16(JQ_ROW(row, JQ_COL_MAX_ATTEMPTS));
+	return DatumGetChar(JQ_ROW(row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE ? 1 : JQ_DEFAULT_MAX_ATTEMPTS;
+}
+
+/* ---------------------------------------------------------------- refill */
+
+/*
+ * Read one range of the ready index: priority = p and id >= from, or (all)
+ * priority > p.
+ */
+static int
+read_range(JqTable *t, Relation rel, Relation index, Snapshot snapshot,
+		   Datum queue, Oid owner, int priority, int64 from, bool above,
+		   JqItem *items, int n, int max, JqPos *last)
+{
+	ScanKeyData key[4];
+	int			nkeys = 3;
+	IndexScanDesc scan;
+
+	ScanKeyInit(&key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, queue);
+	key[0].sk_collation = C_COLLATION_OID;
+	ScanKeyInit(&key[1], 2, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(owner));
+	if (above)
+		ScanKeyInit(&key[2], 3, BTGreaterStrategyNumber, F_INT2GT,
+					Int16GetDatum(priority));
+	else
+	{
+		ScanKeyInit(&key[2], 3, BTEqualStrategyNumber, F_INT2EQ,
+					Int16GetDatum(priority));
+		ScanKeyInit(&key[3], 4, BTGreaterEqualStrategyNumber, F_INT8GE,
+					Int64GetDatum(from));
+		nkeys = 4;
+	}
+	scan = jq_index_beginscan(rel, index, snapshot, nkeys);
+	index_rescan(scan, key, nkeys, NULL, 0);
+	while (n < max &&
+		   index_getnext_slot(scan, ForwardScanDirection, read_slot))
+	{
+		bool		isnull;
+		JqItem	   *item = &items[n];
+		Datum		d;
+
+		CHECK_FOR_INTERRUPTS();
+		item->id = DatumGetInt64(slot_getattr(read_slot, JQ_COL_ID, &isnull));
+		item->priority = DatumGetInt16(slot_getattr(read_slot,
+													JQ_COL_PRIORITY,
+													&isnull));
+		*last = jq_pos_make(item->priority, item->id);
+		d = slot_getattr(read_slot, JQ_COL_HOME, &isnull);
+		if (DatumGetInt64(d) != t->home)
+			continue;
+		item->tid = read_slot->tts_tid;
+		item->flags = 0;
+		item->keylen = 0;
+		item->key = NULL;
+		d = slot_getattr(read_slot, JQ_COL_KEY, &isnull);
+		if (!isnull)
+		{
+			text	   *key_text = DatumGetTextPP(d);
+			int			len = VARSIZE_ANY_EXHDR(key_text);
+			char	   *copy;
+
+			if (len > 0 && len <= JQ_KEY_MAX)
+			{
+				copy = palloc(len);
+				memcpy(copy, VARDATA_ANY(key_text), len);
+				item->key = copy;
+				item->keylen = len;
+			}
+		}
+		n++;
+	}
+	ExecClearTuple(read_slot);
+	index_endscan(scan);
+	return n;
+}
+
+int
+jq_rows_ready(JqTable *t, const char *queue, Oid owner, JqPos from,
+			  JqItem *items, int max, JqPos *upto)
+{
+	Relation	rel = table_open(t->job, AccessShareLock);
+	Relation	index = index_open(t->ready, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Datum		name = CStringGetTextDatum(queue);
+	JqPos		last = from;
+	int			n = 0;
+	int			priority = from.priority;
+
+	if (priority < PG_INT16_MIN)
+		n = read_range(t, rel, index, snapshot, name, owner, PG_INT16_MIN,
+					   PG_INT64_MIN, false, items, n, max, &last);
+	else
+		n = read_range(t, rel, index, snapshot, name, owner, priority,
+					   from.id, false, items, n, max, &last);
+	if (n < max)
+		n = read_range(t, rel, index, snapshot, name, owner,
+					   Max(priority, PG_INT16_MIN), 0, true, items, n, max,
+					   &last);
+	if (n < max)
+		*upto = JQ_POS_ALL;
+	else
+		*upto = jq_pos_make(last.priority, last.id + 1);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return n;
+}
+
+/* ------------------------------------------------------------ statements */
+
+void
+jq_owner_begin(JqTable *t, JqOwnerState *state)
+{
+	GetUserIdAndSecContext(&state->user, &state->sec_context);
+	SetUserIdAndSecContext(t->owner,
+						   state->sec_context | SECURITY_LOCAL_USERID_CHANGE);
+	state->nest = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true,
+							 0, false);
+	/* bookkeeping is not what a read-only transaction is to be kept from */
+	state->read_only = XactReadOnly;
+	XactReadOnly = false;
+	jq_bookkeeping = true;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+void
+jq_owner_end(JqOwnerState *state)
+{
+	SPI_finish();
+	jq_bookkeeping = false;
+	XactReadOnly = state->read_only;
+	AtEOXact_GUC(false, state->nest);
+	SetUserIdAndSecContext(state->user, state->sec_context);
+}
+
+int
+jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
+				 Datum *values, const char *nulls)
+{
+	StringInfoData buf;
+	const char *p = sql;
+	const char *mark;
+	int			rc;
+
+	initStringInfo(&buf);
+	while ((mark = strstr(p, "%s")) != NULL)
+	{
+		appendBinaryStringInfo(&buf, p, mark - p);
+		appendStringInfoString(&buf, t->schema_name);
+		p = mark + 2;
+	}
+	appendStringInfoString(&buf, p);
+	rc = SPI_execute_with_args(buf.data, nargs, types, values, nulls, false,
+							   0);
+	if (rc < 0)
+		elog(ERROR, "could not execute \"%s\": %s", buf.data,
+			 SPI_result_code_string(rc));
+	return rc;
+}

@@ -1,0 +1,459 @@
+/*
+ * keylock.c
+ *		The key table: who holds a key, who waits for it.
+ *
+ * A partitioned hash of keys that are held or waited for.  States of a key:
+ *
+ *		absent -> held		: jq_keylock_take
+ *		held   -> absent	: jq_keylock_release, nobody waits
+ *		held   -> free		: jq_keylock_release, some still wait: the first of
+ *							  each lane has gone back into its lane and takes
+ *							  the key when its turn comes there
+ *		free   -> held		: jq_keylock_take, by whoever comes first
+ *		free   -> absent	: the last waiter is forgotten
+ *
+ * In "free" each lane that has waiters here also has one entry in its order,
+ * marked JQ_E_UNPARKED.  If that entry leaves the order without being taken (it
+ * is evicted), the waiters of the lane leave with it, so nobody waits for a key
+ * that no one will release.
+ *
+ * Waiters stand in order of (priority, id).
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "compat.h"
+#include "guc.h"
+#include "keylock.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "storage/shmem.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+typedef struct JqKeyTag
+{
+	Oid			db;
+	uint32		len;
+	char		text[JQ_KEY_MAX + 1];
+} JqKeyTag;
+
+/* all under the partition's lock */
+typedef struct JqKey
+{
+	JqKeyTag	tag;
+	int			procno;			/* of the holder; -1 = free */
+	int			pid;
+	int64		job;
+	TimestampTz since;
+	uint32		first;			/* waiters, by next[0] */
+	uint32		last;
+	uint32		nwaiting;
+	bool		one_lane;		/* all waiters are of one lane */
+} JqKey;
+
+static HTAB *jq_keys;
+
+/* keys of this process */
+typedef struct JqMyKey
+{
+	JqKeyTag	tag;
+	uint32		hash;
+} JqMyKey;
+
+static JqMyKey *my_keys;
+static int	n_my_keys;
+static int	max_my_keys;
+
+static uint32
+tag_hash_text(const void *key, Size keysize)
+{
+	const JqKeyTag *tag = key;
+
+	(void) keysize;
+	return hash_combine(hash_bytes((const unsigned char *) tag->text,
+								   tag->len), tag->db);
+}
+
+static int
+tag_match(const void *a, const void *b, Size keysize)
+{
+	const JqKeyTag *x = a;
+	const JqKeyTag *y = b;
+
+	(void) keysize;
+	return x->db != y->db || x->len != y->len ||
+		memcmp(x->text, y->text, x->len) != 0;
+}
+
+/* held keys: workers and sessions; waited for: see jq_keylock_release */
+static long
+max_keys(void)
+{
+	return 4 * (MaxBackends + max_worker_processes) + 1024;
+}
+
+Size
+jq_keylock_size(void)
+{
+	return hash_estimate_size(max_keys(), sizeof(JqKey));
+}
+
+void
+jq_keylock_init(void)
+{
+	HASHCTL		info;
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = sizeof(JqKeyTag);
+	info.entrysize = sizeof(JqKey);
+	info.hash = tag_hash_text;
+	info.match = tag_match;
+	info.num_partitions = JQ_KEY_PARTITIONS;
+	jq_keys = ShmemInitHash("jobqueue keys", max_keys(), max_keys(), &info,
+							HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
+							HASH_PARTITION);
+}
+
+static void
+make_tag(JqKeyTag *tag, Oid db, const char *key, int len)
+{
+	tag->db = db;
+	tag->len = len;
+	memcpy(tag->text, key, len);
+	tag->text[len] = '\0';
+}
+
+static LWLock *
+partition_lock(uint32 hash)
+{
+	return jq_key_lock(hash % JQ_KEY_PARTITIONS);
+}
+
+void
+jq_keylock_prepare(void)
+{
+	if (n_my_keys + 2 <= max_my_keys)
+		return;
+	if (my_keys == NULL)
+		my_keys = MemoryContextAlloc(TopMemoryContext, 8 * sizeof(JqMyKey));
+	else
+		my_keys = repalloc(my_keys, 2 * max_my_keys * sizeof(JqMyKey));
+	max_my_keys = max_my_keys == 0 ? 8 : 2 * max_my_keys;
+}
+
+/* put the entry among the waiters, in order */
+static void
+park(JqKey *k, uint32 ix)
+{
+	uint32	   *link;
+
+	JQ_ENTRY(ix)->flags &= ~JQ_E_UNPARKED;
+	k->one_lane = k->first == JQ_NIL ||
+		(k->one_lane && JQ_ENTRY(k->first)->lane == JQ_ENTRY(ix)->lane);
+	if (k->last != JQ_NIL &&
+		jq_pos_cmp(JQ_ENTRY_POS(k->last), JQ_ENTRY_POS(ix)) <= 0)
+		link = &JQ_ENTRY(k->last)->next[0];
+	else
+	{
+		link = &k->first;
+		while (*link != JQ_NIL &&
+			   jq_pos_cmp(JQ_ENTRY_POS(*link), JQ_ENTRY_POS(ix)) <= 0)
+			link = &JQ_ENTRY(*link)->next[0];
+	}
+	JQ_ENTRY(ix)->next[0] = *link;
+	*link = ix;
+	if (JQ_ENTRY(ix)->next[0] == JQ_NIL)
+		k->last = ix;
+	k->nwaiting++;
+}
+
+JqKeyResult
+jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry)
+{
+	JqKeyTag	tag;
+	uint32		hash;
+	JqKey	   *k;
+	bool		found;
+	JqKeyResult result;
+
+	Assert(n_my_keys < max_my_keys);
+	make_tag(&tag, db, key, len);
+	hash = tag_hash_text(&tag, 0);
+	LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
+	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_ENTER_NULL,
+									&found);
+	if (k == NULL)
+		result = JQ_KEY_FULL;
+	else
+	{
+		if (!found)
+		{
+			k->procno = -1;
+			k->first = k->last = JQ_NIL;
+			k->nwaiting = 0;
+			k->one_lane = true;
+		}
+		if (k->procno >= 0)
+		{
+			result = JQ_KEY_BUSY;
+			if (entry != JQ_NIL)
+				park(k, entry);
+		}
+		else
+		{
+			result = JQ_KEY_TAKEN;
+			k->procno = jq_my_procno();
+			k->pid = MyProcPid;
+			k->job = job;
+			k->since = GetCurrentTimestamp();
+			my_keys[n_my_keys].tag = tag;
+			my_keys[n_my_keys].hash = hash;
+			n_my_keys++;
+		}
+	}
+	LWLockRelease(partition_lock(hash));
+	return result;
+}
+
+/*
+ * Unlink waiters that are to go back into their lanes: the first of each lane,
+ * or (all) everybody.
+ */
+static uint32
+unpark(JqKey *k, bool all)
+{
+	uint32		chain = JQ_NIL;
+	uint32	   *end = &chain;
+	uint32	   *link = &k->first;
+	uint32		prev = JQ_NIL;
+	int32		seen[16];
+	int			nseen = 0;
+
+	while (*link != JQ_NIL)
+	{
+		uint32		ix = *link;
+		bool		take = true;
+		int			i;
+
+		for (i = 0; i < nseen && !all; i++)
+			if (seen[i] == JQ_ENTRY(ix)->lane)
+				take = false;
+		if (take)
+		{
+			if (nseen < (int) lengthof(seen))
+				seen[nseen++] = JQ_ENTRY(ix)->lane;
+			*link = JQ_ENTRY(ix)->next[0];
+			JQ_ENTRY(ix)->next[0] = JQ_NIL;
+			if (!all)
+				JQ_ENTRY(ix)->flags |= JQ_E_UNPARKED;
+			*end = ix;
+			end = &JQ_ENTRY(ix)->next[0];
+			k->nwaiting--;
+		}
+		else
+		{
+			prev = ix;
+			link = &JQ_ENTRY(ix)->next[0];
+		}
+		if (k->one_lane && !all)
+		{
+			if (*link != JQ_NIL)
+				prev = k->last;
+			break;
+		}
+	}
+	k->last = prev;
+	if (k->first == JQ_NIL)
+		k->last = JQ_NIL;
+	return chain;
+}
+
+static void
+release_at(int my)
+{
+	JqKeyTag	tag = my_keys[my].tag;
+	uint32		hash = my_keys[my].hash;
+	uint32		chain = JQ_NIL;
+	bool		full = hash_get_num_entries(jq_keys) > max_keys() / 2;
+	JqKey	   *k;
+
+	/* nothing may come between leaving the key and entering the lane */
+	HOLD_INTERRUPTS();
+	my_keys[my] = my_keys[--n_my_keys];
+	LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
+	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
+	if (k != NULL && k->procno == jq_my_procno() && k->pid == MyProcPid)
+	{
+		k->procno = -1;
+		k->pid = 0;
+		k->job = 0;
+		chain = unpark(k, full);
+		if (k->first == JQ_NIL)
+			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE,
+										NULL);
+	}
+	LWLockRelease(partition_lock(hash));
+	while (chain != JQ_NIL)
+	{
+		uint32		next = JQ_ENTRY(chain)->next[0];
+
+		jq_lane_return(chain);
+		chain = next;
+	}
+	RESUME_INTERRUPTS();
+}
+
+void
+jq_keylock_release(Oid db, const char *key, int len)
+{
+	int			i;
+
+	for (i = 0; i < n_my_keys; i++)
+		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
+			memcmp(my_keys[i].tag.text, key, len) == 0)
+		{
+			release_at(i);
+			return;
+		}
+}
+
+void
+jq_keylock_release_all(void)
+{
+	while (n_my_keys > 0)
+		release_at(n_my_keys - 1);
+}
+
+bool
+jq_keylock_mine(Oid db, const char *key, int len)
+{
+	int			i;
+
+	for (i = 0; i < n_my_keys; i++)
+		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
+			memcmp(my_keys[i].tag.text, key, len) == 0)
+			return true;
+	return false;
+}
+
+uint32
+jq_keylock_forget_waiters(uint32 entry)
+{
+	char		key[JQ_KEY_MAX + 1];
+	int			len = jq_entry_key(entry, key);
+	int32		lane = JQ_ENTRY(entry)->lane;
+	Oid			db = jq_lanes[lane].db;
+	JqKeyTag	tag;
+	uint32		hash;
+	JqKey	   *k;
+	uint32		chain = JQ_NIL;
+
+	if (len == 0)
+		return JQ_NIL;
+	make_tag(&tag, db, key, len);
+	hash = tag_hash_text(&tag, 0);
+	LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
+	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
+	if (k != NULL && k->procno < 0)
+	{
+		uint32	   *link = &k->first;
+
+		k->last = JQ_NIL;
+		while (*link != JQ_NIL)
+		{
+			uint32		ix = *link;
+
+			if (JQ_ENTRY(ix)->lane == lane)
+			{
+				*link = JQ_ENTRY(ix)->next[0];
+				JQ_ENTRY(ix)->next[0] = chain;
+				chain = ix;
+				k->nwaiting--;
+			}
+			else
+			{
+				k->last = ix;
+				link = &JQ_ENTRY(ix)->next[0];
+			}
+		}
+		if (k->first == JQ_NIL)
+			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE,
+										NULL);
+	}
+	LWLockRelease(partition_lock(hash));
+	return chain;
+}
+
+/* ----------------------------------------------------------------- views */
+
+static void
+lock_all(void)
+{
+	int			i;
+
+	for (i = 0; i < JQ_KEY_PARTITIONS; i++)
+		LWLockAcquire(jq_key_lock(i), LW_SHARED);
+}
+
+static void
+unlock_all(void)
+{
+	int			i;
+
+	for (i = JQ_KEY_PARTITIONS - 1; i >= 0; i--)
+		LWLockRelease(jq_key_lock(i));
+}
+
+JqKeyInfo *
+jq_keylock_list(Oid db, int *n)
+{
+	JqKeyInfo  *list = palloc_extended(max_keys() * sizeof(JqKeyInfo),
+									   MCXT_ALLOC_HUGE);
+	HASH_SEQ_STATUS seq;
+	JqKey	   *k;
+
+	*n = 0;
+	lock_all();
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+	{
+		if (k->tag.db != db || *n >= max_keys())
+			continue;
+		memcpy(list[*n].key, k->tag.text, sizeof(list[*n].key));
+		list[*n].pid = k->procno >= 0 ? k->pid : 0;
+		list[*n].job = k->job;
+		list[*n].since = k->since;
+		list[*n].waiting = k->nwaiting;
+		(*n)++;
+	}
+	unlock_all();
+	return list;
+}
+
+int64 *
+jq_keylock_parked(Oid db, int *n)
+{
+	int64	   *ids = palloc_extended(mul_size(jq_shared->nentries,
+											   sizeof(int64)),
+									  MCXT_ALLOC_HUGE);
+	HASH_SEQ_STATUS seq;
+	JqKey	   *k;
+
+	*n = 0;
+	lock_all();
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+	{
+		uint32		ix;
+
+		if (k->tag.db != db && k->tag.db != JQ_SUSPECT_DB)
+			continue;
+		for (ix = k->first; ix != JQ_NIL && *n < jq_shared->nentries;
+			 ix = JQ_ENTRY(ix)->next[0])
+			if (jq_lanes[JQ_ENTRY(ix)->lane].db == db)
+				ids[(*n)++] = JQ_ENTRY(ix)->id;
+	}
+	unlock_all();
+	return ids;
+}

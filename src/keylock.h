@@ -1,0 +1,70 @@
+/*
+ * keylock.h
+ *		Keys: at most one holder each, per database, by full text.
+ *
+ * A key is held by a process, for a job.  A job that meets a held key is parked
+ * on it and holds nothing; when the key becomes free its first waiter (of each
+ * lane) goes back into its lane, and the key stays free until a job takes it.
+ */
+#ifndef JQ_KEYLOCK_H
+#define JQ_KEYLOCK_H
+
+#include "pool.h"
+
+/* the key under which jobs that may have crashed the server take turns */
+#define JQ_SUSPECT_DB InvalidOid
+#define JQ_SUSPECT_KEY "suspect"
+
+typedef struct JqKeyInfo
+{
+	char		key[JQ_KEY_MAX + 1];
+	int			pid;			/* 0 = free, but waited for */
+	int64		job;
+	TimestampTz since;
+	int64		waiting;
+} JqKeyInfo;
+
+typedef enum JqKeyResult
+{
+	JQ_KEY_TAKEN,
+	JQ_KEY_BUSY,				/* or parked, where an entry was given */
+	JQ_KEY_FULL					/* no place in the key table */
+} JqKeyResult;
+
+extern Size jq_keylock_size(void);
+extern void jq_keylock_init(void);
+
+/* make room to remember one more key; allocates, so call it without locks */
+extern void jq_keylock_prepare(void);
+
+/*
+ * Take the key for this process and the job.  If it is held, and entry is not
+ * JQ_NIL, park the entry on it in the same section.  An entry's lane lock is
+ * held by the caller.
+ */
+extern JqKeyResult jq_keylock_take(Oid db, const char *key, int len, int64 job,
+								   uint32 entry);
+
+/*
+ * Give back a key of this process: unpark the first waiter of each lane.  Takes
+ * lane locks: the caller holds none.  Does nothing if the key is not ours.
+ */
+extern void jq_keylock_release(Oid db, const char *key, int len);
+
+/* all keys of this process; for its exit hook */
+extern void jq_keylock_release_all(void);
+
+/* does this process hold the key? */
+extern bool jq_keylock_mine(Oid db, const char *key, int len);
+
+/*
+ * Lane lock of the entry held: waiters of its key in that lane leave the key;
+ * returned as a chain by next[0].
+ */
+extern uint32 jq_keylock_forget_waiters(uint32 entry);
+
+/* all keys of a database, and the ids parked on them; palloc'd */
+extern JqKeyInfo *jq_keylock_list(Oid db, int *n);
+extern int64 *jq_keylock_parked(Oid db, int *n);
+
+#endif /* JQ_KEYLOCK_H */

@@ -1,0 +1,648 @@
+/*
+ * lane.c
+ *		The order of a lane, and what it knows of the table.
+ *
+ * Entries stand in a skip list by (priority, id).  New ids are mostly the
+ * largest, so the tail of each level is remembered and appending is O(1), as is
+ * taking the first.
+ *
+ * Knowledge.  "frontier" means: every ready row of the lane that is smaller is
+ * in memory: in the list, parked on a key, claimed, or in the hands of a
+ * process that will publish it.  JQ_POS_NOTHING: nothing is known.  JQ_POS_ALL:
+ * everything.  From this follows
+ *
+ *	accept	a key smaller than the frontier must be accepted, or the frontier
+ *			lowered to it (never raised: min).  No room: the largest entry goes
+ *			and the frontier is lowered to it.
+ *	refill	begin: filling = true, cut = ALL; from now on all keys are accepted,
+ *			each one refused or evicted lowers cut.  Only then the snapshot.
+ *			add: rows in order, those below cut; the frontier follows.
+ *			end: frontier = min(what was read, cut); what was accepted beyond it
+ *			is given up, since rows before it may be unknown.
+ *	take	only entries before the frontier are given out, so that nothing
+ *			overtakes rows that a refill has not brought yet.
+ */
+#include "postgres.h"
+
+#include "claim.h"
+#include "database.h"
+#include "keylock.h"
+#include "lane.h"
+#include "slot.h"
+#include "storage/latch.h"
+
+#define PUSH_CHUNK 256		/* entries pushed in one hold of the lock */
+#define LANE_RESERVE 16		/* entries a lane may have when memory is short */
+#define REFILL_MAX 20000	/* rows read by one refill */
+
+/* ------------------------------------------------------------- skip list */
+
+#ifdef USE_ASSERT_CHECKING
+static void
+lane_check(JqLane *l)
+{
+	uint32		ix;
+	uint32		n = 0;
+	uint32		last = JQ_NIL;
+
+	for (ix = l->head[0]; ix != JQ_NIL && n < 100; ix = JQ_ENTRY(ix)->next[0])
+	{
+		if (last != JQ_NIL)
+			Assert(jq_pos_cmp(JQ_ENTRY_POS(last), JQ_ENTRY_POS(ix)) < 0);
+		Assert(l->filling || jq_pos_cmp(JQ_ENTRY_POS(ix), l->frontier) < 0);
+		last = ix;
+		n++;
+	}
+	Assert(ix != JQ_NIL || n == l->nready);
+	Assert((l->nready == 0) == (l->head[0] == JQ_NIL));
+	Assert((l->head[0] == JQ_NIL) == (l->tail[0] == JQ_NIL));
+}
+#else
+#define lane_check(l) ((void) 0)
+#endif
+
+/*
+ * The last entry of each level that stands before pos (JQ_NIL: the head).
+ * Returns the entry at pos, if any.
+ */
+static uint32
+lane_search(JqLane *l, JqPos pos, uint32 *before)
+{
+	int			lev;
+	uint32		at = JQ_NIL;
+	uint32		next = JQ_NIL;
+
+	for (lev = JQ_LEVELS - 1; lev >= 0; lev--)
+	{
+		next = at == JQ_NIL ? l->head[lev] : JQ_ENTRY(at)->next[lev];
+		while (next != JQ_NIL && jq_pos_cmp(JQ_ENTRY_POS(next), pos) < 0)
+		{
+			at = next;
+			next = JQ_ENTRY(at)->next[lev];
+		}
+		before[lev] = at;
+	}
+	if (next != JQ_NIL && jq_pos_cmp(JQ_ENTRY_POS(next), pos) == 0)
+		return next;
+	return JQ_NIL;
+}
+
+/* false: an entry of that place is there already */
+static bool
+lane_insert(JqLane *l, uint32 ix)
+{
+	JqEntry    *e = JQ_ENTRY(ix);
+	JqPos		pos = JQ_ENTRY_POS(ix);
+	uint32		before[JQ_LEVELS];
+	int			lev;
+
+	if (l->tail[0] == JQ_NIL ||
+		jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) < 0)
+		memcpy(before, l->tail, sizeof(before));
+	else if (lane_search(l, pos, before) != JQ_NIL)
+		return false;
+	for (lev = 0; lev < e->level; lev++)
+	{
+		uint32	   *link = before[lev] == JQ_NIL ? &l->head[lev] : &JQ_ENTRY(before[lev])->next[lev];
+
+		e->next[lev] = *link;
+		*link = ix;
+		if (e->next[lev] == JQ_NIL)
+			l->tail[lev] = ix;
+	}
+	l->nready++;
+	return true;
+}
+
+static void
+lane_unlink(JqLane *l, uint32 ix)
+{
+	JqEntry    *e = JQ_ENTRY(ix);
+	uint32		before[JQ_LEVELS];
+	int			lev;
+
+	if (l->head[0] == ix)
+		memset(before, 0xff, sizeof(before)); /* JQ_NIL: first everywhere */
+	else
+		lane_search(l, JQ_ENTRY_POS(ix), before);
+	for (lev = 0; lev < e->level; lev++)
+	{
+		uint32	   *link = before[lev] == JQ_NIL ? &l->head[lev] : &JQ_ENTRY(before[lev])->next[lev];
+
+		*link = e->next[lev];
+		if (l->tail[lev] == ix)
+			l->tail[lev] = before[lev];
+	}
+	l->nready--;
+}
+
+/* ------------------------------------------------------------- knowledge */
+
+/* rows from pos on are no longer known */
+static void
+lane_lower(JqLane *l, JqPos pos)
+{
+	if (jq_pos_is_all(l->frontier))
+		l->low_water = l->nready / 2;
+	l->frontier = jq_pos_min(l->frontier, pos);
+	l->cut = jq_pos_min(l->cut, pos);
+}
+
+/*
+ * Give up the largest entry.  If waiters of its key counted on it they are
+ * given up with it, else nobody would wake them; they are in the table too.
+ */
+static void
+lane_evict_last(JqLane *l)
+{
+	uint32		ix = l->tail[0];
+	JqPos		pos = JQ_ENTRY_POS(ix);
+	uint8		flags = JQ_ENTRY(ix)->flags;
+
+	lane_unlink(l, ix);
+	if (flags & JQ_E_UNPARKED)
+	{
+		uint32		waiter = jq_keylock_forget_waiters(ix);
+
+		while (waiter != JQ_NIL)
+		{
+			uint32		next = JQ_ENTRY(waiter)->next[0];
+
+			pos = jq_pos_min(pos, JQ_ENTRY_POS(waiter));
+			flags |= JQ_ENTRY(waiter)->flags;
+			l->nparked--;
+			l->spilled++;
+			jq_entry_free(waiter);
+			waiter = next;
+		}
+	}
+	jq_entry_free(ix);
+	l->spilled++;
+	lane_lower(l, pos);
+
+	/* lowered below entries that stay? then they may not run before it */
+	while (!l->filling && l->tail[0] != JQ_NIL &&
+		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
+		lane_evict_last(l);
+	if (flags & JQ_E_DUE)
+		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
+}
+
+void
+jq_lane_clear(int lane, JqPos frontier)
+{
+	JqLane	   *l = &jq_lanes[lane];
+
+	while (l->nready > 0)
+		lane_evict_last(l);
+	l->frontier = frontier;
+	l->cut = frontier;
+	l->want_refill = !jq_pos_is_all(frontier);
+	l->spilled_counted = false;
+	lane_check(l);
+}
+
+bool
+jq_lane_wants_refill(JqLane *l)
+{
+	if (jq_pos_is_all(l->frontier) || l->filling || l->starved)
+		return false;
+	return l->want_refill || l->nready <= l->low_water;
+}
+
+/*
+ * Accept one item, lane lock held.  Returns whether it is in memory now.
+ */
+static bool
+lane_offer(JqLane *l, int lane, const JqItem *item)
+{
+	JqPos		pos = jq_pos_make(item->priority, item->id);
+	uint32		ix;
+
+	if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0)
+	{
+		l->spilled++;
+		lane_lower(l, pos);
+		return false;
+	}
+	for (;;)
+	{
+		ix = jq_entry_new(item, lane);
+		if (ix != JQ_NIL)
+			break;
+		/* no room: the largest gives way, perhaps this one */
+		if (l->tail[0] == JQ_NIL ||
+			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) <= 0)
+		{
+			l->spilled++;
+			lane_lower(l, pos);
+			return false;
+		}
+		lane_evict_last(l);
+		if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0)
+		{
+			l->spilled++;
+			return false;
+		}
+	}
+	if (!lane_insert(l, ix))
+		jq_entry_free(ix);
+	return true;
+}
+
+/*
+ * Lock the lane of that name, creating it if need be; -1: there is no place.
+ */
+static int
+lane_lock_by_name(Oid db, Oid role, const char *queue, bool create)
+{
+	for (;;)
+	{
+		int			lane = jq_dir_lane(db, role, queue, create);
+
+		if (lane < 0)
+			return -1;
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		if (jq_lane_is(&jq_lanes[lane], db, role, queue))
+			return lane;
+		LWLockRelease(jq_lane_lock(lane));
+		jq_dir_forget();
+	}
+}
+
+/* no place for the lane: the scheduler will find its rows */
+static void
+lane_overflow(Oid db, bool due)
+{
+	int			dbix = jq_dir_db(db, true);
+
+	if (dbix >= 0)
+		jq_db_request(dbix, JQ_REQ_DISCOVER | (due ? JQ_REQ_DUE : 0));
+}
+
+/* refused: one flag an item, or NULL */
+static int
+publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
+		bool *refused)
+{
+	int			done = 0;
+	int			accepted = 0;
+
+	while (done < n)
+	{
+		int			end = Min(done + PUSH_CHUNK, n);
+		int			lane = lane_lock_by_name(db, role, queue, true);
+		int			got = 0;
+		bool		refill;
+		bool		due = false;
+		JqLane	   *l;
+		int			group;
+		int			dbix;
+
+		if (lane < 0)
+		{
+			lane_overflow(db, true);
+			for (; refused != NULL && done < n; done++)
+				refused[done] = true;
+			return accepted;
+		}
+		l = &jq_lanes[lane];
+		for (; done < end; done++)
+		{
+			if (lane_offer(l, lane, &items[done]))
+				got++;
+			else if (refused != NULL)
+				refused[done] = true;
+			else if (items[done].flags & JQ_E_DUE)
+				due = true;
+		}
+		lane_check(l);
+		refill = jq_lane_wants_refill(l);
+		if (refill)
+			l->want_refill = true;
+		group = l->group;
+		dbix = l->dbix;
+		LWLockRelease(jq_lane_lock(lane));
+		accepted += got;
+		if (refill || due)
+			jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
+							  (due ? JQ_REQ_DUE : 0));
+		if (got > 0)
+			jq_group_wake(group, got);
+	}
+	return accepted;
+}
+
+int
+jq_lane_publish(Oid db, Oid role, const char *queue, const JqItem *items,
+				int n)
+{
+	return publish(db, role, queue, items, n, NULL);
+}
+
+int
+jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n)
+{
+	bool	   *refused = palloc0(n * sizeof(bool));
+	int			accepted = publish(db, role, queue, items, n, refused);
+	int			i;
+
+	for (i = 0; i < n; i++)
+		if (refused[i])
+			items[i].flags |= JQ_E_REFUSED;
+	pfree(refused);
+	return accepted;
+}
+
+void
+jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 nrows)
+{
+	int			lane = lane_lock_by_name(db, role, queue, true);
+	JqLane	   *l;
+	int			dbix;
+
+	if (lane < 0)
+	{
+		lane_overflow(db, true);
+		return;
+	}
+	l = &jq_lanes[lane];
+	l->spilled += nrows;
+	lane_lower(l, pos);
+	while (!l->filling && l->tail[0] != JQ_NIL &&
+		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
+		lane_evict_last(l);
+	l->want_refill = true;
+	l->starved = false;
+	lane_check(l);
+	dbix = l->dbix;
+	LWLockRelease(jq_lane_lock(lane));
+	jq_db_request(dbix, JQ_REQ_REFILL);
+}
+
+void
+jq_lane_return(uint32 entry)
+{
+	int			lane = JQ_ENTRY(entry)->lane;
+	JqLane	   *l = &jq_lanes[lane];
+	int			group;
+	int			dbix;
+	bool		refill;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	Assert(OidIsValid(l->db));
+	l->nparked--;
+	if (!l->filling && jq_pos_cmp(JQ_ENTRY_POS(entry), l->frontier) >= 0)
+	{
+		/* the frontier was lowered meanwhile: refill will bring it again */
+		uint32		waiter = jq_keylock_forget_waiters(entry);
+
+		l->spilled++;
+		if (JQ_ENTRY(entry)->flags & JQ_E_DUE)
+			jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
+		jq_entry_free(entry);
+		while (waiter != JQ_NIL)
+		{
+			uint32		next = JQ_ENTRY(waiter)->next[0];
+
+			lane_lower(l, JQ_ENTRY_POS(waiter));
+			if (JQ_ENTRY(waiter)->flags & JQ_E_DUE)
+				jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
+			l->nparked--;
+			l->spilled++;
+			jq_entry_free(waiter);
+			waiter = next;
+		}
+		while (!l->filling && l->tail[0] != JQ_NIL &&
+			   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
+			lane_evict_last(l);
+		l->want_refill = true;
+	}
+	else if (!lane_insert(l, entry))
+		jq_entry_free(entry);
+	lane_check(l);
+	group = l->group;
+	dbix = l->dbix;
+	refill = jq_lane_wants_refill(l);
+	LWLockRelease(jq_lane_lock(lane));
+	if (refill)
+		jq_db_request(dbix, JQ_REQ_REFILL);
+	jq_group_wake(group, 1);
+}
+
+bool
+jq_lane_has_first(int lane)
+{
+	JqLane	   *l = &jq_lanes[lane];
+	bool		has;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	has = l->head[0] != JQ_NIL &&
+		jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0;
+	LWLockRelease(jq_lane_lock(lane));
+	return has;
+}
+
+uint32
+jq_lane_take_first(JqLane *l)
+{
+	uint32		ix = l->head[0];
+
+	if (ix == JQ_NIL || jq_pos_cmp(JQ_ENTRY_POS(ix), l->frontier) >= 0)
+		return JQ_NIL;
+	lane_unlink(l, ix);
+	return ix;
+}
+
+/* taken, but it cannot run now: back to its place; lane lock held */
+void
+jq_lane_untake(JqLane *l, uint32 ix)
+{
+	if (!lane_insert(l, ix))
+		jq_entry_free(ix);
+}
+
+/* ---------------------------------------------------------------- refill */
+
+/* lanes that have more than their share give back entries from their end */
+static void
+make_room(int lane, int want)
+{
+	int			share;
+	int			active = 1;
+	int			i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (i != lane && jq_lanes[i].nready > 0)
+			active++;
+	share = Max(jq_shared->nentries / active, LANE_RESERVE);
+	for (i = 0; i < jq_shared->nlanes && want > 0; i++)
+	{
+		JqLane	   *l = &jq_lanes[i];
+
+		if (i == lane || l->nready <= (uint32) share)
+			continue;
+		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+		while (want > 0 && l->nready > (uint32) share)
+		{
+			lane_evict_last(l);
+			want--;
+		}
+		lane_check(l);
+		LWLockRelease(jq_lane_lock(i));
+	}
+}
+
+/*
+ * Open a refill: from where to read and how many rows at the most.  false:
+ * nothing to do, or no room.
+ */
+bool
+jq_lane_refill_begin(int lane, JqPos *from, int *room)
+{
+	JqLane	   *l = &jq_lanes[lane];
+	int			want = Min(REFILL_MAX, Max(jq_shared->nentries / 4, LANE_RESERVE));
+	int			nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
+	bool		ok = false;
+
+	if (nfree < want)
+	{
+		make_room(lane, want - nfree);
+		nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
+	}
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	if (OidIsValid(l->db) && !l->filling && !jq_pos_is_all(l->frontier) &&
+		jq_lane_wants_refill(l))
+	{
+		l->want_refill = false; /* requests from now on are for the next one */
+		if (nfree <= 0)
+		{
+			/* whoever frees an entry asks again */
+			l->starved = true;
+			pg_atomic_write_u32(&jq_shared->starved, 1);
+			if (pg_atomic_read_u32(&jq_shared->pool_nfree) > 0)
+			{
+				l->starved = false;
+				nfree = 1;
+			}
+		}
+		if (nfree > 0)
+		{
+			l->filling = true;
+			l->cut = JQ_POS_ALL;
+			*from = l->frontier;
+			*room = Min(want, nfree);
+			ok = true;
+		}
+	}
+	LWLockRelease(jq_lane_lock(lane));
+	return ok;
+}
+
+/*
+ * Rows read by the refill, in order, following what was added before.
+ */
+void
+jq_lane_refill_add(int lane, const JqItem *items, int n)
+{
+	JqLane	   *l = &jq_lanes[lane];
+	int			done = 0;
+
+	while (done < n)
+	{
+		int			end = Min(done + PUSH_CHUNK, n);
+		int			got = 0;
+		int			group;
+
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		for (; done < end; done++)
+		{
+			JqPos		pos = jq_pos_make(items[done].priority,
+										  items[done].id);
+
+			if (jq_pos_cmp(pos, l->cut) >= 0)
+			{
+				done = n;
+				break;
+			}
+			if (jq_claim_is_out(l->db, items[done].id))
+				;
+			else if (lane_offer(l, lane, &items[done]))
+			{
+				got++;
+				if (l->spilled > 0)
+					l->spilled--;
+			}
+			else
+				l->spilled--; /* offered and refused: counted twice */
+			/* known up to here, unless this very row found no room */
+			pos.id++;
+			pos = jq_pos_min(pos, l->cut);
+			if (jq_pos_cmp(l->frontier, pos) < 0)
+				l->frontier = pos;
+		}
+		lane_check(l);
+		group = l->group;
+		LWLockRelease(jq_lane_lock(lane));
+		if (got > 0)
+			jq_group_wake(group, got);
+	}
+}
+
+/*
+ * All rows before upto have been read (JQ_POS_ALL: the end of the index).
+ */
+void
+jq_lane_refill_end(int lane, JqPos upto)
+{
+	JqLane	   *l = &jq_lanes[lane];
+	int			group;
+	int			dbix;
+	bool		refill;
+	uint32		n;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	l->frontier = jq_pos_min(upto, l->cut);
+	l->filling = false;
+	while (l->tail[0] != JQ_NIL &&
+		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
+		lane_evict_last(l);
+	if (jq_pos_is_all(l->frontier))
+	{
+		l->spilled = 0;
+		l->spilled_counted = true;
+	}
+	l->low_water = l->nready / 2;
+	lane_check(l);
+	group = l->group;
+	dbix = l->dbix;
+	n = l->nready;
+	refill = jq_lane_wants_refill(l);
+	LWLockRelease(jq_lane_lock(lane));
+	if (refill)
+		jq_db_request(dbix, JQ_REQ_REFILL);
+	if (n > 0)
+		jq_group_wake(group, n);
+}
+
+/* the scheduler died in a refill: what was accepted meanwhile is given up */
+void
+jq_lane_refill_abandon(int lane)
+{
+	JqLane	   *l = &jq_lanes[lane];
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	if (l->filling)
+	{
+		l->frontier = jq_pos_min(l->frontier, l->cut);
+		l->filling = false;
+		while (l->tail[0] != JQ_NIL &&
+			   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
+			lane_evict_last(l);
+	}
+	if (!jq_pos_is_all(l->frontier))
+		l->want_refill = true;
+	l->starved = false;
+	lane_check(l);
+	LWLockRelease(jq_lane_lock(lane));
+}

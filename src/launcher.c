@@ -1,0 +1,663 @@
+/*
+ * launcher.c
+ *		The launcher: one per server, starts schedulers and workers.
+ *
+ * Connected to the shared catalogs only, so that it is in no database's way.  It
+ * sleeps on its latch until a publisher finds no idle worker, a request or a due
+ * moment waits for a scheduler, or a process of ours ends.
+ *
+ * Slots are given to the group that wants one and was served least recently, up
+ * to max_workers_per_role for a role.  When all are taken, the worker of another
+ * group that has been idle longest is asked to leave.
+ *
+ * A process that was registered is watched until it has attached.  If it ends
+ * before, its slot (or scheduler state) is taken back and the next try waits,
+ * longer each time.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "compat.h"
+#include "database.h"
+#include "directory.h"
+#include "guc.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "slot.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "worker.h"
+
+#define SLEEP_MAX_MS 60000		/* so that a step of the clock is noticed */
+#define MAX_STARTS 64
+#define STUCK_MS 15000			/* past its deadline: written off */
+#define MAX_SCHEDULERS 4
+
+StaticAssertDecl(sizeof(JqWorkerArgs) <= BGW_EXTRALEN,
+				 "worker arguments do not fit");
+
+typedef struct Start
+{
+	BackgroundWorkerHandle *handle; /* NULL = unused */
+	bool		scheduler;
+	int			index;			/* slot or database */
+	int			group;
+	uint64		generation;
+} Start;
+
+static Start starts[MAX_STARTS];
+static TimestampTz wake_at;
+static Oid	nobody;
+
+static void
+wake_by(TimestampTz when)
+{
+	wake_at = Min(wake_at, when);
+}
+
+static void
+launcher_exit(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	LWLockReleaseAll();
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	if (jq_shared->launcher_pid == MyProcPid)
+	{
+		jq_shared->launcher_pid = 0;
+		jq_shared->launcher_procno = -1;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+/* --------------------------------------------------------------- starting */
+
+static Start *
+new_start(void)
+{
+	int			i;
+
+	for (i = 0; i < MAX_STARTS; i++)
+		if (starts[i].handle == NULL)
+			return &starts[i];
+	return NULL;
+}
+
+static void
+warn_no_slot(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	wake_by(TimestampTzPlusMilliseconds(now, 1000));
+	if (now - jq_shared->slots_full_warned < 5 * USECS_PER_MINUTE)
+		return;
+	jq_shared->slots_full_warned = now;
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("no background worker slot is left for jobqueue"),
+			 errhint("Increase max_worker_processes (now %d); jobqueue needs %d for itself with jobqueue.max_workers = %d.",
+					 max_worker_processes,
+					 jobqueue_max_workers + 1 + MAX_SCHEDULERS,
+					 jobqueue_max_workers)));
+}
+
+static bool
+start_process(Start *s, const char *function, const char *type,
+			  const char *name, Datum arg, const JqWorkerArgs *extra)
+{
+	BackgroundWorker w;
+	MemoryContext old;
+	bool		ok;
+
+	memset(&w, 0, sizeof(w));
+	w.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	w.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	w.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(w.bgw_library_name, "jobqueue", sizeof(w.bgw_library_name));
+	strlcpy(w.bgw_function_name, function, sizeof(w.bgw_function_name));
+	strlcpy(w.bgw_type, type, sizeof(w.bgw_type));
+	strlcpy(w.bgw_name, name, sizeof(w.bgw_name));
+	w.bgw_main_arg = arg;
+	if (extra)
+		memcpy(w.bgw_extra, extra, sizeof(*extra));
+	w.bgw_notify_pid = MyProcPid;
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	ok = RegisterDynamicBackgroundWorker(&w, &s->handle);
+	MemoryContextSwitchTo(old);
+	if (!ok)
+		s->handle = NULL;
+	return ok;
+}
+
+static void
+forget_start(Start *s)
+{
+	pfree(s->handle);
+	s->handle = NULL;
+}
+
+/* did the processes that were registered come up? */
+static void
+check_starts(void)
+{
+	int			i;
+
+	for (i = 0; i < MAX_STARTS; i++)
+	{
+		Start	   *s = &starts[i];
+		pid_t		pid;
+		BgwHandleStatus status;
+
+		if (s->handle == NULL)
+			continue;
+		status = GetBackgroundWorkerPid(s->handle, &pid);
+		if (status == BGWH_NOT_YET_STARTED)
+			continue;
+		if (status == BGWH_STARTED)
+		{
+			bool		up;
+
+			if (s->scheduler)
+				up = *(volatile JqSchedState *) &jq_dbs[s->index].sched_state != JQ_SCHED_STARTING;
+			else
+				up = *(volatile JqSlotState *) &jq_slots[s->index].state != JQ_SLOT_STARTING ||
+					*(volatile uint64 *) &jq_slots[s->index].generation != s->generation;
+			if (!up)
+				continue;		/* connecting */
+			forget_start(s);
+			continue;
+		}
+		/* it has ended: perhaps without ever attaching */
+		if (s->scheduler)
+		{
+			JqDb	   *d = &jq_dbs[s->index];
+
+			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+			if (d->sched_state == JQ_SCHED_STARTING)
+			{
+				d->sched_state = JQ_SCHED_NONE;
+				d->sched_not_before = GetCurrentTimestamp() + USECS_PER_SEC;
+			}
+			LWLockRelease(jq_lock(JQ_LOCK_DB));
+		}
+		else
+		{
+			JqSlot	   *slot = &jq_slots[s->index];
+			JqGroup    *g = &jq_groups[s->group];
+			bool		failed;
+
+			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+			failed = s->generation > 0 && slot->generation == s->generation &&
+				slot->state == JQ_SLOT_STARTING;
+			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+			jq_slot_unreserve(s->index, s->generation);
+			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+			if (failed || g->nfailed > 0)
+			{
+				int			wait = 1000 << Min(g->nfailed, 6);
+
+				if (failed)
+					g->nfailed++;
+				g->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait);
+				g->wanted = true;
+			}
+			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		}
+		forget_start(s);
+	}
+}
+
+/* ------------------------------------------------------------- schedulers */
+
+static void
+scan_databases(void)
+{
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tup;
+	bool		full = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tup = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database db = (Form_pg_database) GETSTRUCT(tup);
+
+		if (!db->datallowconn || db->datistemplate)
+			continue;
+		if (jq_dir_db(db->oid, true) < 0)
+			full = true;
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	if (full)
+		ereport(WARNING,
+				(errmsg("there are more databases than jobqueue can look after"),
+				 errhint("Increase jobqueue.max_databases.")));
+}
+
+static bool
+database_exists(Oid db)
+{
+	HeapTuple	tup;
+	bool		ok = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	if (HeapTupleIsValid(tup))
+	{
+		ok = ((Form_pg_database) GETSTRUCT(tup))->datallowconn;
+		ReleaseSysCache(tup);
+	}
+	CommitTransactionCommand();
+	return ok;
+}
+
+static void
+start_schedulers(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			running = 0;
+	int			i;
+
+	for (i = 0; i < jq_shared->ndbs; i++)
+		if (*(volatile JqSchedState *) &jq_dbs[i].sched_state != JQ_SCHED_NONE)
+			running++;
+	for (i = 0; i < jq_shared->ndbs; i++)
+	{
+		JqDb	   *d = &jq_dbs[i];
+		bool		want = false;
+		Start	   *s;
+		Oid			db = InvalidOid;
+
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+		if (OidIsValid(d->oid) && !d->absent && !d->leave &&
+			d->sched_state == JQ_SCHED_NONE)
+		{
+			TimestampTz when = DT_NOEND;
+
+			if (d->requests != 0)
+				when = now;
+			else if (d->next_due != DT_NOEND)
+				when = TimestampTzPlusMilliseconds(d->next_due, -JQ_SCHED_LEAD_MS);
+			when = Max(when, d->sched_not_before);
+			want = when <= now;
+			if (!want)
+				wake_by(when);
+			db = d->oid;
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+		if (!want)
+			continue;
+		if (running >= MAX_SCHEDULERS)
+		{
+			/* one that leaves wakes us */
+			continue;
+		}
+		s = new_start();
+		if (s == NULL)
+			return;
+		if (!database_exists(db))
+		{
+			jq_dir_purge_db(db);
+			jq_db_set_absent(i, true);
+			continue;
+		}
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		d->sched_state = JQ_SCHED_STARTING;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+		s->scheduler = true;
+		s->index = i;
+		if (start_process(s, "jq_scheduler_main", "jobqueue scheduler",
+						  psprintf("jobqueue scheduler for database %u", db),
+						  Int32GetDatum(i), NULL))
+			running++;
+		else
+		{
+			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+			d->sched_state = JQ_SCHED_NONE;
+			LWLockRelease(jq_lock(JQ_LOCK_DB));
+			warn_no_slot();
+			return;
+		}
+	}
+}
+
+/* ---------------------------------------------------------------- workers */
+
+/* lane ready counts are hints; a worker that finds nothing goes idle */
+static bool
+group_has_work(int group)
+{
+	int			lanes[256];
+	int			n = jq_dir_lanes_of_group(group, lanes, lengthof(lanes));
+	int			i;
+
+	for (i = 0; i < n; i++)
+		if (*(volatile uint32 *) &jq_lanes[lanes[i]].nready > 0)
+			return true;
+	return n == (int) lengthof(lanes);
+}
+
+typedef enum RoleState
+{
+	ROLE_LOGIN,
+	ROLE_NOLOGIN,
+	ROLE_NO_CONNECT,
+	ROLE_GONE
+} RoleState;
+
+static RoleState
+role_state(Oid db, Oid role)
+{
+	HeapTuple	tup;
+	RoleState	state = ROLE_GONE;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	if (HeapTupleIsValid(tup))
+	{
+		state = ((Form_pg_authid) GETSTRUCT(tup))->rolcanlogin ? ROLE_LOGIN : ROLE_NOLOGIN;
+		ReleaseSysCache(tup);
+		if (jq_database_aclcheck(db, role, ACL_CONNECT) != ACLCHECK_OK)
+			state = ROLE_NO_CONNECT;
+	}
+#ifdef JQ_NEEDS_NOBODY
+	if (state == ROLE_NOLOGIN)
+	{
+		tup = SearchSysCache1(AUTHNAME, CStringGetDatum("jobqueue_nobody"));
+		nobody = InvalidOid;
+		if (HeapTupleIsValid(tup))
+		{
+			Form_pg_authid r = (Form_pg_authid) GETSTRUCT(tup);
+
+			if (r->rolcanlogin && !r->rolsuper)
+				nobody = r->oid;
+			ReleaseSysCache(tup);
+		}
+	}
+#endif
+	CommitTransactionCommand();
+	return state;
+}
+
+static int
+workers_of_role(Oid role)
+{
+	int			n = 0;
+	int			i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (jq_groups[i].role == role && OidIsValid(jq_groups[i].db))
+			n += jq_groups[i].nworkers;
+	return n;
+}
+
+/* start one worker for the group; false: not now */
+static bool
+start_worker(int group)
+{
+	JqGroup    *g = &jq_groups[group];
+	JqWorkerArgs args;
+	RoleState	state = role_state(g->db, g->role);
+	Start	   *s;
+	TimestampTz now = GetCurrentTimestamp();
+
+	memset(&args, 0, sizeof(args));
+	if (state == ROLE_GONE || state == ROLE_NO_CONNECT)
+	{
+		jq_db_request(g->dbix, JQ_REQ_GROUP);
+		g->not_before = TimestampTzPlusMilliseconds(now, 5000);
+		wake_by(g->not_before);
+		return false;
+	}
+	if (state == ROLE_NOLOGIN && !OidIsValid(nobody) &&
+		BGWORKER_BYPASS_ROLELOGINCHECK == 0)
+	{
+		ereport(WARNING,
+				(errmsg("jobs of role with OID %u cannot run", g->role),
+				 errdetail("The role cannot log in, and role \"jobqueue_nobody\", as which its workers connect, does not exist or has been changed."),
+				 errhint("Run CREATE ROLE jobqueue_nobody LOGIN CONNECTION LIMIT 0.")));
+		g->not_before = TimestampTzPlusMilliseconds(now, 60000);
+		wake_by(g->not_before);
+		return false;
+	}
+	s = new_start();
+	if (s == NULL)
+		return false;
+	args.db = g->db;
+	args.role = g->role;
+	args.nobody = state == ROLE_NOLOGIN && BGWORKER_BYPASS_ROLELOGINCHECK == 0 ? nobody : InvalidOid;
+	args.group = group;
+	args.slot = jq_slot_reserve(group, &args.generation);
+	if (args.slot < 0)
+	{
+		warn_no_slot();
+		return false;
+	}
+	s->scheduler = false;
+	s->index = args.slot;
+	s->group = group;
+	s->generation = args.generation;
+	if (!start_process(s, "jq_worker_main", "jobqueue worker",
+					   psprintf("jobqueue worker for role %u in database %u",
+								g->role, g->db),
+					   Int32GetDatum(args.slot), &args))
+	{
+		jq_slot_unreserve(args.slot, args.generation);
+		warn_no_slot();
+		return false;
+	}
+	return true;
+}
+
+static void
+start_workers(void)
+{
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		int			best = -1;
+		int			total = 0;
+		int			i;
+
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
+		for (i = 0; i < jq_shared->nslots; i++)
+			if (jq_slots[i].state != JQ_SLOT_FREE && !jq_slots[i].written_off)
+				total++;
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		for (i = 0; i < jq_shared->nlanes; i++)
+		{
+			JqGroup    *g = &jq_groups[i];
+
+			if (!OidIsValid(g->db) || !*(volatile bool *) &g->wanted)
+				continue;
+			if (jq_db_is_quiesced(g->dbix) ||
+				*(volatile bool *) &jq_dbs[g->dbix].leave)
+				continue;
+			if (g->not_before > now)
+			{
+				wake_by(g->not_before);
+				continue;
+			}
+			if (!group_has_work(i))
+			{
+				LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+				g->wanted = false;
+				LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+				if (!group_has_work(i))
+					continue;
+				g->wanted = true;
+			}
+			if (workers_of_role(g->role) >= jq_workers_per_role())
+				continue;		/* one of them will end or go idle */
+			if (best < 0 || g->last_served < jq_groups[best].last_served)
+				best = i;
+		}
+		if (best < 0)
+			return;
+		if (total >= jobqueue_max_workers)
+		{
+			/* the slot is free when that one has left, which wakes us */
+			(void) jq_slot_evict_idle(best);
+			return;
+		}
+		if (!start_worker(best))
+		{
+			if (jq_groups[best].not_before > now)
+				continue;		/* others may do better */
+			return;
+		}
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+		jq_groups[best].wanted = false;
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	}
+}
+
+/* workers whose job does not react to its timeout do not count any more */
+static void
+check_stuck(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		JqSlot	   *s = &jq_slots[i];
+		TimestampTz deadline = *(volatile TimestampTz *) &s->deadline;
+		int64		job = jq_claim_cells[i].id;
+		bool		stuck = false;
+
+		if (s->state != JQ_SLOT_BUSY || s->written_off || job == 0 ||
+			deadline == 0)
+			continue;
+		deadline = TimestampTzPlusMilliseconds(deadline, STUCK_MS);
+		if (deadline > now)
+		{
+			wake_by(deadline);
+			continue;
+		}
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+		if (s->state == JQ_SLOT_BUSY && !s->written_off &&
+			jq_claim_cells[i].id == job)
+		{
+			s->written_off = true;
+			jq_groups[s->group].wanted = true;
+			stuck = true;
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		if (stuck)
+			ereport(WARNING,
+					(errmsg("worker with PID %d does not react to the timeout of job " INT64_FORMAT,
+							s->pid, job),
+					 errdetail("Another worker is started in its place; the job still holds its key."),
+					 errhint("The code it runs does not check for interrupts; ending the process by force restarts the server.")));
+	}
+}
+
+/* ------------------------------------------------------------------- loop */
+
+void
+jq_launcher_main(Datum arg)
+{
+	static uint32 wait_event;
+	MemoryContext context;
+
+	(void) arg;
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	on_shmem_exit(launcher_exit, (Datum) 0);
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	jq_shared->launcher_pid = MyProcPid;
+	jq_shared->launcher_procno = jq_my_procno();
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	BackgroundWorkerInitializeConnectionByOid(InvalidOid, InvalidOid, 0);
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET,
+					PGC_S_OVERRIDE);
+	context = AllocSetContextCreate(TopMemoryContext, "jobqueue launcher",
+									ALLOCSET_DEFAULT_SIZES);
+	if (max_worker_processes < jobqueue_max_workers + 2)
+		ereport(LOG,
+				(errmsg("max_worker_processes = %d leaves fewer than jobqueue.max_workers = %d workers to jobqueue",
+						max_worker_processes, jobqueue_max_workers),
+				 errhint("Set max_worker_processes to at least %d.",
+						 jobqueue_max_workers + 1 + MAX_SCHEDULERS)));
+
+	jq_shared->scan_databases = true;
+	for (;;)
+	{
+		bool		scan;
+		long		timeout;
+
+		CHECK_FOR_INTERRUPTS();
+		jq_reload_config();
+		MemoryContextSwitchTo(context);
+		MemoryContextReset(context);
+		wake_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											  SLEEP_MAX_MS);
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		scan = jq_shared->scan_databases;
+		jq_shared->scan_databases = false;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+
+		PG_TRY();
+		{
+			if (scan)
+				scan_databases();
+			MemoryContextSwitchTo(context);
+			check_starts();
+			if (jobqueue_enabled)
+			{
+				start_schedulers();
+				MemoryContextSwitchTo(context);
+				start_workers();
+			}
+			check_stuck();
+		}
+		PG_CATCH();
+		{
+			HOLD_INTERRUPTS();
+			EmitErrorReport();
+			FlushErrorState();
+			AbortCurrentTransaction();
+			QueryCancelPending = false;
+			RESUME_INTERRUPTS();
+			wake_by(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000));
+		}
+		PG_END_TRY();
+
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												  wake_at);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Max(timeout, 1),
+						 jq_wait_event(&wait_event, "JobqueueLauncherMain"));
+		ResetLatch(MyLatch);
+		QueryCancelPending = false;
+	}
+}

@@ -1,0 +1,127 @@
+/*
+ * pool.h
+ *		The pool of entries: what memory knows of waiting jobs.
+ *
+ * An entry is a hint about a row of jobqueue_job.  It is free, in a lane's
+ * order, or parked on a key; whoever has taken it out of one of these owns it
+ * alone until he puts it into another.  A key of more than JQ_KEY_INLINE bytes
+ * goes on in further elements of the pool.
+ */
+#ifndef JQ_POOL_H
+#define JQ_POOL_H
+
+#include "postgres.h"
+
+#include "shmem.h"
+#include "storage/itemptr.h"
+
+#define JQ_NIL PG_UINT32_MAX
+#define JQ_LEVELS 8
+#define JQ_KEY_INLINE 36
+#define JQ_KEY_MORE 92
+
+/* flags of an entry */
+#define JQ_E_DUE 0x01	/* its row has a run_at, so no refill would find it */
+#define JQ_E_UNPARKED 0x02 /* waiters of its key count on it */
+#define JQ_E_REFUSED 0x04  /* in local memory: the lane did not take it */
+
+typedef struct JqEntry
+{
+	int64		id;
+	int16		priority;
+	ItemPointerData tid;
+	int32		lane;
+	uint32		next[JQ_LEVELS]; /* order of a lane; [0] also other lists */
+	uint8		level;
+	uint8		keylen; /* 0 = no key */
+	uint8		flags;
+	uint8		unused;
+	uint32		more; /* rest of the key */
+	char		key[JQ_KEY_INLINE];
+} JqEntry;
+
+typedef struct JqMore
+{
+	uint32		more;
+	char		text[JQ_KEY_MORE];
+} JqMore;
+
+typedef union JqElement
+{
+	JqEntry		entry;
+	JqMore		more;
+	uint32		next_free;
+} JqElement;
+
+/* the same in local memory */
+typedef struct JqItem
+{
+	int64		id;
+	int16		priority;
+	ItemPointerData tid;
+	uint8		flags;
+	uint8		keylen;
+	const char *key;
+} JqItem;
+
+/* place in the order of a lane: smaller runs first */
+typedef struct JqPos
+{
+	int32		priority;
+	int64		id;
+} JqPos;
+
+#define JQ_POS_NOTHING ((JqPos){PG_INT32_MIN, 0})
+#define JQ_POS_ALL ((JqPos){PG_INT32_MAX, 0})
+
+static inline int
+jq_pos_cmp(JqPos a, JqPos b)
+{
+	if (a.priority != b.priority)
+		return a.priority < b.priority ? -1 : 1;
+	if (a.id != b.id)
+		return a.id < b.id ? -1 : 1;
+	return 0;
+}
+
+static inline JqPos
+jq_pos_min(JqPos a, JqPos b)
+{
+	return jq_pos_cmp(a, b) <= 0 ? a : b;
+}
+
+static inline JqPos
+jq_pos_make(int priority, int64 id)
+{
+	JqPos		p;
+
+	p.priority = priority;
+	p.id = id;
+	return p;
+}
+
+static inline bool
+jq_pos_is_all(JqPos a)
+{
+	return a.priority == PG_INT32_MAX;
+}
+
+extern JqElement *jq_pool;
+
+#define JQ_ENTRY(ix) (&jq_pool[ix].entry)
+#define JQ_ENTRY_POS(ix) \
+	jq_pos_make(JQ_ENTRY(ix)->priority, JQ_ENTRY(ix)->id)
+
+extern Size jq_pool_size(void);
+extern void jq_pool_init(void);
+
+/*
+ * Make an entry of an item; JQ_NIL when the pool is empty.  Takes no lock.
+ */
+extern uint32 jq_entry_new(const JqItem *item, int lane);
+extern void jq_entry_free(uint32 ix);
+
+/* copy the key, NUL-terminated; buf has JQ_KEY_MAX + 1 bytes; returns length */
+extern int	jq_entry_key(uint32 ix, char *buf);
+
+#endif /* JQ_POOL_H */

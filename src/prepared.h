@@ -1,0 +1,40 @@
+/*
+ * prepared.h
+ *		What prepared transactions have enqueued: COMMIT PREPARED, by whatever
+ *		session, publishes it.
+ */
+#ifndef JQ_PREPARED_H
+#define JQ_PREPARED_H
+
+#include "pool.h"
+#include "shmem.h"
+
+#define JQ_PREPARED_LANES 8
+
+typedef struct JqPreparedLane
+{
+	Oid			role;
+	char		queue[JQ_QUEUE_NAME_MAX + 1];
+	JqPos		first;			/* its smallest ready row */
+	int64		nrows;
+} JqPreparedLane;
+
+typedef struct JqPrepared
+{
+	char		gid[256];		/* JQ_LOCK_PREPARED; empty = free */
+	Oid			db;
+	bool		all;			/* more lanes than fit, or unknown */
+	bool		due;			/* rows that wait for their time */
+	int			nlanes;
+	JqPreparedLane lanes[JQ_PREPARED_LANES];
+} JqPrepared;
+
+extern Size jq_prepared_size(void);
+extern void jq_prepared_init(void);
+
+/* at PREPARE; cannot fail: there is a place for each prepared transaction */
+extern void jq_prepared_store(const JqPrepared *p);
+/* at COMMIT or ROLLBACK PREPARED: find and forget */
+extern bool jq_prepared_take(const char *gid, JqPrepared *out);
+
+#endif /* JQ_PREPARED_H */

@@ -1,0 +1,558 @@
+/*
+ * publish.c
+ *		What a transaction has to tell memory at its end.
+ *
+ * A list of rows grows while the transaction runs.  Each subtransaction that
+ * adds to it remembers how long the list was before; its abort cuts the list
+ * there.  The list is bounded: what goes beyond is only counted, with the
+ * smallest place of each lane, and the lane is told to read it from the table.
+ *
+ * When.  The commit sets a flag at XACT_EVENT_COMMIT; the list is pushed in the
+ * resource release phase after locks.  By then other sessions see the rows, the
+ * locks of the transaction are gone and its invalidations have been sent: a
+ * worker can neither find nothing, nor wait for the enqueuer, nor run a function
+ * that this very transaction has replaced.  Nothing in that phase can fail:
+ * everything was allocated before the commit.
+ *
+ * PREPARE TRANSACTION leaves a summary in shared memory under the global id, and
+ * COMMIT PREPARED makes the lanes read the rows from the table.
+ *
+ * Claims held by control functions are given back at the end of the transaction
+ * or of the subtransaction that took them; if that aborted, the row is as it was
+ * and is published again.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "claim.h"
+#include "compat.h"
+#include "database.h"
+#include "guc.h"
+#include "jobtable.h"
+#include "keylock.h"
+#include "lane.h"
+#include "pause.h"
+#include "prepared.h"
+#include "publish.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+/* a lane that the transaction has to do with */
+typedef struct PendingLane
+{
+	Oid			owner;
+	char		queue[JQ_QUEUE_NAME_MAX + 1];
+	bool		unknown;		/* got rows past us */
+	bool		spilled;		/* has rows that are not in the list */
+	JqPos		spill_from;
+	int64		nspilled;
+} PendingLane;
+
+typedef struct Pending
+{
+	JqItem		item;
+	int			lane;			/* index in lanes[] */
+	TimestampTz run_at;			/* DT_NOBEGIN = at once */
+	bool		held;			/* a claim of ours, not a new row */
+} Pending;
+
+typedef struct Level
+{
+	int			nest;			/* nesting level */
+	int			start;			/* length of the list before it */
+	int			nkeys;
+} Level;
+
+typedef struct PendingKey
+{
+	int			len;
+	char		key[JQ_KEY_MAX];
+} PendingKey;
+
+/* all in TopTransactionContext, pointers reset at its end */
+static PendingLane *lanes;
+static int	nlanes,
+			maxlanes,
+			last_lane;
+static Pending *pending;
+static int	npending,
+			maxpending;
+static Level *levels;
+static int	nlevels,
+			maxlevels;
+static PendingKey *keys;
+static int	nkeys,
+			maxkeys;
+static TimestampTz first_spilled_due;
+
+static bool registered;
+static bool committed;			/* push at the next AFTER_LOCKS */
+static char prepare_gid[256];
+static JqItem *push_buf;		/* scratch for the push, allocated before */
+
+static void xact_callback(XactEvent event, void *arg);
+static void subxact_callback(SubXactEvent event, SubTransactionId mine,
+							 SubTransactionId parent, void *arg);
+static void release_callback(ResourceReleasePhase phase, bool isCommit,
+							 bool isTopLevel, void *arg);
+
+void
+jq_publish_init(void)
+{
+	if (registered)
+		return;
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+	RegisterResourceReleaseCallback(release_callback, NULL);
+	registered = true;
+}
+
+static void
+forget_all(void)
+{
+	lanes = NULL;
+	pending = NULL;
+	levels = NULL;
+	keys = NULL;
+	push_buf = NULL;
+	nlanes = maxlanes = 0;
+	npending = maxpending = 0;
+	nlevels = maxlevels = 0;
+	nkeys = maxkeys = 0;
+	first_spilled_due = DT_NOEND;
+	committed = false;
+}
+
+/* room for one more in an array of TopTransactionContext */
+static void *
+grow(void *array, int n, int *max, Size elem, int first)
+{
+	if (n < *max)
+		return array;
+	if (array == NULL)
+	{
+		*max = first;
+		return MemoryContextAlloc(TopTransactionContext, first * elem);
+	}
+	*max *= 2;
+	return repalloc_huge(array, *max * elem);
+}
+
+/* the present subtransaction is about to add something */
+static void
+enter_level(void)
+{
+	int			nest = GetCurrentTransactionNestLevel();
+
+	jq_publish_init();
+	if (nlevels > 0 && levels[nlevels - 1].nest == nest)
+		return;
+	levels = grow(levels, nlevels, &maxlevels, sizeof(Level), 8);
+	levels[nlevels].nest = nest;
+	levels[nlevels].start = npending;
+	levels[nlevels].nkeys = nkeys;
+	nlevels++;
+}
+
+static int
+pending_lane(Oid owner, const char *queue)
+{
+	int			i;
+
+	if (last_lane < nlanes && lanes[last_lane].owner == owner &&
+		strcmp(lanes[last_lane].queue, queue) == 0)
+		return last_lane;
+	for (i = 0; i < nlanes; i++)
+		if (lanes[i].owner == owner && strcmp(lanes[i].queue, queue) == 0)
+			return last_lane = i;
+	lanes = grow(lanes, nlanes, &maxlanes, sizeof(PendingLane), 4);
+	memset(&lanes[nlanes], 0, sizeof(PendingLane));
+	lanes[nlanes].owner = owner;
+	strlcpy(lanes[nlanes].queue, queue, sizeof(lanes[nlanes].queue));
+	return last_lane = nlanes++;
+}
+
+static void
+add_pending(int lane, const JqItem *item, TimestampTz run_at, bool held)
+{
+	Pending    *p;
+
+	if (pending == NULL)
+		push_buf = MemoryContextAlloc(TopTransactionContext,
+									  256 * sizeof(JqItem));
+	pending = grow(pending, npending, &maxpending, sizeof(Pending), 16);
+	p = &pending[npending];
+	p->item = *item;
+	if (item->keylen > 0)
+	{
+		char	   *copy = MemoryContextAlloc(TopTransactionContext,
+											  item->keylen);
+
+		memcpy(copy, item->key, item->keylen);
+		p->item.key = copy;
+	}
+	p->lane = lane;
+	p->run_at = run_at;
+	p->held = held;
+	npending++;
+}
+
+void
+jq_publish_row(Oid owner, const char *queue, const JqItem *item,
+			   TimestampTz run_at)
+{
+	int			lane;
+
+	enter_level();
+	lane = pending_lane(owner, queue);
+	if (npending >= jobqueue_max_ready_jobs)
+	{
+		PendingLane *l = &lanes[lane];
+		JqPos		pos = jq_pos_make(item->priority, item->id);
+
+		/*
+		 * If a subtransaction that gets here aborts, the lane is told of rows
+		 * that do not exist, which costs one look at the table.
+		 */
+		if (run_at != DT_NOBEGIN)
+		{
+			if (first_spilled_due == 0 || run_at < first_spilled_due)
+				first_spilled_due = run_at;
+			return;
+		}
+		l->spill_from = l->spilled ? jq_pos_min(l->spill_from, pos) : pos;
+		l->spilled = true;
+		l->nspilled++;
+		return;
+	}
+	add_pending(lane, item, run_at, false);
+}
+
+void
+jq_publish_unknown(Oid owner, const char *queue)
+{
+	enter_level();
+	lanes[pending_lane(owner, queue)].unknown = true;
+}
+
+void
+jq_publish_held(Oid owner, const char *queue, const JqItem *item,
+				TimestampTz run_at)
+{
+	enter_level();
+	add_pending(pending_lane(owner, queue), item, run_at, true);
+}
+
+void
+jq_publish_reserve_key(void)
+{
+	enter_level();
+	keys = grow(keys, nkeys, &maxkeys, sizeof(PendingKey), 4);
+}
+
+void
+jq_publish_key(const char *key, int len)
+{
+	Assert(nkeys < maxkeys);
+	keys[nkeys].len = len;
+	memcpy(keys[nkeys].key, key, len);
+	nkeys++;
+}
+
+bool
+jq_publish_is_held(int64 id)
+{
+	int			i;
+
+	for (i = npending - 1; i >= 0; i--)
+		if (pending[i].item.id == id && pending[i].held)
+			return true;
+	return false;
+}
+
+bool
+jq_publish_is_mine(int64 id)
+{
+	int			i;
+
+	for (i = npending - 1; i >= 0; i--)
+		if (pending[i].item.id == id && !pending[i].held)
+			return true;
+	return false;
+}
+
+void
+jq_publish_set_gid(const char *gid)
+{
+	strlcpy(prepare_gid, gid, sizeof(prepare_gid));
+}
+
+/* ------------------------------------------------------------- the push */
+
+void
+jq_publish_now(Oid db, Oid owner, const char *queue, const JqItem *item,
+			   TimestampTz run_at)
+{
+	if (run_at == DT_NOBEGIN)
+		jq_lane_publish(db, owner, queue, item, 1);
+	else
+	{
+		int			dbix = jq_dir_db(db, true);
+
+		if (dbix >= 0)
+			jq_db_due(dbix, run_at);
+	}
+}
+
+static void
+push_all(void)
+{
+	int			i = 0;
+	TimestampTz due = DT_NOEND;
+	int			dbix = jq_dir_db(MyDatabaseId, true);
+
+	if (dbix < 0)
+		return;					/* no place for the database: see status */
+	for (i = 0; i < nlanes; i++)
+		if (lanes[i].unknown)
+			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
+						  JQ_POS_NOTHING, 0);
+	i = 0;
+	while (i < npending)
+	{
+		int			lane = pending[i].lane;
+		int			n = 0;
+
+		/* a run of rows of one lane */
+		for (; i < npending && n < 256 && pending[i].lane == lane; i++)
+		{
+			if (pending[i].held)
+				continue;
+			if (pending[i].run_at == DT_NOBEGIN)
+				push_buf[n++] = pending[i].item;
+			else
+				due = Min(due, pending[i].run_at);
+		}
+		if (n > 0)
+			jq_lane_publish(MyDatabaseId, lanes[lane].owner,
+							lanes[lane].queue, push_buf, n);
+	}
+	for (i = 0; i < nlanes; i++)
+		if (lanes[i].spilled)
+			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
+						  lanes[i].spill_from, lanes[i].nspilled);
+	if (first_spilled_due != 0 && first_spilled_due != DT_NOEND)
+		due = Min(due, first_spilled_due);
+	if (due != DT_NOEND)
+		jq_db_due(dbix, due);
+}
+
+/* give back claims and keys of the list from these places on */
+static void
+let_go(int from, int from_key, bool again)
+{
+	int			i;
+
+	for (i = from; i < npending; i++)
+		if (pending[i].held)
+		{
+			jq_claim_unhold(MyDatabaseId, pending[i].item.id);
+			if (again)
+				jq_publish_now(MyDatabaseId, lanes[pending[i].lane].owner,
+							   lanes[pending[i].lane].queue, &pending[i].item,
+							   pending[i].run_at);
+		}
+	for (i = from_key; i < nkeys; i++)
+		jq_keylock_release(MyDatabaseId, keys[i].key, keys[i].len);
+}
+
+static void
+prepare(void)
+{
+	JqPrepared	p;
+	int			i;
+
+	memset(&p, 0, sizeof(p));
+	strlcpy(p.gid, prepare_gid, sizeof(p.gid));
+	p.db = MyDatabaseId;
+	for (i = 0; i < nlanes; i++)
+	{
+		PendingLane *l = &lanes[i];
+		JqPos		first = l->spilled ? l->spill_from : JQ_POS_ALL;
+		int64		n = l->nspilled;
+		int			j;
+
+		if (l->unknown)
+			first = JQ_POS_NOTHING;
+		for (j = 0; j < npending; j++)
+			if (pending[j].lane == i)
+			{
+				if (pending[j].run_at != DT_NOBEGIN)
+					p.due = true;
+				else
+				{
+					first = jq_pos_min(first, jq_pos_make(pending[j].item.priority,
+														  pending[j].item.id));
+					n++;
+				}
+			}
+		if (first_spilled_due != 0 && first_spilled_due != DT_NOEND)
+			p.due = true;
+		if (jq_pos_is_all(first))
+			continue;
+		if (p.nlanes == JQ_PREPARED_LANES)
+		{
+			p.all = true;
+			break;
+		}
+		p.lanes[p.nlanes].role = l->owner;
+		strlcpy(p.lanes[p.nlanes].queue, l->queue,
+				sizeof(p.lanes[p.nlanes].queue));
+		p.lanes[p.nlanes].first = first;
+		p.lanes[p.nlanes].nrows = n;
+		p.nlanes++;
+	}
+	jq_prepared_store(&p);
+}
+
+void
+jq_publish_prepared(const JqPrepared *p)
+{
+	int			i;
+	int			dbix;
+
+	if (p->all)
+	{
+		jq_publish_forget(p->db);
+		return;
+	}
+	for (i = 0; i < p->nlanes; i++)
+		jq_lane_spill(p->db, p->lanes[i].role, p->lanes[i].queue,
+					  p->lanes[i].first, p->lanes[i].nrows);
+	dbix = jq_dir_db(p->db, true);
+	if (p->due && dbix >= 0)
+		jq_db_request(dbix, JQ_REQ_DUE);
+}
+
+void
+jq_publish_forget(Oid db)
+{
+	int			dbix = jq_dir_db(db, true);
+	int			i;
+
+	if (dbix < 0)
+		return;
+	jq_db_set_loaded(dbix, false);
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqLane	   *l = &jq_lanes[i];
+
+		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+		if (l->db == db)
+		{
+			if (l->filling)
+				l->cut = JQ_POS_NOTHING;	/* all it reads is given up */
+			else
+				jq_lane_clear(i, JQ_POS_NOTHING);
+			l->want_refill = true;
+			l->starved = false;
+		}
+		LWLockRelease(jq_lane_lock(i));
+	}
+	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_DUE |
+				  JQ_REQ_COUNT);
+}
+
+/* ------------------------------------------------------------- callbacks */
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	(void) arg;
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PARALLEL_COMMIT:
+			jq_bookkeeping = false;
+			committed = nlevels > 0;
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PARALLEL_ABORT:
+			jq_bookkeeping = false;
+			if (nlevels > 0)
+				let_go(0, 0, true);
+			forget_all();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			{
+				int			i;
+
+				for (i = 0; i < npending; i++)
+					if (pending[i].held)
+						ereport(ERROR,
+								(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+								 errmsg("cannot PREPARE a transaction that has cancelled, retried or run a job")));
+				if (nkeys > 0)
+					ereport(ERROR,
+							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							 errmsg("cannot PREPARE a transaction that holds a job's key")));
+				break;
+			}
+		case XACT_EVENT_PREPARE:
+			if (nlevels > 0)
+				prepare();
+			forget_all();
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mine,
+				 SubTransactionId parent, void *arg)
+{
+	int			nest = GetCurrentTransactionNestLevel();
+	Level	   *top;
+
+	(void) mine;
+	(void) parent;
+	(void) arg;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		jq_bookkeeping = false;
+	if (nlevels == 0)
+		return;
+	top = &levels[nlevels - 1];
+	if (top->nest < nest)
+		return;					/* it added nothing */
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		if (nlevels > 1 && levels[nlevels - 2].nest == nest - 1)
+			nlevels--;			/* joins what its parent added */
+		else
+			top->nest = nest - 1;
+	}
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		let_go(top->start, top->nkeys, true);
+		npending = top->start;
+		nkeys = top->nkeys;
+		nlevels--;
+	}
+}
+
+static void
+release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
+				 void *arg)
+{
+	(void) arg;
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isCommit || !isTopLevel ||
+		!committed)
+		return;
+	committed = false;
+	JQ_PAUSE("enqueue-before-publish");
+	let_go(0, 0, false);
+	push_all();
+	forget_all();
+}

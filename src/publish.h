@@ -1,0 +1,55 @@
+/*
+ * publish.h
+ *		From the transaction to memory: what a transaction did to the table
+ *		reaches the lanes when it has committed and released its locks.
+ */
+#ifndef JQ_PUBLISH_H
+#define JQ_PUBLISH_H
+
+#include "directory.h"
+
+extern void jq_publish_init(void);
+
+/*
+ * The transaction wrote a row that is to run: at its commit it is published (if
+ * run_at is DT_NOBEGIN, at once; else when its time comes).
+ */
+extern void jq_publish_row(Oid owner, const char *queue, const JqItem *item,
+						   TimestampTz run_at);
+
+/* the lane got rows that we know nothing else about */
+extern void jq_publish_unknown(Oid owner, const char *queue);
+
+/*
+ * This transaction has taken the claim of a waiting job (jq_claim_hold): it is
+ * given back at its end.  If the transaction aborts the row is published again;
+ * at commit only if it has not been deleted, which is for the caller to say by
+ * jq_publish_row.
+ */
+extern void jq_publish_held(Oid owner, const char *queue, const JqItem *item,
+							TimestampTz run_at);
+
+/* does this transaction hold the claim of the job? */
+extern bool jq_publish_is_held(int64 id);
+
+/* a key taken for the rest of the transaction; reserve before it is taken */
+extern void jq_publish_reserve_key(void);
+extern void jq_publish_key(const char *key, int len);
+
+/* the utility hook tells the global id before PREPARE TRANSACTION */
+extern void jq_publish_set_gid(const char *gid);
+
+/* rows of a prepared transaction that has committed */
+struct JqPrepared;
+extern void jq_publish_prepared(const struct JqPrepared *p);
+/* memory is to forget what it knows about this database's waiting jobs */
+extern void jq_publish_forget(Oid db);
+
+/* was this job enqueued by the transaction that is still open? */
+extern bool jq_publish_is_mine(int64 id);
+
+/* one row, now, by a process that has no transaction to wait for */
+extern void jq_publish_now(Oid db, Oid owner, const char *queue,
+						   const JqItem *item, TimestampTz run_at);
+
+#endif /* JQ_PUBLISH_H */

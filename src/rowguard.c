@@ -1,0 +1,155 @@
+/*
+ * rowguard.c
+ *		Rows that come past jobqueue_enqueue(): INSERT, COPY, UPDATE, restore,
+ *		apply workers.
+ *
+ * A row is a right to run its command as its owner.  The trigger lets pass who
+ * could become that role anyway.  It fills in what a hand-written INSERT leaves
+ * out, and has the row's lane read from the table after the commit.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "command.h"
+#include "commands/trigger.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "jobtable.h"
+#include "publish.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+/* may the current user act for the owner? */
+static void
+check_acts_for(Oid owner)
+{
+	if (superuser())
+		return;
+	if (OidIsValid(owner) &&
+		SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner)) &&
+		is_member_of_role(GetUserId(), owner))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to write a job of another role"),
+			 errhint("Jobs are enqueued with jobqueue_enqueue(); rows may be written only for roles one is a member of.")));
+}
+
+static Datum
+column(HeapTuple tup, TupleDesc desc, const char *name, bool *isnull)
+{
+	int			n = SPI_fnumber(desc, name);
+
+	if (n <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" is missing", name)));
+	return SPI_getbinval(tup, desc, n, isnull);
+}
+
+/* a command without a kind: as jobqueue_enqueue would have stored it */
+static HeapTuple
+complete_row(HeapTuple tup, TupleDesc desc)
+{
+	bool		isnull;
+	const JqCommand *command;
+	int			cols[3] = {JQ_COL_KIND, JQ_COL_COMMAND, JQ_COL_FUNC_OWNER};
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
+	Datum		d;
+
+	(void) column(tup, desc, "kind", &isnull);
+	if (!isnull)
+		return tup;
+	d = column(tup, desc, "command", &isnull);
+	if (isnull)
+		return tup;				/* NOT NULL will say so */
+	command = jq_command_resolve(TextDatumGetCString(d));
+	values[0] = CharGetDatum(command->kind);
+	values[1] = CStringGetTextDatum(command->stored);
+	values[2] = ObjectIdGetDatum(command->func_owner);
+	nulls[2] = !OidIsValid(command->func_owner);
+	return heap_modify_tuple_by_cols(tup, desc, 3, cols, values, nulls);
+}
+
+static void
+check_values(HeapTuple tup, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		d = column(tup, desc, "queue", &isnull);
+
+	if (!isnull)
+		jq_check_queue_name(TextDatumGetCString(d));
+	d = column(tup, desc, "key", &isnull);
+	if (!isnull)
+		jq_check_key(VARSIZE_ANY_EXHDR(DatumGetTextPP(d)));
+}
+
+static void
+note_lane(HeapTuple tup, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		queue = column(tup, desc, "queue", &isnull);
+	Datum		owner;
+	Datum		run_at;
+	JqItem		item;
+
+	if (isnull)
+		return;
+	owner = column(tup, desc, "owner", &isnull);
+	if (isnull)
+		return;
+	jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
+	run_at = column(tup, desc, "run_at", &isnull);
+	if (!isnull)
+	{
+		memset(&item, 0, sizeof(item));
+		jq_publish_row(DatumGetObjectId(owner), TextDatumGetCString(queue),
+					   &item, Max(DatumGetTimestampTz(run_at), DT_NOBEGIN + 1));
+	}
+}
+
+PG_FUNCTION_INFO_V1(jq_job_trigger);
+Datum
+jq_job_trigger(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+	HeapTuple	new;
+	bool		isnull;
+	bool		update;
+	JqTable    *t;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_FOR_ROW(data->tg_event) ||
+		!TRIGGER_FIRED_BEFORE(data->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("jobqueue_job_trigger() is a row trigger of the tables of jobqueue")));
+	update = TRIGGER_FIRED_BY_UPDATE(data->tg_event);
+	new = update ? data->tg_newtuple : data->tg_trigtuple;
+	desc = RelationGetDescr(data->tg_relation);
+
+	/* our own statements, as the extension's owner, publish for themselves */
+	t = jq_table();
+	if (jq_bookkeeping && t != NULL && GetUserId() == t->owner)
+		return PointerGetDatum(new);
+
+	check_acts_for(DatumGetObjectId(column(new, desc, "owner", &isnull)));
+	if (update)
+		check_acts_for(DatumGetObjectId(column(data->tg_trigtuple, desc, "owner", &isnull)));
+	if (t == NULL || RelationGetRelid(data->tg_relation) != t->job)
+		return PointerGetDatum(new);
+	new = complete_row(new, desc);
+	check_values(new, desc);
+	if (jq_shmem_ready())
+		note_lane(new, desc);
+	return PointerGetDatum(new);
+}

@@ -1,0 +1,726 @@
+/*
+ * runjob.c
+ *		Running one job: look, run, delete the row, commit; or fail.
+ *
+ * The claim and the key are held when this begins.  Order of things:
+ *
+ *		StartTransaction, look at the row under a snapshot taken now: is it still
+ *		there, is it what the entry said, is its time come?
+ *		run the command under the job's timeout
+ *		delete the row (or move it to the archive) and commit
+ *		note the end in the ring, free the key, end the claim
+ *
+ * An error rolls everything back; the key is free at once, the failure is
+ * recorded in a transaction of its own, and only then the claim ends.  If this
+ * process dies in between, its exit hook leaves the claim to the scheduler.
+ *
+ * Not charged as an attempt: serialization failures and deadlocks, and a cancel
+ * that was not meant for this job; such a job is run again at once, a bounded
+ * number of times.
+ *
+ * A statement that cannot run in a transaction block commits by itself; the row
+ * is deleted in a transaction after it.  A crash between the two runs it again:
+ * at least once.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "command.h"
+#include "compat.h"
+#include "database.h"
+#include "failure.h"
+#include "inflight.h"
+#include "keylock.h"
+#include "lane.h"
+#include "nodes/params.h"
+#include "parser/analyze.h"
+#include "pause.h"
+#include "pgstat.h"
+#include "publish.h"
+#include "recent.h"
+#include "runjob.h"
+#include "session.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+#include "worker.h"
+
+#define MAX_RERUNS 10
+#define DEFAULT_TIMEOUT_MS (3600 * 1000)
+#define TIMEOUT_REPEATS 5		/* seconds of cancelling before FATAL */
+
+JqCurrent	jq_current_job;
+
+/* what has become of an attempt */
+typedef enum Verdict
+{
+	COMPLETED,
+	DROPPED,					/* nothing to run; republished where needed */
+	PARKED,						/* waits; the claim has ended already */
+	DOUBTFUL_ROW,				/* somebody is deleting the row */
+	CANCELLED_ROW,				/* the row went away while it ran */
+	EXPIRED,
+	FAILED,						/* error in the job */
+	RERUN,						/* error that does not count */
+	TROUBLE						/* error of ours, not of the job */
+} Verdict;
+
+typedef struct Attempt
+{
+	JqClaimed  *job;
+	Oid			role;
+	const char *queue;
+	int			queue_ix;
+	bool		running;		/* the command may have begun */
+	bool		committing;
+	bool		outside;
+	TransactionId xid;			/* DOUBTFUL_ROW */
+	TimestampTz ready_at;
+	TimestampTz enqueued_at;
+	TimestampTz started_at;
+	TimestampTz ended_at;
+	int			attempt;		/* this one, from 1 */
+	ErrorData  *error;
+	char	   *result;			/* text of the result, or NULL */
+	int			result_len;
+} Attempt;
+
+static MemoryContext job_context;
+
+/* ---------------------------------------------------------------- timeout */
+
+static TimeoutId timeout_id = MAX_TIMEOUTS;
+static volatile sig_atomic_t timeouts_fired;
+
+static void
+timeout_handler(void)
+{
+	timeouts_fired++;
+	InterruptPending = true;
+	if (timeouts_fired <= TIMEOUT_REPEATS)
+		QueryCancelPending = true;
+	else
+		ProcDiePending = true;
+	SetLatch(MyLatch);
+}
+
+static int64
+timeout_ms(const JqRow *row)
+{
+	Interval   *i;
+	double		ms;
+
+	if (JQ_ROW_NULL(row, JQ_COL_TIMEOUT))
+		return DEFAULT_TIMEOUT_MS;
+	i = DatumGetIntervalP(JQ_ROW(row, JQ_COL_TIMEOUT));
+	ms = i->time / 1000.0 + (i->day + 30.0 * i->month) * 86400000.0;
+	if (ms <= 0)
+		return 0;
+	return ms < 1 ? 1 : (int64) Min(ms, 1e14);
+}
+
+static void
+start_timeout(int64 ms)
+{
+	if (timeout_id == MAX_TIMEOUTS)
+		timeout_id = RegisterTimeout(USER_TIMEOUT, timeout_handler);
+	timeouts_fired = 0;
+	if (ms > 0)
+		enable_timeout_every(timeout_id,
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms),
+							 1000);
+}
+
+static void
+stop_timeout(void)
+{
+	if (timeout_id != MAX_TIMEOUTS)
+		disable_timeout(timeout_id, false);
+}
+
+/* ------------------------------------------------------------------- look */
+
+static void
+item_of_row(JqItem *item, const JqRow *row)
+{
+	memset(item, 0, sizeof(*item));
+	item->id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	item->priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
+	item->tid = row->tid;
+	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
+		item->flags = JQ_E_DUE;
+	if (!JQ_ROW_NULL(row, JQ_COL_KEY))
+	{
+		text	   *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
+
+		item->key = VARDATA_ANY(key);
+		item->keylen = Min(VARSIZE_ANY_EXHDR(key), JQ_KEY_MAX);
+	}
+}
+
+static bool
+text_equals(Datum d, const char *s, int len)
+{
+	text	   *t = DatumGetTextPP(d);
+
+	return VARSIZE_ANY_EXHDR(t) == len && memcmp(VARDATA_ANY(t), s, len) == 0;
+}
+
+/*
+ * Is the row what the entry said?  If not, it belongs elsewhere: publish it
+ * there.
+ */
+static bool
+as_expected(Attempt *a, JqTable *t, JqRow *row)
+{
+	JqItem		item;
+	TimestampTz run_at = DT_NOBEGIN;
+	bool		due = true;
+
+	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home ||
+		t->meta_database != MyDatabaseId)
+		return false;			/* held: adopt publishes it */
+	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
+	{
+		run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
+		due = run_at <= GetCurrentTimestamp();
+	}
+	item_of_row(&item, row);
+	if (due && DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)) == a->role &&
+		text_equals(JQ_ROW(row, JQ_COL_QUEUE), a->queue, strlen(a->queue)) &&
+		item.priority == a->job->pos.priority &&
+		item.keylen == a->job->keylen &&
+		(item.keylen == 0 || memcmp(item.key, a->job->key, item.keylen) == 0))
+		return true;
+	/* our own claim must be gone first, or the entry would be dropped */
+	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_claim_end();
+	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
+				   jq_row_cstring(row, JQ_COL_QUEUE), &item,
+				   due ? DT_NOBEGIN : run_at);
+	return false;
+}
+
+/* ---------------------------------------------------------------- running */
+
+static void
+set_current(const JqRow *row)
+{
+	jq_current_job.id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	jq_current_job.queue = jq_row_cstring(row, JQ_COL_QUEUE);
+	jq_current_job.key = jq_row_cstring(row, JQ_COL_KEY);
+	jq_current_job.attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
+	jq_current_job.max_attempts = jq_row_max_attempts(row);
+	jq_current_job.enqueued_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
+}
+
+/*
+ * One statement outside a transaction block, the way a session runs it.  A
+ * transaction is open before and after.
+ */
+static void
+run_outside(JqRow *row)
+{
+	char	   *text = jq_row_cstring(row, JQ_COL_COMMAND);
+	ParamListInfo params = makeParamList(1);
+	Oid			types[1] = {JSONBOID};
+	RawStmt    *raw;
+	List	   *queries;
+	List	   *plans;
+	Portal		portal;
+	bool		snapshot = false;
+
+	params->params[0].isnull = JQ_ROW_NULL(row, JQ_COL_ARGS);
+	params->params[0].value = params->params[0].isnull ? (Datum) 0 : PointerGetDatum(PG_DETOAST_DATUM_COPY(JQ_ROW(row, JQ_COL_ARGS)));
+	params->params[0].ptype = JSONBOID;
+	params->params[0].pflags = PARAM_FLAG_CONST;
+	raw = linitial_node(RawStmt, pg_parse_query(text));
+	if (analyze_requires_snapshot(raw))
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		snapshot = true;
+	}
+	queries = pg_analyze_and_rewrite_fixedparams(raw, text, types, 1, NULL);
+	plans = pg_plan_queries(queries, text, CURSOR_OPT_PARALLEL_OK, params);
+	if (snapshot)
+		PopActiveSnapshot();
+	portal = CreatePortal("", true, true);
+	portal->visible = false;
+	PortalDefineQuery(portal, NULL, text, CreateCommandTag(raw->stmt), plans,
+					  NULL);
+	PortalStart(portal, params, 0, InvalidSnapshot);
+	(void) jq_portal_run(portal, None_Receiver);
+	PortalDrop(portal, false);
+}
+
+static bool
+wants_keep(const JqRow *row)
+{
+	Interval   *i;
+
+	if (JQ_ROW_NULL(row, JQ_COL_KEEP))
+		return false;
+	i = DatumGetIntervalP(JQ_ROW(row, JQ_COL_KEEP));
+	return i->time > 0 || i->day > 0 || i->month > 0;
+}
+
+/* the row leaves the queue, in the open transaction; false: it had left */
+static bool
+finish_row(Attempt *a, JqTable *t, JqRow *row, Snapshot snapshot, Datum result)
+{
+	if (!wants_keep(row))
+		return jq_row_delete(t, a->job->id, row, snapshot);
+	if (snapshot)
+		UnregisterSnapshot(snapshot);
+	return jq_archive(t, a->job->id, "completed", NULL, a->started_at, result,
+					  DatumGetIntervalP(JQ_ROW(row, JQ_COL_KEEP)));
+}
+
+/* the transaction of the attempt; errors are caught by the caller */
+static Verdict
+attempt_it(Attempt *a)
+{
+	JqTable    *t;
+	JqRow		row;
+	Snapshot	snapshot = NULL;
+	JqFetch		fetch;
+	Datum		result = (Datum) 0;
+	bool		isnull = true;
+	int64		timeout;
+	char		kind;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(job_context);
+	t = jq_table();
+	if (t == NULL)
+	{
+		/* the extension is gone, and with it all that memory knows */
+		CommitTransactionCommand();
+		jq_dir_purge_db(MyDatabaseId);
+		return DROPPED;
+	}
+	fetch = jq_row_fetch(t, a->job->id, &a->job->tid, GetTransactionSnapshot(),
+						 &row, &a->xid, &snapshot);
+	if (fetch != JQ_FETCH_FOUND)
+	{
+		CommitTransactionCommand();
+		return fetch == JQ_FETCH_GONE ? DROPPED : DOUBTFUL_ROW;
+	}
+	if (!as_expected(a, t, &row))
+	{
+		UnregisterSnapshot(snapshot);
+		CommitTransactionCommand();
+		return DROPPED;
+	}
+	a->enqueued_at = DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_ENQUEUED_AT));
+	a->ready_at = JQ_ROW_NULL(&row, JQ_COL_RUN_AT) ? a->enqueued_at : DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_RUN_AT));
+	a->started_at = GetCurrentTimestamp();
+	a->attempt = DatumGetInt16(JQ_ROW(&row, JQ_COL_ATTEMPT)) + 1;
+	if (!JQ_ROW_NULL(&row, JQ_COL_EXPIRES_AT) &&
+		DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_EXPIRES_AT)) <= a->started_at)
+	{
+		Interval	week;
+
+		memset(&week, 0, sizeof(week));
+		week.day = 7;
+		PushActiveSnapshot(snapshot);
+		UnregisterSnapshot(snapshot);
+		jq_archive(t, a->job->id, "cancelled", "expired", 0, (Datum) 0, &week);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		return EXPIRED;
+	}
+	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
+		!jq_keylock_mine(JQ_SUSPECT_DB, JQ_SUSPECT_KEY,
+						 strlen(JQ_SUSPECT_KEY)))
+	{
+		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+		if (!jq_claim_take_turn(a->job))
+		{
+			UnregisterSnapshot(snapshot);
+			CommitTransactionCommand();
+			return PARKED;
+		}
+		if (a->job->keylen > 0 &&
+			jq_keylock_take(MyDatabaseId, a->job->key, a->job->keylen,
+							a->job->id, JQ_NIL) != JQ_KEY_TAKEN)
+		{
+			/* somebody took the key in between: from the start again */
+			JqItem		item;
+
+			item_of_row(&item, &row);
+			UnregisterSnapshot(snapshot);
+			CommitTransactionCommand();
+			jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY,
+							   strlen(JQ_SUSPECT_KEY));
+			jq_claim_end();
+			jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+			return PARKED;
+		}
+	}
+
+	/* from here on the job is to blame */
+	a->running = true;
+	set_current(&row);
+	debug_query_string = jq_row_cstring(&row, JQ_COL_COMMAND);
+	kind = JQ_ROW_NULL(&row, JQ_COL_KIND) ? '?' : DatumGetChar(JQ_ROW(&row, JQ_COL_KIND));
+	timeout = timeout_ms(&row);
+	jq_slot_show(a->attempt, a->started_at,
+				 timeout > 0 ? TimestampTzPlusMilliseconds(a->started_at, timeout) : 0,
+				 debug_query_string);
+	pgstat_report_activity(STATE_RUNNING, debug_query_string);
+	jq_inflight_mark(MyDatabaseId, a->job->id);
+	jq_claim_set_running();
+	start_timeout(timeout);
+
+	if (kind == JQ_KIND_OUTSIDE)
+	{
+		a->outside = true;
+		UnregisterSnapshot(snapshot);
+		jq_apply_environment(&row);
+		run_outside(&row);
+		JQ_PAUSE("worker-before-commit");
+		CommitTransactionCommand();
+		/* the statement has committed; now the row */
+		stop_timeout();
+		jq_begin_bookkeeping();
+		MemoryContextSwitchTo(job_context);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		t = jq_table();
+		if (t != NULL)
+			(void) finish_row(a, t, &row, NULL, (Datum) 0);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		return COMPLETED;
+	}
+	if (kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("job has unknown kind \"%c\"", kind)));
+	PushActiveSnapshot(snapshot);
+	jq_apply_environment(&row);
+	if (kind == JQ_KIND_SQL)
+	{
+		/* many statements, many snapshots: ours would hold back vacuum */
+		UnregisterSnapshot(snapshot);
+		snapshot = NULL;
+	}
+	result = jq_execute(&row, &isnull);
+	if (!isnull)
+	{
+		a->result = JsonbToCString(NULL, &DatumGetJsonbP(result)->root, 0);
+		a->result_len = strlen(a->result);
+	}
+	JQ_PAUSE("worker-before-delete");
+	if (!finish_row(a, t, &row, snapshot, isnull ? (Datum) 0 : result))
+	{
+		AbortCurrentTransaction();
+		return CANCELLED_ROW;
+	}
+	PopActiveSnapshot();
+	JQ_PAUSE("worker-before-commit");
+	a->committing = true;
+	CommitTransactionCommand();
+	return COMPLETED;
+}
+
+/*
+ * After an error: whose fault was it?
+ */
+static Verdict
+judge(Attempt *a)
+{
+	int			code = a->error->sqlerrcode;
+
+	if (!a->running)
+		return TROUBLE;
+	if (a->outside)
+		return FAILED;			/* it may have done part of its work */
+	if (code == ERRCODE_T_R_SERIALIZATION_FAILURE ||
+		code == ERRCODE_T_R_DEADLOCK_DETECTED)
+		return RERUN;
+	if (code == ERRCODE_QUERY_CANCELED && jq_worker_interrupted &&
+		timeouts_fired == 0)
+		return RERUN;			/* not meant for this job */
+	return FAILED;
+}
+
+static Verdict
+try_attempt(Attempt *volatile a)
+{
+	volatile Verdict verdict;
+
+	jq_worker_interrupted = false;
+	PG_TRY();
+	{
+		verdict = attempt_it(a);
+		stop_timeout();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		stop_timeout();
+		MemoryContextSwitchTo(job_context);
+		a->error = CopyErrorData();
+		if (a->running)
+			EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		PortalErrorCleanup();
+		QueryCancelPending = false;
+		RESUME_INTERRUPTS();
+		verdict = judge(a);
+	}
+	PG_END_TRY();
+	jq_inflight_clear();
+	return verdict;
+}
+
+/* ------------------------------------------------------------ afterwards */
+
+static void
+note_end(Attempt *a, JqOutcome outcome, const char *error)
+{
+	JqRecent	r;
+
+	a->ended_at = GetCurrentTimestamp();
+	memset(&r, 0, offsetof(JqRecent, text));
+	r.id = a->job->id;
+	r.db = MyDatabaseId;
+	r.role = a->role;
+	r.outcome = outcome;
+	r.attempt = a->attempt;
+	r.pid = MyProcPid;
+	r.enqueued_at = a->enqueued_at;
+	r.started_at = a->started_at;
+	r.ended_at = a->ended_at;
+	r.lsn = outcome == JQ_COMPLETED ? XactLastCommitEnd : InvalidXLogRecPtr;
+	strlcpy(r.queue, a->queue, sizeof(r.queue));
+	r.is_error = error != NULL;
+	if (error != NULL)
+		jq_recent_add(&r, error, strlen(error));
+	else
+		jq_recent_add(&r, a->result, a->result_len);
+	if (outcome != JQ_CANCELLED)
+		jq_queue_count(a->queue_ix, outcome == JQ_COMPLETED, a->ready_at,
+					   a->started_at, a->ended_at);
+}
+
+static void
+free_keys(Attempt *a)
+{
+	if (a->job->keylen > 0)
+		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY));
+}
+
+/* the claim goes to the scheduler, who looks at the row later */
+static void
+leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
+				   const char *error)
+{
+	while (!jq_claim_to_held(kind, xid, sqlstate, error))
+	{
+		/* thousands of failures wait to be recorded: wait with them */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, 1000L, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static void
+record_cancel(Attempt *a)
+{
+	JqTable    *t;
+	Interval	week;
+
+	memset(&week, 0, sizeof(week));
+	week.day = 7;
+	jq_begin_bookkeeping();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	t = jq_table();
+	if (t != NULL)
+		jq_archive(t, a->job->id, "cancelled", "cancelled while it ran",
+				   a->started_at, (Datum) 0, &week);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+static JqRecorded
+record_failure(Attempt *a, TimestampTz *run_at)
+{
+	JqTable    *t;
+	JqFailure	f;
+	JqRecorded	recorded = JQ_RECORD_GONE;
+	ErrorData  *e = a->error;
+
+	memset(&f, 0, sizeof(f));
+	f.sqlstate = unpack_sql_state(e->sqlerrcode);
+	f.message = e->message;
+	if (timeouts_fired > 0 && e->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		f.message = "job timed out";
+	if (a->committing)
+		f.message = psprintf("at commit: %s", f.message);
+	f.detail = e->detail;
+	f.hint = e->hint;
+	f.context = e->context;
+	f.started_at = a->started_at;
+	jq_begin_bookkeeping();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	t = jq_table();
+	if (t != NULL)
+		recorded = jq_record_failure(t, a->job->id, &f, run_at);
+	PopActiveSnapshot();
+	/* between this commit and the publication nothing may come */
+	HOLD_INTERRUPTS();
+	CommitTransactionCommand();
+	return recorded;
+}
+
+/* the job did not complete: write down why, then let the claim go */
+static void
+end_failed(Attempt *volatile a, bool cancelled)
+{
+	volatile bool written = false;
+	TimestampTz run_at = DT_NOEND;
+	volatile JqRecorded recorded = JQ_RECORD_GONE;
+	char	   *message = a->error ? a->error->message : NULL;
+	int			code = a->error ? a->error->sqlerrcode : ERRCODE_QUERY_CANCELED;
+
+	free_keys(a);
+	JQ_PAUSE("fail-before-record");
+	PG_TRY();
+	{
+		if (cancelled)
+		{
+			record_cancel(a);
+			HOLD_INTERRUPTS();
+		}
+		else
+			recorded = record_failure(a, &run_at);
+		written = true;
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		QueryCancelPending = false;
+	}
+	PG_END_TRY();
+
+	MemoryContextSwitchTo(job_context);
+	if (!written)
+	{
+		RESUME_INTERRUPTS();
+		leave_to_scheduler(JQ_HELD_FAILING, InvalidTransactionId,
+						   cancelled ? "CANCL" : unpack_sql_state(code),
+						   message);
+		return;
+	}
+	JQ_PAUSE("fail-after-record");
+	jq_claim_end();
+	if (recorded == JQ_RECORD_RETRY)
+	{
+		int			dbix = jq_dir_db(MyDatabaseId, true);
+
+		if (dbix >= 0)
+			jq_db_due(dbix, run_at);
+	}
+	RESUME_INTERRUPTS();
+	note_end(a, cancelled ? JQ_CANCELLED : recorded == JQ_RECORD_DEAD ? JQ_DEAD : JQ_FAILED,
+			 cancelled ? "cancelled" : timeouts_fired > 0 ? "job timed out" : message);
+}
+
+void
+jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
+{
+	Attempt		a;
+	Verdict		verdict;
+	int			reruns = 0;
+	bool		cancelled = false;
+
+	if (job_context == NULL)
+		job_context = AllocSetContextCreate(TopMemoryContext, "jobqueue job",
+											ALLOCSET_DEFAULT_SIZES);
+	JQ_PAUSE("worker-claimed");
+	do
+	{
+		jq_session_check();
+		MemoryContextReset(job_context);
+		memset(&a, 0, sizeof(a));
+		a.job = job;
+		a.role = role;
+		a.queue = queue;
+		a.queue_ix = queue_ix;
+		verdict = try_attempt(&a);
+		if (verdict != COMPLETED && verdict != DROPPED && verdict != PARKED)
+			cancelled = jq_claim_cancel_wanted();
+		if (verdict == RERUN && !cancelled && reruns < MAX_RERUNS)
+		{
+			reruns++;
+			jq_session_clean();
+			CHECK_FOR_INTERRUPTS();
+			continue;
+		}
+		break;
+	} while (true);
+
+	switch (verdict)
+	{
+		case COMPLETED:
+			JQ_PAUSE("worker-after-commit");
+			note_end(&a, JQ_COMPLETED, NULL);
+			free_keys(&a);
+			break;
+		case EXPIRED:
+			note_end(&a, JQ_CANCELLED, "expired");
+			free_keys(&a);
+			break;
+		case CANCELLED_ROW:
+			note_end(&a, JQ_CANCELLED, "its row was deleted while it ran");
+			free_keys(&a);
+			break;
+		case DROPPED:
+			pg_atomic_fetch_add_u32(&jq_shared->wasted, 1);
+			free_keys(&a);
+			break;
+		case PARKED:
+			break;
+		case DOUBTFUL_ROW:
+			free_keys(&a);
+			leave_to_scheduler(JQ_HELD_DOUBTFUL, a.xid, NULL, NULL);
+			break;
+		case TROUBLE:
+			ereport(WARNING,
+					(errmsg("job " INT64_FORMAT " could not be started: %s",
+							job->id, a.error->message)));
+			free_keys(&a);
+			leave_to_scheduler(JQ_HELD_DOUBTFUL, InvalidTransactionId, NULL,
+							   NULL);
+			break;
+		case FAILED:
+		case RERUN:
+			end_failed(&a, cancelled);
+			break;
+	}
+	jq_current_job.id = 0;
+	debug_query_string = NULL;
+	MemoryContextSwitchTo(TopMemoryContext);
+	jq_session_clean();
+}

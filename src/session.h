@@ -1,0 +1,30 @@
+/*
+ * session.h
+ *		A worker's session: whose it is, and what a job may not leave in it.
+ */
+#ifndef JQ_SESSION_H
+#define JQ_SESSION_H
+
+#include "postgres.h"
+
+#include "nodes/nodes.h"
+
+/*
+ * Connect to the database as the role.  If nobody is a role, the session is
+ * authenticated as that one, and then becomes the role.
+ */
+extern void jq_session_connect(Oid db, Oid role, Oid nobody);
+
+/* FATAL unless session and current user are the role; outside transactions */
+extern void jq_session_check(void);
+
+/* undo what the last job left, if it can have left anything */
+extern void jq_session_clean(void);
+
+/* utility hook: a statement that may leave something runs */
+extern void jq_session_note_utility(Node *stmt);
+
+/* does an explicit setting of role or database say how to commit? */
+extern bool jq_session_commits_sync(void);
+
+#endif /* JQ_SESSION_H */

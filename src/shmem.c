@@ -1,0 +1,154 @@
+/*
+ * shmem.c
+ *		Sizing and start of the shared memory.
+ *
+ * The start-up hook runs in the postmaster once for each life of shared memory:
+ * at server start and again after a crash restart.
+ */
+#include "postgres.h"
+
+#include "claim.h"
+#include "directory.h"
+#include "guc.h"
+#include "inflight.h"
+#include "keylock.h"
+#include "miscadmin.h"
+#include "pause.h"
+#include "pool.h"
+#include "prepared.h"
+#include "recent.h"
+#include "shmem.h"
+#include "slot.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
+
+JqShared   *jq_shared;
+
+static LWLockPadded *locks;
+static LWLockPadded *lane_locks;
+static LWLockPadded *key_locks;
+static LWLockPadded *recent_locks;
+
+static shmem_request_hook_type prev_request_hook;
+static shmem_startup_hook_type prev_startup_hook;
+
+LWLock *
+jq_lock(JqLockId id)
+{
+	return &locks[id].lock;
+}
+
+LWLock *
+jq_lane_lock(int lane)
+{
+	return &lane_locks[lane].lock;
+}
+
+LWLock *
+jq_key_lock(int partition)
+{
+	return &key_locks[partition].lock;
+}
+
+LWLock *
+jq_recent_lock(int cell)
+{
+	return &recent_locks[cell % JQ_RECENT_LOCKS].lock;
+}
+
+static void
+shmem_request(void)
+{
+	Size		size = MAXALIGN(sizeof(JqShared));
+
+	if (prev_request_hook)
+		prev_request_hook();
+	size = add_size(size, jq_pool_size());
+	size = add_size(size, jq_directory_size());
+	size = add_size(size, jq_slot_size());
+	size = add_size(size, jq_claim_size());
+	size = add_size(size, jq_keylock_size());
+	size = add_size(size, jq_recent_size());
+	size = add_size(size, jq_inflight_size());
+	size = add_size(size, jq_prepared_size());
+#ifdef JQ_TESTING
+	size = add_size(size, jq_pause_size());
+#endif
+	RequestAddinShmemSpace(size);
+	RequestNamedLWLockTranche("jobqueue", JQ_NUM_LOCKS);
+	RequestNamedLWLockTranche("jobqueue_lane", jobqueue_max_lanes);
+	RequestNamedLWLockTranche("jobqueue_key", JQ_KEY_PARTITIONS);
+	RequestNamedLWLockTranche("jobqueue_recent", JQ_RECENT_LOCKS);
+}
+
+static void
+shmem_startup(void)
+{
+	bool		found;
+
+	if (prev_startup_hook)
+		prev_startup_hook();
+
+	jq_shared = NULL;
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	locks = GetNamedLWLockTranche("jobqueue");
+	lane_locks = GetNamedLWLockTranche("jobqueue_lane");
+	key_locks = GetNamedLWLockTranche("jobqueue_key");
+	recent_locks = GetNamedLWLockTranche("jobqueue_recent");
+	jq_shared = ShmemInitStruct("jobqueue", sizeof(JqShared), &found);
+	if (!found)
+	{
+		memset(jq_shared, 0, sizeof(JqShared));
+		jq_shared->abi = JQ_ABI;
+		jq_shared->start_time = GetCurrentTimestamp();
+		jq_shared->nlanes = jobqueue_max_lanes;
+		jq_shared->ndbs = jobqueue_max_databases;
+		jq_shared->launcher_procno = -1;
+		pg_atomic_init_u32(&jq_shared->starved, 0);
+		pg_atomic_init_u32(&jq_shared->nheld, 0);
+		pg_atomic_init_u32(&jq_shared->wasted, 0);
+	}
+	jq_pool_init();
+	jq_directory_init();
+	jq_slot_init();
+	jq_claim_init();
+	jq_keylock_init();
+	jq_recent_init();
+	jq_inflight_init();
+	jq_prepared_init();
+#ifdef JQ_TESTING
+	jq_pause_init();
+#endif
+	LWLockRelease(AddinShmemInitLock);
+}
+
+void
+jq_shmem_init_hooks(void)
+{
+	prev_request_hook = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+	prev_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+}
+
+bool
+jq_shmem_ready(void)
+{
+	return jq_shared != NULL && jq_shared->abi == JQ_ABI;
+}
+
+void
+jq_shmem_check(void)
+{
+	if (jq_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("jobqueue is not loaded"),
+				 errhint("Add jobqueue to shared_preload_libraries and "
+						 "restart the server.")));
+	if (jq_shared->abi != JQ_ABI)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the server runs another version of jobqueue"),
+				 errhint("Restart the server.")));
+}

@@ -1,0 +1,88 @@
+/*
+ * shmem.h
+ *		The fixed shared memory of jobqueue: what it consists of, in which
+ *		order its locks are taken.
+ *
+ * Lock order, from first to last.  Nobody waits for a lock that stands before
+ * one he holds; two locks of one line are never held together, except where a
+ * comment says so.
+ *
+ *		JQ_LOCK_DIR			directory of databases, lanes, groups, queues
+ *		lane locks			one a lane
+ *		key locks			one a partition of the key table
+ *		JQ_LOCK_CLAIM		claims that no worker slot stands for
+ *		JQ_LOCK_SLOT		worker slots, idle lists of groups
+ *		JQ_LOCK_DB			requests to schedulers, due times
+ *		JQ_LOCK_PREPARED	prepared transactions that enqueued
+ *		recent locks		cells of the ring of ended jobs
+ *		JQ_LOCK_PAUSE		pause points (test builds)
+ *
+ * Under these locks nothing allocates, raises an error, touches a catalog or
+ * waits.  Latches are set after they are released.
+ */
+#ifndef JQ_SHMEM_H
+#define JQ_SHMEM_H
+
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "utils/timestamp.h"
+
+#define JQ_QUEUE_NAME_MAX 63 /* bytes of a queue's name */
+#define JQ_KEY_MAX 255		 /* bytes of a key */
+
+typedef enum JqLockId
+{
+	JQ_LOCK_DIR,
+	JQ_LOCK_CLAIM,
+	JQ_LOCK_SLOT,
+	JQ_LOCK_DB,
+	JQ_LOCK_PREPARED,
+	JQ_LOCK_PAUSE,
+	JQ_NUM_LOCKS
+} JqLockId;
+
+#define JQ_KEY_PARTITIONS 16
+#define JQ_RECENT_LOCKS 16
+
+/*
+ * Fields without a lock named are set once, before anybody else looks.
+ */
+typedef struct JqShared
+{
+	uint32		abi;				/* JQ_ABI of the library that made this */
+	TimestampTz start_time;			/* when this shared memory came to be */
+	int			nentries;			/* size of the pool */
+	int			nlanes;				/* size of each directory */
+	int			ndbs;
+	int			nslots;
+
+	pg_atomic_uint64 pool_head;		/* free entries: (tag << 32) | index */
+	pg_atomic_uint32 pool_nfree;
+	pg_atomic_uint32 starved;		/* a lane wanted entries and got none */
+	pg_atomic_uint32 nheld;			/* entries of the claim table */
+	pg_atomic_uint64 recent_next;	/* next cell of the ring */
+	pg_atomic_uint32 wasted;		/* entries popped that had to be dropped */
+
+	int			launcher_procno;	/* JQ_LOCK_SLOT; -1 = none */
+	int			launcher_pid;		/* JQ_LOCK_SLOT */
+	uint64		next_generation;	/* JQ_LOCK_SLOT */
+	bool		scan_databases;		/* JQ_LOCK_DB: the launcher is to look */
+	TimestampTz slots_full_warned;	/* launcher only */
+} JqShared;
+
+extern JqShared *jq_shared;
+
+#define JQ_ABI 1
+
+extern void jq_shmem_init_hooks(void);
+extern bool jq_shmem_ready(void);
+
+/* ERROR with a hint unless the library was preloaded */
+extern void jq_shmem_check(void);
+
+extern LWLock *jq_lock(JqLockId id);
+extern LWLock *jq_lane_lock(int lane);
+extern LWLock *jq_key_lock(int partition);
+extern LWLock *jq_recent_lock(int cell);
+
+#endif /* JQ_SHMEM_H */

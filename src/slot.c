@@ -1,0 +1,312 @@
+/*
+ * slot.c
+ *		Worker slots.
+ *
+ * The launcher reserves a slot, gives it a generation and starts a process for
+ * it; the process attaches if the slot still is of that generation.  So a start
+ * that failed or came too late harms nobody.
+ *
+ * Sleeping and waking: a worker marks its slot idle, then looks at its lanes a
+ * last time, then sleeps; a publisher puts the entry into the lane, then looks
+ * for idle slots.  One of the two sees the other.
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "slot.h"
+#include "storage/latch.h"
+#include "storage/shmem.h"
+
+JqSlot	   *jq_slots;
+JqClaimCell *jq_claim_cells;
+int			jq_my_slot = -1;
+
+static uint64 my_generation;
+
+Size
+jq_slot_size(void)
+{
+	return add_size(MAXALIGN(mul_size(max_worker_processes, sizeof(JqSlot))),
+					MAXALIGN(mul_size(max_worker_processes,
+									  sizeof(JqClaimCell))));
+}
+
+void
+jq_slot_init(void)
+{
+	bool		found;
+	int			i;
+
+	jq_slots = ShmemInitStruct("jobqueue slots",
+							   MAXALIGN(mul_size(max_worker_processes,
+												 sizeof(JqSlot))), &found);
+	if (!found)
+	{
+		memset(jq_slots, 0, max_worker_processes * sizeof(JqSlot));
+		for (i = 0; i < max_worker_processes; i++)
+		{
+			jq_slots[i].procno = -1;
+			jq_slots[i].claim_lane = -1;
+		}
+		jq_shared->nslots = max_worker_processes;
+	}
+	jq_claim_cells = ShmemInitStruct("jobqueue claims of slots",
+									 MAXALIGN(mul_size(max_worker_processes,
+													   sizeof(JqClaimCell))),
+									 &found);
+	if (!found)
+		memset(jq_claim_cells, 0, max_worker_processes * sizeof(JqClaimCell));
+}
+
+int
+jq_slot_reserve(int group, uint64 *generation)
+{
+	int			i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	for (i = 0; i < jq_shared->nslots; i++)
+		if (jq_slots[i].state == JQ_SLOT_FREE)
+			break;
+	if (i < jq_shared->nslots)
+	{
+		JqSlot	   *s = &jq_slots[i];
+
+		s->state = JQ_SLOT_STARTING;
+		s->generation = *generation = ++jq_shared->next_generation;
+		s->pid = 0;
+		s->procno = -1;
+		s->group = group;
+		s->launched = GetCurrentTimestamp();
+		s->stop = false;
+		s->written_off = false;
+		s->jobs = 0;
+		jq_groups[group].nworkers++;
+		jq_groups[group].last_served = s->launched;
+	}
+	else
+		i = -1;
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	return i;
+}
+
+/* JQ_LOCK_SLOT held */
+static void
+slot_free(JqSlot *s)
+{
+	if (s->state == JQ_SLOT_IDLE)
+		jq_groups[s->group].nidle--;
+	jq_groups[s->group].nworkers--;
+	s->state = JQ_SLOT_FREE;
+	s->pid = 0;
+	s->procno = -1;
+}
+
+void
+jq_slot_unreserve(int slot, uint64 generation)
+{
+	JqSlot	   *s = &jq_slots[slot];
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	if (s->state == JQ_SLOT_STARTING && s->generation == generation)
+		slot_free(s);
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+bool
+jq_slot_attach(int slot, uint64 generation)
+{
+	JqSlot	   *s = &jq_slots[slot];
+	bool		ok;
+
+	if (slot < 0 || slot >= jq_shared->nslots)
+		return false;
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	ok = s->state == JQ_SLOT_STARTING && s->generation == generation &&
+		s->pid == 0;
+	if (ok)
+	{
+		s->pid = MyProcPid;
+		s->procno = jq_my_procno();
+		jq_my_slot = slot;
+		my_generation = generation;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	return ok;
+}
+
+void
+jq_slot_detach(void)
+{
+	JqSlot	   *s;
+
+	if (jq_my_slot < 0)
+		return;
+	s = &jq_slots[jq_my_slot];
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	if (s->generation == my_generation && s->pid == MyProcPid)
+		slot_free(s);
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	jq_my_slot = -1;
+	jq_launcher_wake();
+}
+
+void
+jq_slot_ready(void)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	s->state = JQ_SLOT_BUSY;
+	jq_groups[s->group].nfailed = 0;
+	jq_groups[s->group].not_before = 0;
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+void
+jq_slot_set_idle(void)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	if (s->state == JQ_SLOT_BUSY)
+	{
+		s->state = JQ_SLOT_IDLE;
+		s->idle_since = GetCurrentTimestamp();
+		jq_groups[s->group].nidle++;
+		jq_groups[s->group].wanted = false;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+void
+jq_slot_set_busy(void)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	if (s->state == JQ_SLOT_IDLE)
+	{
+		s->state = JQ_SLOT_BUSY;
+		jq_groups[s->group].nidle--;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+void
+jq_launcher_wake(void)
+{
+	int			procno = *(volatile int *) &jq_shared->launcher_procno;
+
+	if (procno >= 0)
+		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+}
+
+void
+jq_group_wake(int group, int n)
+{
+	JqGroup    *g = &jq_groups[group];
+	int			wake[64];
+	int			nwake = 0;
+	bool		launcher = false;
+	int			i;
+
+	/* pairs with the lock in jq_slot_set_idle */
+	pg_memory_barrier();
+	if (*(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted)
+		return;
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	for (i = 0; i < jq_shared->nslots && g->nidle > 0 && nwake < n &&
+		 nwake < (int) lengthof(wake); i++)
+	{
+		JqSlot	   *s = &jq_slots[i];
+
+		if (s->state == JQ_SLOT_IDLE && s->group == group)
+		{
+			s->state = JQ_SLOT_BUSY;
+			g->nidle--;
+			wake[nwake++] = s->procno;
+		}
+	}
+	if (nwake < n && !g->wanted)
+		g->wanted = launcher = true;
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	for (i = 0; i < nwake; i++)
+		SetLatch(&GetPGProcByNumber(wake[i])->procLatch);
+	if (launcher)
+		jq_launcher_wake();
+}
+
+int
+jq_slot_stop_idle(Oid db)
+{
+	int			n = 0;
+	int			i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		JqSlot	   *s = &jq_slots[i];
+		int			procno = -1;
+
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+		if (s->state != JQ_SLOT_FREE &&
+			(!OidIsValid(db) || jq_groups[s->group].db == db))
+		{
+			s->stop = true;		/* a busy one leaves after its job */
+			if (s->state == JQ_SLOT_IDLE)
+			{
+				procno = s->procno;
+				n++;
+			}
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		if (procno >= 0)
+			SetLatch(&GetPGProcByNumber(procno)->procLatch);
+	}
+	return n;
+}
+
+bool
+jq_slot_evict_idle(int group)
+{
+	int			best = -1;
+	int			procno = -1;
+	int			i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		JqSlot	   *s = &jq_slots[i];
+
+		if (s->state == JQ_SLOT_IDLE && s->group != group && !s->stop &&
+			(best < 0 || s->idle_since < jq_slots[best].idle_since))
+			best = i;
+	}
+	if (best >= 0)
+	{
+		jq_slots[best].stop = true;
+		procno = jq_slots[best].procno;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	if (procno >= 0)
+		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+	return best >= 0;
+}
+
+void
+jq_slot_show(int attempt, TimestampTz started, TimestampTz deadline,
+			 const char *command)
+{
+	JqSlot	   *s = &jq_slots[jq_my_slot];
+
+	s->changecount++;
+	pg_write_barrier();
+	s->attempt = attempt;
+	s->started_at = started;
+	s->deadline = deadline;
+	strlcpy(s->command, command, sizeof(s->command));
+	pg_write_barrier();
+	s->changecount++;
+}

@@ -1,0 +1,292 @@
+/*
+ * utility.c
+ *		The hook around utility statements.
+ *
+ *		PREPARE TRANSACTION		its global id is told to publish.c
+ *		COMMIT PREPARED			what it enqueued is published afterwards
+ *		DROP, RENAME, ... of a database, CREATE DATABASE ... TEMPLATE
+ *								idle workers and the scheduler leave it, if the
+ *								user may do what he asks for
+ *		CREATE DATABASE, CREATE EXTENSION
+ *								the launcher looks for new databases
+ *		in a worker				statements that leave something in the session
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "compat.h"
+#include "database.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "prepared.h"
+#include "publish.h"
+#include "session.h"
+#include "slot.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utility.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "worker.h"
+
+static ProcessUtility_hook_type prev_hook;
+
+/* ------------------------------------------------------------- databases */
+
+static bool
+may_create_database(void)
+{
+	HeapTuple	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool		ok = superuser();
+
+	if (HeapTupleIsValid(tup))
+	{
+		ok = ok || ((Form_pg_authid) GETSTRUCT(tup))->rolcreatedb;
+		ReleaseSysCache(tup);
+	}
+	return ok;
+}
+
+/*
+ * The database that nobody must be connected to for this statement, or
+ * InvalidOid: none, or the user may not do it anyway.
+ */
+static Oid
+database_to_leave(Node *stmt)
+{
+	const char *name = NULL;
+	bool		as_template = false;
+	Oid			db;
+
+	switch (nodeTag(stmt))
+	{
+		case T_DropdbStmt:
+			name = ((DropdbStmt *) stmt)->dbname;
+			break;
+		case T_RenameStmt:
+			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
+				name = ((RenameStmt *) stmt)->subname;
+			break;
+		case T_AlterDatabaseStmt:
+			{
+				ListCell   *lc;
+
+				foreach(lc, ((AlterDatabaseStmt *) stmt)->options)
+					if (strcmp(((DefElem *) lfirst(lc))->defname, "tablespace") == 0)
+						name = ((AlterDatabaseStmt *) stmt)->dbname;
+				break;
+			}
+		case T_CreatedbStmt:
+			{
+				ListCell   *lc;
+
+				name = "template1";
+				foreach(lc, ((CreatedbStmt *) stmt)->options)
+				{
+					DefElem    *d = lfirst(lc);
+
+					if (strcmp(d->defname, "template") == 0 && d->arg &&
+						IsA(d->arg, String))
+						name = strVal(d->arg);
+				}
+				as_template = true;
+				break;
+			}
+		default:
+			break;
+	}
+	if (name == NULL)
+		return InvalidOid;
+	db = get_database_oid(name, true);
+	if (!OidIsValid(db))
+		return InvalidOid;
+	if (as_template)
+	{
+		HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+		bool		open = false;
+
+		if (HeapTupleIsValid(tup))
+		{
+			open = ((Form_pg_database) GETSTRUCT(tup))->datistemplate;
+			ReleaseSysCache(tup);
+		}
+		if (!may_create_database() ||
+			!(open || jq_database_ownercheck(db, GetUserId())))
+			return InvalidOid;
+	}
+	else if (!jq_database_ownercheck(db, GetUserId()))
+		return InvalidOid;
+	return db;
+}
+
+/*
+ * Ask what is idle in the database to leave, keep new processes out, and wait
+ * a moment for them.  A job that runs is a session like any other: the
+ * statement itself decides about it.
+ */
+static void
+leave_database(Oid db, int dbix)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 4000);
+
+	for (;;)
+	{
+		int			procno;
+		bool		busy = false;
+		int			i;
+
+		jq_slot_stop_idle(db);
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		jq_dbs[dbix].leave = true;
+		procno = jq_dbs[dbix].sched_state == JQ_SCHED_RUNNING ? jq_dbs[dbix].sched_procno : -1;
+		if (jq_dbs[dbix].sched_state != JQ_SCHED_NONE)
+			busy = true;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+		if (procno >= 0)
+			SetLatch(&GetPGProcByNumber(procno)->procLatch);
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
+		for (i = 0; i < jq_shared->nslots; i++)
+			if (jq_slots[i].state != JQ_SLOT_FREE &&
+				jq_groups[jq_slots[i].group].db == db &&
+				jq_claim_cells[i].id == 0)
+				busy = true;
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		if (!busy || GetCurrentTimestamp() > until)
+			return;
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10L,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static void
+return_to_database(int dbix)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[dbix].leave = false;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	jq_launcher_wake();
+}
+
+/* ---------------------------------------------------- prepared transactions */
+
+/* prepared before this shared memory came to be: it may have enqueued */
+static bool
+prepared_long_ago(const char *gid)
+{
+	Oid			types[2] = {TEXTOID, TIMESTAMPTZOID};
+	Datum		values[2];
+	bool		found;
+
+	values[0] = CStringGetTextDatum(gid);
+	values[1] = TimestampTzGetDatum(jq_shared->start_time);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SPI_execute_with_args("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
+						  " WHERE gid OPERATOR(pg_catalog.=) $1"
+						  " AND prepared OPERATOR(pg_catalog.<) $2",
+						  2, types, values, NULL, true, 1);
+	found = SPI_processed > 0;
+	SPI_finish();
+	PopActiveSnapshot();
+	return found;
+}
+
+/* --------------------------------------------------------------- the hook */
+
+static void
+next_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+		  ProcessUtilityContext context, ParamListInfo params,
+		  QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_hook)
+		prev_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
+				  dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+								params, queryEnv, dest, qc);
+}
+
+static void
+utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+			 ProcessUtilityContext context, ParamListInfo params,
+			 QueryEnvironment *queryEnv, DestReceiver *dest,
+			 QueryCompletion *qc)
+{
+	Node	   *stmt = pstmt->utilityStmt;
+	volatile int dbix = -1;
+	JqPrepared	prepared;
+	bool		publish = false;
+	bool		forget = false;
+	Oid			db;
+
+	if (!jq_shmem_ready())
+	{
+		next_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
+				  dest, qc);
+		return;
+	}
+	if (jq_is_worker)
+		jq_session_note_utility(stmt);
+	if (IsA(stmt, TransactionStmt))
+	{
+		TransactionStmt *t = (TransactionStmt *) stmt;
+
+		if (t->kind == TRANS_STMT_PREPARE)
+			jq_publish_set_gid(t->gid);
+		else if (t->kind == TRANS_STMT_COMMIT_PREPARED)
+			forget = !IsTransactionBlock() && !RecoveryInProgress() &&
+				prepared_long_ago(t->gid);
+		next_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
+				  dest, qc);
+		if (t->kind == TRANS_STMT_COMMIT_PREPARED ||
+			t->kind == TRANS_STMT_ROLLBACK_PREPARED)
+		{
+			publish = jq_prepared_take(t->gid, &prepared) &&
+				t->kind == TRANS_STMT_COMMIT_PREPARED;
+			if (publish)
+				jq_publish_prepared(&prepared);
+			else if (forget)
+				jq_publish_forget(MyDatabaseId);
+		}
+		return;
+	}
+	db = RecoveryInProgress() ? InvalidOid : database_to_leave(stmt);
+	if (OidIsValid(db) && db != MyDatabaseId)
+	{
+		dbix = jq_dir_db(db, false);
+		if (dbix >= 0)
+			leave_database(db, dbix);
+	}
+	PG_TRY();
+	{
+		next_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
+				  dest, qc);
+	}
+	PG_FINALLY();
+	{
+		if (dbix >= 0)
+			return_to_database(dbix);
+	}
+	PG_END_TRY();
+	if (IsA(stmt, CreatedbStmt))
+		jq_db_scan_wanted();
+}
+
+void
+jq_utility_init(void)
+{
+	prev_hook = ProcessUtility_hook;
+	ProcessUtility_hook = utility_hook;
+}

@@ -1,0 +1,490 @@
+/*
+ * views.c
+ *		What the views show of memory.
+ *
+ * Each function copies what it needs under the locks and makes tuples after
+ * their release.  Only jobs of this database are shown, and only to those who
+ * may see them.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "claim.h"
+#include "compat.h"
+#include "database.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "grant.h"
+#include "jobtable.h"
+#include "keylock.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "recent.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+static void
+put(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* text from memory, cut where it was cut there, perhaps inside a character */
+static Datum
+memory_text(const char *s)
+{
+	int			len = strlen(s);
+
+	return PointerGetDatum(cstring_to_text_with_len(s, pg_mbcliplen(s, len, len)));
+}
+
+/* ------------------------------------------------------------ the queues */
+
+PG_FUNCTION_INFO_V1(jq_queue_stats);
+Datum
+jq_queue_stats(PG_FUNCTION_ARGS)
+{
+	int			i;
+
+	jq_shmem_check();
+	InitMaterializedSRF(fcinfo, 0);
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqQueue    *q = &jq_queues[i];
+		int64		ready = 0,
+					blocked = 0,
+					running = 0,
+					spilled = 0;
+		bool		estimated = false;
+		bool		seen = jq_sight_of(InvalidOid) > 0;
+		Datum		values[15];
+		bool		nulls[15];
+		uint64		minute = (uint64) (GetCurrentTimestamp() / USECS_PER_MINUTE);
+		int64		age;
+		double		p;
+		int			k;
+
+		if (q->db != MyDatabaseId)
+			continue;
+		for (k = 0; k < jq_shared->nlanes; k++)
+		{
+			JqLane	   *l = &jq_lanes[k];
+			Oid			role;
+
+			if (l->db != MyDatabaseId || l->queue_ix != i)
+				continue;
+			role = l->role;
+			if (jq_sight_of(role) == 0)
+				continue;
+			seen = true;
+			LWLockAcquire(jq_lane_lock(k), LW_SHARED);
+			if (l->db == MyDatabaseId && l->role == role)
+			{
+				ready += l->nready;
+				blocked += l->nparked;
+				running += l->nclaimed;
+				if (!jq_pos_is_all(l->frontier))
+				{
+					spilled += Max(l->spilled, 0);
+					estimated = true;
+				}
+			}
+			LWLockRelease(jq_lane_lock(k));
+		}
+		if (!seen)
+			continue;
+		memset(nulls, false, sizeof(nulls));
+		values[0] = CStringGetTextDatum(q->name);
+		values[1] = Int64GetDatum(ready + spilled);
+		values[2] = Int64GetDatum(blocked);
+		values[3] = Int64GetDatum(running);
+		values[4] = Int64GetDatum(pg_atomic_read_u64(&q->held));
+		values[5] = Int64GetDatum(spilled);
+		values[6] = BoolGetDatum(estimated);
+		values[7] = Int64GetDatum(pg_atomic_read_u64(&q->completed));
+		values[8] = Int64GetDatum(pg_atomic_read_u64(&q->failed));
+		/* the last full minute */
+		age = (int64) (minute - pg_atomic_read_u64(&q->minute));
+		values[9] = Int64GetDatum(age == 0 ? pg_atomic_read_u32(&q->completed_before) : age == 1 ? pg_atomic_read_u32(&q->completed_now) : 0);
+		values[10] = Int64GetDatum(age == 0 ? pg_atomic_read_u32(&q->failed_before) : age == 1 ? pg_atomic_read_u32(&q->failed_now) : 0);
+		for (k = 0; k < 4; k++)
+		{
+			p = jq_histogram_percentile(k < 2 ? q->wait_hist : q->run_hist,
+										k % 2 ? 0.99 : 0.5);
+			nulls[11 + k] = p < 0;
+			values[11 + k] = Float8GetDatum(p);
+		}
+		put(fcinfo, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* what only the tables know, by index */
+PG_FUNCTION_INFO_V1(jq_counts);
+Datum
+jq_counts(PG_FUNCTION_ARGS)
+{
+	static const char *const sql =
+	"SELECT queue, sum(scheduled)::bigint, sum(dead)::bigint, min(oldest) FROM ("
+	" SELECT queue, owner::oid AS owner, count(*) AS scheduled, 0 AS dead,"
+	"  NULL::timestamptz AS oldest FROM %s.jobqueue_job"
+	"  WHERE run_at IS NOT NULL AND run_at > clock_timestamp()"
+	"  AND home = $1 GROUP BY 1, 2"
+	" UNION ALL"
+	" SELECT queue, owner::oid, 0, count(*), NULL FROM %s.jobqueue_archive"
+	"  WHERE state = 'dead' GROUP BY 1, 2"
+	" UNION ALL"
+	" SELECT queue, owner::oid, 0, 0, enqueued_at FROM %s.jobqueue_job"
+	"  WHERE id = ANY($2)) x"
+	" WHERE $3 OR owner = ANY($4) GROUP BY queue";
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	JqTable    *t = jq_table_required();
+	Oid			types[4] = {INT8OID, INT8ARRAYOID, BOOLOID, OIDARRAYOID};
+	Datum		values[4];
+	Datum	   *heads;
+	Datum	   *roles;
+	int			n = 0,
+				nroles = 0;
+	JqOwnerState state;
+	uint64		i;
+	int			k;
+	bool		all = jq_sight_of(InvalidOid) > 0;
+
+	jq_shmem_check();
+	InitMaterializedSRF(fcinfo, 0);
+	heads = palloc(jq_shared->nlanes * sizeof(Datum));
+	for (k = 0; k < jq_shared->nlanes; k++)
+	{
+		if (jq_lanes[k].db != MyDatabaseId)
+			continue;
+		LWLockAcquire(jq_lane_lock(k), LW_SHARED);
+		if (jq_lanes[k].db == MyDatabaseId && jq_lanes[k].head[0] != JQ_NIL)
+			heads[n++] = Int64GetDatum(JQ_ENTRY(jq_lanes[k].head[0])->id);
+		LWLockRelease(jq_lane_lock(k));
+	}
+	roles = palloc(jq_shared->nlanes * sizeof(Datum));
+	for (k = 0; k < jq_shared->nlanes && !all; k++)
+		if (jq_lanes[k].db == MyDatabaseId && jq_sight_of(jq_lanes[k].role) > 0)
+			roles[nroles++] = ObjectIdGetDatum(jq_lanes[k].role);
+	values[0] = Int64GetDatum(t->home);
+	values[1] = PointerGetDatum(construct_array(heads, n, INT8OID, 8, true,
+												TYPALIGN_DOUBLE));
+	values[2] = BoolGetDatum(all);
+	values[3] = PointerGetDatum(construct_array(roles, nroles, OIDOID, 4, true,
+												TYPALIGN_INT));
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, sql, 4, types, values, NULL);
+	for (i = 0; i < SPI_processed; i++)
+	{
+		Datum		v[4];
+		bool		nulls[4];
+
+		for (k = 0; k < 4; k++)
+			v[k] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+								 k + 1, &nulls[k]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, v, nulls);
+	}
+	jq_owner_end(&state);
+	return (Datum) 0;
+}
+
+/* ----------------------------------------------------------- running jobs */
+
+/* what a slot shows, read without its lock */
+typedef struct Shown
+{
+	int64		id;
+	Oid			role;
+	int			pid;
+	char		queue[JQ_QUEUE_NAME_MAX + 1];
+	char		key[JQ_KEY_MAX + 1];
+	bool		running;
+	int			attempt;
+	TimestampTz started_at;
+	char		command[JQ_COMMAND_SHOWN];
+} Shown;
+
+static bool
+show_slot(int i, Shown *out)
+{
+	JqSlot	   *s = &jq_slots[i];
+	int			lane = *(volatile int *) &s->claim_lane;
+	bool		ok = false;
+	int			tries;
+
+	if (lane < 0)
+		return false;
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	if (s->claim_lane == lane && jq_lanes[lane].db == MyDatabaseId)
+	{
+		out->id = jq_claim_cells[i].id;
+		out->role = jq_lanes[lane].role;
+		out->pid = s->pid;
+		strlcpy(out->queue, jq_lanes[lane].queue, sizeof(out->queue));
+		memcpy(out->key, s->claim_key, s->claim_keylen);
+		out->key[s->claim_keylen] = '\0';
+		out->running = s->claim_state == JQ_CLAIM_RUNNING;
+		ok = true;
+	}
+	LWLockRelease(jq_lane_lock(lane));
+	for (tries = 0; ok && tries < 1000; tries++)
+	{
+		uint32		before = s->changecount;
+
+		pg_read_barrier();
+		out->attempt = s->attempt;
+		out->started_at = s->started_at;
+		memcpy(out->command, s->command, sizeof(out->command));
+		pg_read_barrier();
+		if (before == s->changecount && !(before & 1))
+			break;
+	}
+	out->command[JQ_COMMAND_SHOWN - 1] = '\0';
+	return ok;
+}
+
+PG_FUNCTION_INFO_V1(jq_running_jobs);
+Datum
+jq_running_jobs(PG_FUNCTION_ARGS)
+{
+	int			i;
+
+	jq_shmem_check();
+	InitMaterializedSRF(fcinfo, 0);
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		Shown		s;
+		Datum		values[8];
+		bool		nulls[8];
+
+		if (!show_slot(i, &s) || jq_sight_of(s.role) == 0)
+			continue;
+		memset(nulls, false, sizeof(nulls));
+		values[0] = Int64GetDatum(s.id);
+		values[1] = CStringGetTextDatum(s.queue);
+		values[2] = ObjectIdGetDatum(s.role);
+		nulls[3] = s.key[0] == '\0';
+		values[3] = memory_text(s.key);
+		values[4] = Int32GetDatum(s.pid);
+		/* taken, but not begun: nothing to say yet */
+		nulls[5] = nulls[6] = nulls[7] = !s.running;
+		values[5] = Int32GetDatum(s.attempt);
+		values[6] = TimestampTzGetDatum(s.started_at);
+		values[7] = memory_text(s.command);
+		put(fcinfo, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(jq_blocked_jobs);
+Datum
+jq_blocked_jobs(PG_FUNCTION_ARGS)
+{
+	int64	   *ids;
+	int			n,
+				i;
+
+	jq_shmem_check();
+	InitMaterializedSRF(fcinfo, 0);
+	ids = jq_keylock_parked(MyDatabaseId, &n);
+	for (i = 0; i < n; i++)
+	{
+		Datum		values[2];
+		bool		nulls[2] = {false, true};
+
+		values[0] = Int64GetDatum(ids[i]);
+		values[1] = (Datum) 0;
+		put(fcinfo, values, nulls);
+	}
+	pfree(ids);
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(jq_recent_jobs);
+Datum
+jq_recent_jobs(PG_FUNCTION_ARGS)
+{
+	JqRecent   *list;
+	int			n,
+				i;
+
+	jq_shmem_check();
+	InitMaterializedSRF(fcinfo, 0);
+	list = jq_recent_list(MyDatabaseId, &n);
+	for (i = 0; i < n; i++)
+	{
+		JqRecent   *r = &list[i];
+		int			sight = jq_sight_of(r->role);
+		Datum		values[12];
+		bool		nulls[12];
+		Datum		text;
+
+		if (sight == 0)
+			continue;
+		memset(nulls, false, sizeof(nulls));
+		text = PointerGetDatum(cstring_to_text_with_len(r->text, r->textlen));
+		values[0] = Int64GetDatum(r->id);
+		values[1] = CStringGetTextDatum(r->queue);
+		values[2] = ObjectIdGetDatum(r->role);
+		values[3] = CStringGetTextDatum(jq_outcome_name(r->outcome));
+		values[4] = Int32GetDatum(r->attempt);
+		nulls[5] = r->enqueued_at == 0;
+		values[5] = TimestampTzGetDatum(r->enqueued_at);
+		nulls[6] = r->started_at == 0;
+		values[6] = TimestampTzGetDatum(r->started_at);
+		values[7] = TimestampTzGetDatum(r->ended_at);
+		nulls[8] = r->pid == 0;
+		values[8] = Int32GetDatum(r->pid);
+		nulls[9] = r->lsn == InvalidXLogRecPtr;
+		values[9] = LSNGetDatum(r->lsn);
+		nulls[10] = r->is_error || r->textlen == 0 || sight < 2;
+		values[10] = text;
+		nulls[11] = !r->is_error;
+		values[11] = text;
+		put(fcinfo, values, nulls);
+	}
+	pfree(list);
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(jq_held_keys);
+Datum
+jq_held_keys(PG_FUNCTION_ARGS)
+{
+	JqKeyInfo  *list;
+	int			n,
+				i;
+	bool		all = jq_sight_of(InvalidOid) > 0;
+
+	jq_shmem_check();
+	InitMaterializedSRF(fcinfo, 0);
+	list = jq_keylock_list(MyDatabaseId, &n);
+	for (i = 0; i < n; i++)
+	{
+		JqKeyInfo  *k = &list[i];
+		Datum		values[5];
+		bool		nulls[5];
+		int			s;
+		bool		visible = all;
+
+		/* a key is seen by who may see the job that holds it */
+		for (s = 0; s < jq_shared->nslots && !visible; s++)
+		{
+			Shown		shown;
+
+			if (jq_claim_cells[s].id == k->job && show_slot(s, &shown) &&
+				shown.id == k->job)
+				visible = jq_sight_of(shown.role) > 0;
+		}
+		if (!visible && k->pid != MyProcPid)
+			continue;
+		memset(nulls, false, sizeof(nulls));
+		values[0] = memory_text(k->key);
+		nulls[1] = nulls[2] = nulls[3] = k->pid == 0;
+		values[1] = Int32GetDatum(k->pid);
+		values[2] = Int64GetDatum(k->job);
+		values[3] = TimestampTzGetDatum(k->since);
+		values[4] = Int64GetDatum(k->waiting);
+		put(fcinfo, values, nulls);
+	}
+	pfree(list);
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(jq_processes);
+Datum
+jq_processes(PG_FUNCTION_ARGS)
+{
+	int			dbix;
+	int			i;
+
+	jq_shmem_check();
+	InitMaterializedSRF(fcinfo, 0);
+	dbix = jq_dir_db(MyDatabaseId, false);
+	for (i = -2; i < jq_shared->nslots; i++)
+	{
+		Datum		values[8];
+		bool		nulls[8];
+		const char *state = NULL;
+		Shown		shown;
+
+		memset(nulls, true, sizeof(nulls));
+		if (i == -2)
+		{
+			int			pid = *(volatile int *) &jq_shared->launcher_pid;
+
+			if (pid == 0 || jq_sight_of(InvalidOid) == 0)
+				continue;
+			values[0] = Int32GetDatum(pid);
+			values[1] = CStringGetTextDatum("launcher");
+			nulls[0] = nulls[1] = false;
+			put(fcinfo, values, nulls);
+			continue;
+		}
+		if (i == -1)
+		{
+			int			pid = 0;
+
+			if (dbix < 0 || jq_sight_of(InvalidOid) == 0)
+				continue;
+			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+			pid = jq_dbs[dbix].sched_pid;
+			LWLockRelease(jq_lock(JQ_LOCK_DB));
+			if (pid == 0)
+				continue;
+			values[0] = Int32GetDatum(pid);
+			values[1] = CStringGetTextDatum("scheduler");
+			nulls[0] = nulls[1] = false;
+			put(fcinfo, values, nulls);
+			continue;
+		}
+		{
+			JqSlot		s;
+			Oid			db,
+						role;
+
+			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
+			s = jq_slots[i];
+			db = jq_groups[s.group].db;
+			role = jq_groups[s.group].role;
+			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+			if (s.state == JQ_SLOT_FREE || s.pid == 0 || db != MyDatabaseId ||
+				jq_sight_of(role) == 0)
+				continue;
+			switch (s.state)
+			{
+				case JQ_SLOT_STARTING:
+					state = "starting";
+					break;
+				case JQ_SLOT_IDLE:
+					state = "idle";
+					break;
+				default:
+					state = s.written_off ? "stuck" : jq_claim_cells[i].id != 0 ? "running" : "busy";
+			}
+			values[0] = Int32GetDatum(s.pid);
+			values[1] = CStringGetTextDatum("worker");
+			values[2] = ObjectIdGetDatum(role);
+			values[3] = CStringGetTextDatum(state);
+			nulls[0] = nulls[1] = nulls[2] = nulls[3] = false;
+			if (show_slot(i, &shown) && shown.pid == s.pid)
+			{
+				values[4] = Int64GetDatum(shown.id);
+				values[5] = CStringGetTextDatum(shown.queue);
+				nulls[4] = nulls[5] = false;
+			}
+			values[6] = TimestampTzGetDatum(s.launched);
+			values[7] = Int64GetDatum(s.jobs);
+			nulls[6] = nulls[7] = false;
+			put(fcinfo, values, nulls);
+		}
+	}
+	return (Datum) 0;
+}
