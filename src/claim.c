@@ -432,13 +432,18 @@ jq_claim_cancel(Oid db, int64 id)
 			jq_claim_cells[i].db == db)
 		{
 			/* under the lock, so that the job cannot end in between */
+			if (s->cancel_for != id)
+				s->cancel_at = GetCurrentTimestamp();
 			s->cancel_for = id;
 			kill(s->pid, SIGINT);
 			sent = true;
 		}
 		LWLockRelease(jq_lane_lock(lane));
 		if (sent)
+		{
+			jq_launcher_wake();	/* it repeats what the job swallows */
 			return true;
+		}
 	}
 	return false;
 }

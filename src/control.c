@@ -174,8 +174,15 @@ jq_cancel(PG_FUNCTION_ARGS)
 	Interval	week;
 
 	CommandCounterIncrement();
-	if (!hold_waiting(t, id, &h, &running))
-		PG_RETURN_BOOL(running && jq_claim_cancel(MyDatabaseId, id));
+	while (!hold_waiting(t, id, &h, &running))
+	{
+		if (!running)
+			PG_RETURN_BOOL(false);
+		if (jq_claim_cancel(MyDatabaseId, id))
+			PG_RETURN_BOOL(true);
+		/* it ended just now: completed, or it waits for its next attempt */
+		CHECK_FOR_INTERRUPTS();
+	}
 	memset(&week, 0, sizeof(week));
 	week.day = 7;
 	PG_RETURN_BOOL(jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0,

@@ -133,6 +133,11 @@ check_session(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot enqueue a job within security-restricted operation")));
+	if (jq_dir_db(MyDatabaseId, true) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("there are more databases than jobqueue can look after"),
+				 errhint("Increase jobqueue.max_databases.")));
 }
 
 /* what is the same for all jobs of a call */

@@ -521,7 +521,11 @@ start_workers(void)
 		if (total >= jobqueue_max_workers)
 		{
 			/* the slot is free when that one has left, which wakes us */
-			(void) jq_slot_evict_idle(best);
+			TimestampTz when = DT_NOEND;
+
+			if (!jq_slot_evict_idle(best) && jq_groups[best].nworkers == 0 &&
+				!jq_slot_evict_busy(best, &when))
+				wake_by(when);
 			return;
 		}
 		if (!start_worker(best))
@@ -638,6 +642,7 @@ jq_launcher_main(Datum arg)
 				start_workers();
 			}
 			check_stuck();
+			jq_slot_repeat_cancels(&wake_at);
 		}
 		PG_CATCH();
 		{

@@ -86,6 +86,7 @@ static int	nkeys,
 			maxkeys;
 static TimestampTz first_spilled_due;
 
+static bool recycle;
 static bool registered;
 static bool committed;			/* push at the next AFTER_LOCKS */
 static char prepare_gid[256];
@@ -122,6 +123,7 @@ forget_all(void)
 	nkeys = maxkeys = 0;
 	first_spilled_due = DT_NOEND;
 	committed = false;
+	recycle = false;
 }
 
 /* room for one more in an array of TopTransactionContext */
@@ -269,6 +271,13 @@ jq_publish_is_held(int64 id)
 		if (pending[i].item.id == id && pending[i].held)
 			return true;
 	return false;
+}
+
+void
+jq_publish_recycle(void)
+{
+	enter_level();
+	recycle = true;
 }
 
 bool
@@ -553,6 +562,8 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 	committed = false;
 	JQ_PAUSE("enqueue-before-publish");
 	let_go(0, 0, false);
+	if (recycle)
+		jq_slot_stop_idle(InvalidOid);
 	push_all();
 	forget_all();
 }

@@ -45,6 +45,9 @@ extern void jq_publish_prepared(const struct JqPrepared *p);
 /* memory is to forget what it knows about this database's waiting jobs */
 extern void jq_publish_forget(Oid db);
 
+/* at commit, workers are to start anew: settings of roles have changed */
+extern void jq_publish_recycle(void);
+
 /* was this job enqueued by the transaction that is still open? */
 extern bool jq_publish_is_mine(int64 id);
 

@@ -116,6 +116,12 @@ timeout_handler(void)
 	SetLatch(MyLatch);
 }
 
+bool
+jq_run_timed_out(void)
+{
+	return timeouts_fired > 0;
+}
+
 static int64
 timeout_ms(const JqRow *row)
 {
@@ -464,6 +470,7 @@ try_attempt(Attempt *volatile a)
 	volatile Verdict verdict;
 
 	jq_worker_interrupted = false;
+	timeouts_fired = 0;
 	PG_TRY();
 	{
 		verdict = attempt_it(a);

@@ -36,6 +36,9 @@ extern void jq_apply_environment_nested(JqRow *row);
 /* forget cached functions and plans */
 extern void jq_execute_forget(void);
 
+/* has the job in hand passed its timeout? */
+extern bool jq_run_timed_out(void);
+
 /*
  * Worker: run the job in hand, whatever comes.  At return no transaction is
  * open, the key is free, and the claim is ended or in the table of held claims.

@@ -232,9 +232,14 @@ discover(TimestampTz unused)
 	if (!complete)
 	{
 		/* when lanes have emptied there may be place */
-		ereport(WARNING,
-				(errmsg("more queues and roles have jobs than memory has lanes for"),
-				 errhint("Increase jobqueue.max_lanes.")));
+		static TimestampTz warned;
+
+		if (GetCurrentTimestamp() - warned > 5 * USECS_PER_MINUTE)
+			ereport(WARNING,
+					(errmsg("more queues and roles have jobs than memory has lanes for"),
+					 errhint("Increase jobqueue.max_lanes (now %d).",
+							 jobqueue_max_lanes)));
+		warned = GetCurrentTimestamp();
 		jq_db_request_quietly(dbix, JQ_REQ_DISCOVER);
 		try_again_in(1000);
 	}

@@ -12,6 +12,8 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "compat.h"
 #include "guc.h"
 #include "lane.h"
@@ -293,6 +295,80 @@ jq_slot_evict_idle(int group)
 	if (procno >= 0)
 		SetLatch(&GetPGProcByNumber(procno)->procLatch);
 	return best >= 0;
+}
+
+#define TIME_SLICE_MS 1000
+
+bool
+jq_slot_evict_busy(int group, TimestampTz *when)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			best = -1;
+	bool		evicted = false;
+	int			i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		JqSlot	   *s = &jq_slots[i];
+		int			n;
+
+		if (s->state != JQ_SLOT_BUSY || s->group == group || s->written_off)
+			continue;
+		if (s->stop)
+		{
+			best = -1;			/* one is leaving already */
+			break;
+		}
+		n = jq_groups[s->group].nworkers;
+		if (best < 0 || n > jq_groups[jq_slots[best].group].nworkers ||
+			(n == jq_groups[jq_slots[best].group].nworkers &&
+			 s->launched < jq_slots[best].launched))
+			best = i;
+	}
+	if (best >= 0)
+	{
+		*when = TimestampTzPlusMilliseconds(jq_slots[best].launched,
+											TIME_SLICE_MS);
+		if (*when <= now)
+			jq_slots[best].stop = evicted = true;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	return evicted;
+}
+
+#define CANCEL_REPEAT_MS 1000
+#define CANCEL_TERMINATE_MS 5000
+
+void
+jq_slot_repeat_cancels(TimestampTz *when)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		JqSlot	   *s = &jq_slots[i];
+		int			lane = *(volatile int *) &s->claim_lane;
+
+		if (lane < 0 || *(volatile int64 *) &s->cancel_for == 0)
+			continue;
+		LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+		if (s->claim_lane == lane && s->cancel_for != 0 &&
+			s->cancel_for == jq_claim_cells[i].id)
+		{
+			int64		age = (now - s->cancel_at) / 1000;
+
+			/* a job can swallow a cancel, but not a termination */
+			if (age >= CANCEL_TERMINATE_MS)
+				kill(s->pid, SIGTERM);
+			else if (age >= CANCEL_REPEAT_MS)
+				kill(s->pid, SIGINT);
+			*when = Min(*when,
+						TimestampTzPlusMilliseconds(now, CANCEL_REPEAT_MS));
+		}
+		LWLockRelease(jq_lane_lock(lane));
+	}
 }
 
 void

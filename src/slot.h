@@ -55,6 +55,7 @@ typedef struct JqSlot
 	uint8		claim_keylen;
 	char		claim_key[JQ_KEY_MAX + 1];
 	int64		cancel_for;		/* the job a cancel is meant for */
+	TimestampTz cancel_at;		/* since when */
 
 	/* written by the owner alone; readers retry while changecount is odd or
 	 * has moved */
@@ -99,6 +100,13 @@ extern void jq_slot_set_busy(void);
 extern int	jq_slot_stop_idle(Oid db);
 /* ask the longest idle worker of another group to leave */
 extern bool jq_slot_evict_idle(int group);
+/*
+ * Ask a busy one to leave after its job, of the group that has most, if it has
+ * had its share of time; else *when says when it will have had it.
+ */
+extern bool jq_slot_evict_busy(int group, TimestampTz *when);
+/* workers that run a job whose cancel was asked for: interrupt them again */
+extern void jq_slot_repeat_cancels(TimestampTz *when);
 
 extern void jq_launcher_wake(void);
 

@@ -280,6 +280,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			return_to_database(dbix);
 	}
 	PG_END_TRY();
+	if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
+		jq_publish_recycle();
 	if (IsA(stmt, CreatedbStmt))
 		jq_db_scan_wanted();
 }

@@ -38,7 +38,9 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker.h"
 
@@ -75,6 +77,18 @@ jq_reload_config(void)
 	}
 }
 
+/* the role, or what it is a member of, has changed */
+static volatile bool role_changed;
+
+static void
+role_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	(void) arg;
+	(void) cacheid;
+	(void) hashvalue;
+	role_changed = true;
+}
+
 /* ------------------------------------------------------------------- exit */
 
 static void
@@ -92,10 +106,14 @@ worker_exit(int code, Datum arg)
 	{
 		char		queue[JQ_QUEUE_NAME_MAX + 1];
 
+		bool		cancelled = s->cancel_for == s->claim_pos.id;
+
 		strlcpy(queue, jq_lanes[s->claim_lane].queue, sizeof(queue));
+
 		if (s->claim_state == JQ_CLAIM_RUNNING &&
-			jq_claim_to_held(JQ_HELD_FAILING, InvalidTransactionId, "57P01",
-							 "the worker was terminated while it ran the job"))
+			jq_claim_to_held(JQ_HELD_FAILING, InvalidTransactionId,
+							 cancelled ? "CANCL" : jq_run_timed_out() ? "57014" : "57P01",
+							 jq_run_timed_out() ? "job timed out, and did not end when it was cancelled" : "the worker was terminated while it ran the job"))
 			;
 		else
 		{
@@ -189,6 +207,21 @@ call_for_help(int lane)
 		jq_group_wake(args.group, 1);
 }
 
+/* others may be waiting for a worker's place */
+static void
+call_launcher(void)
+{
+	int			i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (i != args.group && OidIsValid(jq_groups[i].db) &&
+			*(volatile bool *) &jq_groups[i].wanted)
+		{
+			jq_launcher_wake();
+			return;
+		}
+}
+
 /* ------------------------------------------------------------------ flush */
 
 static void
@@ -227,7 +260,7 @@ should_leave(void)
 {
 	JqSlot	   *s = &jq_slots[jq_my_slot];
 
-	if (*(volatile bool *) &s->stop)
+	if (*(volatile bool *) &s->stop || role_changed)
 		return true;
 	if (jobqueue_worker_max_jobs > 0 && jobs_done >= jobqueue_worker_max_jobs)
 		return true;
@@ -262,6 +295,7 @@ wait_for_work(void)
 		}
 		if (should_leave())
 			return false;
+		call_launcher();
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 												  TimestampTzPlusMilliseconds(idle_since,
 																			  jobqueue_worker_idle_timeout * INT64CONST(1000)));
@@ -305,6 +339,9 @@ jq_worker_main(Datum arg)
 								  Min(MAX_LANES, jq_shared->nlanes) * sizeof(int));
 	jq_publish_init();
 	jq_keylock_prepare();
+	role_changed = false;
+	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, role_callback, (Datum) 0);
 	jq_slot_ready();
 
 	for (;;)

@@ -1,6 +1,6 @@
 #!/usr/bin/env perl
 #
-# latency.pl SOCKET DATABASE ROLE SAMPLES PAUSE_MS
+# latency.pl SOCKET DATABASE ROLE SYNCHRONOUS_COMMIT SAMPLES PAUSE_MS
 #
 # How long from before the client sends its SELECT jobqueue_enqueue(...) to the
 # first line of the job, on an otherwise idle system: one job at a time, the
@@ -17,8 +17,9 @@ use warnings;
 use IO::Socket::UNIX;
 use Time::HiRes qw(sleep time);
 
-die "usage: latency.pl SOCKET DATABASE ROLE SAMPLES PAUSE_MS\n" if @ARGV != 5;
-my ($socket, $database, $role, $samples, $pause) = @ARGV;
+die "usage: latency.pl SOCKET DATABASE ROLE SYNCHRONOUS_COMMIT SAMPLES PAUSE_MS\n"
+  if @ARGV != 6;
+my ($socket, $database, $role, $commit, $samples, $pause) = @ARGV;
 my $warm_up = 20;
 
 sub read_exactly
@@ -123,6 +124,8 @@ sub percentile
 
 my $client = connect_as($role);
 my $watcher = connect_as('postgres');
+
+query($client, "SET synchronous_commit = $commit");
 my (@latency, @enqueue, @insert);
 
 for my $i (1 .. $samples + $warm_up)
