@@ -31,6 +31,12 @@ C_FILES = $(sort $(wildcard src/*.[ch]))
 # The server's headers are not clean under these three.
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers -Wno-declaration-after-statement -MMD -MP
+# ... and were configured for gcc, which clang says once for each of them.
+ifneq ($(findstring clang,$(CC)),)
+PG_CFLAGS += -Wno-ignored-attributes -Wno-ignored-optimization-argument \
+	-Wno-unknown-warning-option -Wno-unused-command-line-argument \
+	-Wno-compound-token-split-by-macro
+endif
 ifeq ($(TESTING),1)
 PG_CPPFLAGS += -DJQ_TESTING
 endif
