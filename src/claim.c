@@ -31,7 +31,7 @@
 #include "utils/hsearch.h"
 
 #define JQ_MAX_HELD 4096
-#define TAKE_TRIES 64			/* entries looked at in one hold of the lock */
+#define TAKE_TRIES 64 /* entries looked at in one hold of the lock */
 
 static HTAB *jq_held;
 
@@ -44,7 +44,7 @@ jq_claim_size(void)
 void
 jq_claim_init(void)
 {
-	HASHCTL		info;
+	HASHCTL info;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = offsetof(JqHeld, kind);
@@ -64,7 +64,7 @@ held_key(JqHeld *key, Oid db, int64 id)
 static bool
 claimed_by_slot(Oid db, int64 id)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->nslots; i++)
 		if (jq_claim_cells[i].id == id && jq_claim_cells[i].db == db)
@@ -75,8 +75,8 @@ claimed_by_slot(Oid db, int64 id)
 bool
 jq_claim_is_out(Oid db, int64 id)
 {
-	JqHeld		key;
-	bool		found;
+	JqHeld key;
+	bool found;
 
 	if (claimed_by_slot(db, id))
 		return true;
@@ -105,8 +105,8 @@ claim_clear(JqSlot *s)
 void
 jq_claim_end(void)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
-	int			lane = s->claim_lane;
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int lane = s->claim_lane;
 
 	if (lane < 0)
 		return;
@@ -118,19 +118,19 @@ jq_claim_end(void)
 bool
 jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
-	JqLane	   *l = &jq_lanes[lane];
-	JqDb	   *d;
-	bool		got = false;
-	bool		refill = false;
-	bool		more = true;
-	int			dbix = -1;
+	JqSlot *s = &jq_slots[jq_my_slot];
+	JqLane *l = &jq_lanes[lane];
+	JqDb *d;
+	bool got = false;
+	bool refill = false;
+	bool more = true;
+	int dbix = -1;
 
 	if (s->claim_lane >= 0 && s->claim_lane != lane)
 		jq_claim_end();
 	while (more && !got)
 	{
-		int			tries;
+		int tries;
 
 		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 		if (s->claim_lane >= 0)
@@ -145,12 +145,12 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 		more = false;
 		for (tries = 0; !*(volatile bool *) &d->quiesced; tries++)
 		{
-			uint32		ix;
-			JqEntry    *e;
+			uint32 ix;
+			JqEntry *e;
 
 			if (tries == TAKE_TRIES)
 			{
-				more = true;	/* let others at the lane, then go on */
+				more = true; /* let others at the lane, then go on */
 				break;
 			}
 			ix = jq_lane_take_first(l);
@@ -227,11 +227,11 @@ jq_claim_set_running(void)
 bool
 jq_claim_take_turn(JqClaimed *job)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
-	JqLane	   *l = &jq_lanes[job->lane];
-	JqItem		item;
-	uint32		ix;
-	bool		taken = true;
+	JqSlot *s = &jq_slots[jq_my_slot];
+	JqLane *l = &jq_lanes[job->lane];
+	JqItem item;
+	uint32 ix;
+	bool taken = true;
 
 	memset(&item, 0, sizeof(item));
 	item.id = job->id;
@@ -266,14 +266,14 @@ jq_claim_take_turn(JqClaimed *job)
 bool
 jq_claim_cancel_wanted(void)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
-	bool		wanted;
+	JqSlot *s = &jq_slots[jq_my_slot];
+	bool wanted;
 
 	if (s->claim_lane < 0)
 		return false;
 	LWLockAcquire(jq_lane_lock(s->claim_lane), LW_SHARED);
-	wanted = s->cancel_for != 0 &&
-		s->cancel_for == jq_claim_cells[jq_my_slot].id;
+	wanted =
+		s->cancel_for != 0 && s->cancel_for == jq_claim_cells[jq_my_slot].id;
 	LWLockRelease(jq_lane_lock(s->claim_lane));
 	return wanted;
 }
@@ -296,13 +296,13 @@ bool
 jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 				 const char *error)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
-	int			lane = s->claim_lane;
-	JqLane	   *l = &jq_lanes[lane];
-	int			dbix;
-	JqHeld		key;
-	JqHeld	   *h;
-	bool		found;
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int lane = s->claim_lane;
+	JqLane *l = &jq_lanes[lane];
+	int dbix;
+	JqHeld key;
+	JqHeld *h;
+	bool found;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	dbix = l->dbix;
@@ -335,10 +335,10 @@ JqHoldResult
 jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
 {
 	JqHoldResult result;
-	int			lane;
-	JqHeld		key;
-	JqHeld	   *h;
-	bool		found;
+	int lane;
+	JqHeld key;
+	JqHeld *h;
+	bool found;
 
 	/* the lane's lock keeps workers from taking it meanwhile */
 	for (;;)
@@ -383,8 +383,8 @@ jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
 void
 jq_claim_unhold(Oid db, int64 id)
 {
-	JqHeld		key;
-	bool		found;
+	JqHeld key;
+	bool found;
 
 	held_key(&key, db, id);
 	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
@@ -397,9 +397,9 @@ jq_claim_unhold(Oid db, int64 id)
 JqHeld *
 jq_claim_list(Oid db, int *n)
 {
-	JqHeld	   *list = palloc(JQ_MAX_HELD * sizeof(JqHeld));
+	JqHeld *list = palloc(JQ_MAX_HELD * sizeof(JqHeld));
 	HASH_SEQ_STATUS seq;
-	JqHeld	   *h;
+	JqHeld *h;
 
 	*n = 0;
 	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
@@ -414,13 +414,13 @@ jq_claim_list(Oid db, int *n)
 bool
 jq_claim_cancel(Oid db, int64 id)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		JqSlot	   *s = &jq_slots[i];
-		int			lane;
-		bool		sent = false;
+		JqSlot *s = &jq_slots[i];
+		int lane;
+		bool sent = false;
 
 		if (jq_claim_cells[i].id != id || jq_claim_cells[i].db != db)
 			continue;
@@ -441,7 +441,7 @@ jq_claim_cancel(Oid db, int64 id)
 		LWLockRelease(jq_lane_lock(lane));
 		if (sent)
 		{
-			jq_launcher_wake();	/* it repeats what the job swallows */
+			jq_launcher_wake(); /* it repeats what the job swallows */
 			return true;
 		}
 	}
@@ -451,8 +451,8 @@ jq_claim_cancel(Oid db, int64 id)
 int
 jq_claim_count(Oid db)
 {
-	int			n = 0;
-	int			i;
+	int n = 0;
+	int i;
 
 	for (i = 0; i < jq_shared->nslots; i++)
 		if (jq_claim_cells[i].id != 0 && jq_claim_cells[i].db == db)
@@ -463,14 +463,14 @@ jq_claim_count(Oid db)
 void
 jq_claim_unstarve(void)
 {
-	int			i;
+	int i;
 
 	if (pg_atomic_exchange_u32(&jq_shared->starved, 0) == 0)
 		return;
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
-		JqLane	   *l = &jq_lanes[i];
-		int			dbix = -1;
+		JqLane *l = &jq_lanes[i];
+		int dbix = -1;
 
 		if (!*(volatile bool *) &l->starved)
 			continue;

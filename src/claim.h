@@ -17,9 +17,9 @@
 
 typedef enum JqHeldKind
 {
-	JQ_HELD_SESSION = 1,		/* by a control function, until end of xact */
-	JQ_HELD_FAILING,			/* the scheduler is to record a failure */
-	JQ_HELD_DOUBTFUL			/* somebody's uncommitted delete: wait for xid */
+	JQ_HELD_SESSION = 1, /* by a control function, until end of xact */
+	JQ_HELD_FAILING,	 /* the scheduler is to record a failure */
+	JQ_HELD_DOUBTFUL	 /* somebody's uncommitted delete: wait for xid */
 } JqHeldKind;
 
 #define JQ_HELD_ERROR 512
@@ -27,39 +27,39 @@ typedef enum JqHeldKind
 typedef struct JqHeld
 {
 	/* hash key */
-	int64		id;
-	Oid			db;
-	uint32		zero;
+	int64 id;
+	Oid db;
+	uint32 zero;
 	/* the rest under JQ_LOCK_CLAIM */
-	JqHeldKind	kind;
-	Oid			role;
-	int			procno;			/* of the session */
+	JqHeldKind kind;
+	Oid role;
+	int procno; /* of the session */
 	TransactionId xid;
 	TimestampTz since;
-	int			attempt;
+	int attempt;
 	TimestampTz started_at;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	char		sqlstate[6];
-	char		error[JQ_HELD_ERROR];
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	char sqlstate[6];
+	char error[JQ_HELD_ERROR];
 } JqHeld;
 
 /* the job in a worker's hands */
 typedef struct JqClaimed
 {
-	int64		id;
-	JqPos		pos;
+	int64 id;
+	JqPos pos;
 	ItemPointerData tid;
-	uint8		flags;
-	int			lane;
-	int			keylen;
-	char		key[JQ_KEY_MAX + 1];
+	uint8 flags;
+	int lane;
+	int keylen;
+	char key[JQ_KEY_MAX + 1];
 } JqClaimed;
 
 typedef enum JqHoldResult
 {
 	JQ_HOLD_DONE,
-	JQ_HOLD_RUNNING,			/* a worker has it */
-	JQ_HOLD_OTHER,				/* another session, or it is failing */
+	JQ_HOLD_RUNNING, /* a worker has it */
+	JQ_HOLD_OTHER,	 /* another session, or it is failing */
 	JQ_HOLD_FULL
 } JqHoldResult;
 
@@ -99,7 +99,7 @@ extern JqHeld *jq_claim_list(Oid db, int *n);
 /* interrupt the worker that runs it; false: it does not run */
 extern bool jq_claim_cancel(Oid db, int64 id);
 /* number of claims of workers in a database */
-extern int	jq_claim_count(Oid db);
+extern int jq_claim_count(Oid db);
 
 /* lanes that found no room may ask again, if there are any */
 extern void jq_claim_unstarve(void);

@@ -38,15 +38,15 @@
 
 typedef struct CacheEntry
 {
-	char	   *command;		/* NULL = unused */
-	char	   *search_path;
-	Oid			user;
-	uint32		generation;
-	JqCommand	answer;
+	char *command; /* NULL = unused */
+	char *search_path;
+	Oid user;
+	uint32 generation;
+	JqCommand answer;
 } CacheEntry;
 
 static CacheEntry cache[CACHE_SIZE];
-static int	cache_next;
+static int cache_next;
 static MemoryContext cache_context;
 
 static uint32 generation = 1;
@@ -67,8 +67,7 @@ jq_command_generation(void)
 	if (!callbacks_registered)
 	{
 		CacheRegisterSyscacheCallback(PROCOID, catalog_changed, (Datum) 0);
-		CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed,
-									  (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed, (Datum) 0);
 		CacheRegisterSyscacheCallback(AUTHOID, catalog_changed, (Datum) 0);
 		CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, catalog_changed,
 									  (Datum) 0);
@@ -80,7 +79,7 @@ jq_command_generation(void)
 void
 jq_check_queue_name(const char *name)
 {
-	int			len = 0;
+	int len = 0;
 	const char *p;
 
 	for (p = name; *p; p++, len++)
@@ -88,21 +87,28 @@ jq_check_queue_name(const char *name)
 			  (*p >= '0' && *p <= '9') || strchr("_.:-", *p)))
 			break;
 	if (*p != '\0' || len < 1 || len > JQ_QUEUE_NAME_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid queue name \"%s\"", name),
-				 errhint("A queue name consists of 1 to 63 letters, digits and the characters \"_\", \".\", \":\", \"-\".")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid queue name \"%s\"", name),
+			 errhint(
+				 "A queue name consists of 1 to 63 letters, digits and the characters \"_\", \".\", \":\", \"-\".")));
 }
 
 void
 jq_check_key(int len)
 {
 	if (len < 1 || len > JQ_KEY_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 len < 1 ? errmsg("key must not be empty") : errmsg("key is too long"),
-				 len < 1 ? errhint("Leave the key out if the job needs none.") : errhint("A key has 1 to %d bytes; hash what is longer, for instance with md5().",
-																						 JQ_KEY_MAX)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 len < 1 ? errmsg("key must not be empty") :
+					   errmsg("key is too long"),
+			 len < 1 ?
+				 errhint("Leave the key out if the job needs none.") :
+				 errhint(
+					 "A key has 1 to %d bytes; hash what is longer, for instance with md5().",
+					 JQ_KEY_MAX)));
 }
 
 /* ------------------------------------------------------------- functions */
@@ -119,7 +125,7 @@ is_bare_name(const char *s)
 		{
 			s++;
 			if (*s == '"')
-				return false;	/* "" is no name */
+				return false; /* "" is no name */
 			for (; *s; s++)
 				if (*s == '"' && *++s != '"')
 					break;
@@ -147,16 +153,17 @@ is_bare_name(const char *s)
 static bool
 is_keyword(const char *s)
 {
-	char	   *word = pstrdup(s);
-	char	   *end;
-	int			kw;
+	char *word = pstrdup(s);
+	char *end;
+	int kw;
 
 	while (scanner_isspace(*word))
 		word++;
 	for (end = word; *end && !scanner_isspace(*end); end++)
 		;
 	*end = '\0';
-	kw = ScanKeywordLookup(downcase_truncate_identifier(word, strlen(word), false),
+	kw = ScanKeywordLookup(downcase_truncate_identifier(word, strlen(word),
+														false),
 						   &ScanKeywords);
 	return kw >= 0;
 }
@@ -164,9 +171,9 @@ is_keyword(const char *s)
 static Oid
 find_function(const char *command)
 {
-	List	   *names = textToQualifiedNameList(cstring_to_text(command));
-	Oid			argtypes[1] = {JSONBOID};
-	Oid			fn;
+	List *names = textToQualifiedNameList(cstring_to_text(command));
+	Oid argtypes[1] = {JSONBOID};
+	Oid fn;
 
 	fn = LookupFuncName(names, 1, argtypes, true);
 	if (!OidIsValid(fn))
@@ -178,21 +185,28 @@ find_function(const char *command)
 #if PG_VERSION_NUM >= 190000
 #error "check FuncnameGetCandidates"
 #else
-		others = FuncnameGetCandidates(names, -1, NIL, false, false, false,
-									   true);
+		others =
+			FuncnameGetCandidates(names, -1, NIL, false, false, false, true);
 #endif
 		if (others != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_FUNCTION),
-					 errmsg("function \"%s\" takes neither one jsonb argument nor none",
-							NameListToString(names)),
-					 errhint("A job's function is called with its args, f(jsonb), or without, f(); for anything else enqueue SQL text such as 'SELECT f(1, 2)'.")));
-		ereport(ERROR,
+			ereport(
+				ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function \"%s\" does not exist",
-						NameListToString(names)),
-				 is_keyword(command) ? errhint("A bare name is a function. For a statement of one word, end it with a semicolon: '%s;'.",
-											   command) : errhint("It must be on the search_path, or qualified, and take one jsonb argument or none.")));
+				 errmsg(
+					 "function \"%s\" takes neither one jsonb argument nor none",
+					 NameListToString(names)),
+				 errhint(
+					 "A job's function is called with its args, f(jsonb), or without, f(); for anything else enqueue SQL text such as 'SELECT f(1, 2)'.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION),
+			 errmsg("function \"%s\" does not exist", NameListToString(names)),
+			 is_keyword(command) ?
+				 errhint(
+					 "A bare name is a function. For a statement of one word, end it with a semicolon: '%s;'.",
+					 command) :
+				 errhint(
+					 "It must be on the search_path, or qualified, and take one jsonb argument or none.")));
 	}
 	return fn;
 }
@@ -200,8 +214,8 @@ find_function(const char *command)
 static void
 resolve_function(const char *command, JqCommand *answer)
 {
-	Oid			fn = find_function(command);
-	HeapTuple	tup = SearchSysCache1(PROCOID, ObjectIdGetDatum(fn));
+	Oid fn = find_function(command);
+	HeapTuple tup = SearchSysCache1(PROCOID, ObjectIdGetDatum(fn));
 	Form_pg_proc proc;
 
 	if (!HeapTupleIsValid(tup))
@@ -214,20 +228,26 @@ resolve_function(const char *command, JqCommand *answer)
 				 errhint("Aggregate and window functions cannot be jobs.")));
 	if (get_typtype(proc->prorettype) == TYPTYPE_PSEUDO &&
 		proc->prorettype != VOIDOID && proc->prorettype != RECORDOID)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("function \"%s\" cannot be a job because it returns type %s",
-						command, format_type_be(proc->prorettype)),
-				 errhint("A trigger enqueues a job by calling jobqueue_enqueue() in its body.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg(
+				 "function \"%s\" cannot be a job because it returns type %s",
+				 command, format_type_be(proc->prorettype)),
+			 errhint(
+				 "A trigger enqueues a job by calling jobqueue_enqueue() in its body.")));
 	if (isAnyTempNamespace(proc->pronamespace))
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("function \"%s\" is temporary and cannot be a job",
-						command),
-				 errhint("Workers do not see the temporary objects of a session.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("function \"%s\" is temporary and cannot be a job",
+					command),
+			 errhint(
+				 "Workers do not see the temporary objects of a session.")));
 	if (jq_proc_aclcheck(fn, GetUserId(), ACL_EXECUTE) != ACLCHECK_OK)
 		aclcheck_error(ACLCHECK_NO_PRIV,
-					   proc->prokind == PROKIND_PROCEDURE ? OBJECT_PROCEDURE : OBJECT_FUNCTION,
+					   proc->prokind == PROKIND_PROCEDURE ? OBJECT_PROCEDURE :
+															OBJECT_FUNCTION,
 					   NameStr(proc->proname));
 	answer->kind = JQ_KIND_FUNCTION;
 	answer->func_owner = proc->proowner;
@@ -241,7 +261,7 @@ resolve_function(const char *command, JqCommand *answer)
 static void
 syntax_error_callback(void *arg)
 {
-	int			pos = geterrposition();
+	int pos = geterrposition();
 
 	if (pos > 0)
 	{
@@ -255,11 +275,11 @@ syntax_error_callback(void *arg)
 static bool
 has_option(List *options, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, options)
 	{
-		DefElem    *opt = lfirst(lc);
+		DefElem *opt = lfirst(lc);
 
 		if (strcmp(opt->defname, name) == 0)
 			return true;
@@ -280,30 +300,30 @@ needs_outside(Node *stmt)
 		case T_DropStmt:
 			return ((DropStmt *) stmt)->concurrent;
 		case T_ReindexStmt:
-			{
-				ReindexStmt *r = (ReindexStmt *) stmt;
+		{
+			ReindexStmt *r = (ReindexStmt *) stmt;
 
-				return has_option(r->params, "concurrently") ||
-					(r->kind != REINDEX_OBJECT_INDEX &&
-					 r->kind != REINDEX_OBJECT_TABLE);
-			}
+			return has_option(r->params, "concurrently") ||
+				   (r->kind != REINDEX_OBJECT_INDEX &&
+					r->kind != REINDEX_OBJECT_TABLE);
+		}
 		case T_ClusterStmt:
 			return ((ClusterStmt *) stmt)->relation == NULL;
 		case T_AlterTableStmt:
+		{
+			ListCell *lc;
+
+			foreach(lc, ((AlterTableStmt *) stmt)->cmds)
 			{
-				ListCell   *lc;
+				AlterTableCmd *cmd = lfirst(lc);
 
-				foreach(lc, ((AlterTableStmt *) stmt)->cmds)
-				{
-					AlterTableCmd *cmd = lfirst(lc);
-
-					if (cmd->subtype == AT_DetachPartition &&
-						cmd->def != NULL && IsA(cmd->def, PartitionCmd) &&
-						((PartitionCmd *) cmd->def)->concurrent)
-						return true;
-				}
-				return false;
+				if (cmd->subtype == AT_DetachPartition && cmd->def != NULL &&
+					IsA(cmd->def, PartitionCmd) &&
+					((PartitionCmd *) cmd->def)->concurrent)
+					return true;
 			}
+			return false;
+		}
 		case T_AlterDatabaseStmt:
 			return has_option(((AlterDatabaseStmt *) stmt)->options,
 							  "tablespace");
@@ -326,8 +346,8 @@ static void
 resolve_sql(const char *command, JqCommand *answer)
 {
 	ErrorContextCallback context;
-	List	   *list;
-	ListCell   *lc;
+	List *list;
+	ListCell *lc;
 
 	context.callback = syntax_error_callback;
 	context.arg = unconstify(char *, command);
@@ -346,27 +366,35 @@ resolve_sql(const char *command, JqCommand *answer)
 	answer->stored = command;
 	foreach(lc, list)
 	{
-		Node	   *stmt = lfirst_node(RawStmt, lc)->stmt;
+		Node *stmt = lfirst_node(RawStmt, lc)->stmt;
 
 		if (IsA(stmt, TransactionStmt))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("transaction control is not allowed in the command of a job"),
-					 errhint("A job is one transaction; a procedure that commits is enqueued as a single CALL.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg(
+					 "transaction control is not allowed in the command of a job"),
+				 errhint(
+					 "A job is one transaction; a procedure that commits is enqueued as a single CALL.")));
 		if (IsA(stmt, CopyStmt) && ((CopyStmt *) stmt)->filename == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("COPY from or to a client is not allowed in the command of a job"),
-					 errhint("Use COPY with a file or program, or INSERT ... SELECT.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg(
+					 "COPY from or to a client is not allowed in the command of a job"),
+				 errhint(
+					 "Use COPY with a file or program, or INSERT ... SELECT.")));
 		if (!needs_outside(stmt))
 			continue;
 		if (list_length(list) == 1)
 			answer->kind = JQ_KIND_OUTSIDE;
 		else if (!IsA(stmt, CallStmt))
-			ereport(ERROR,
-					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-					 errmsg("the command of a job has several statements, one of which cannot run in a transaction block"),
-					 errhint("Enqueue that statement as a job of its own.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg(
+					 "the command of a job has several statements, one of which cannot run in a transaction block"),
+				 errhint("Enqueue that statement as a job of its own.")));
 	}
 }
 
@@ -376,12 +404,12 @@ const JqCommand *
 jq_command_resolve(const char *command)
 {
 	static JqCommand uncached;
-	uint32		now = jq_command_generation();
-	Oid			user = GetUserId();
-	JqCommand	answer;
+	uint32 now = jq_command_generation();
+	Oid user = GetUserId();
+	JqCommand answer;
 	CacheEntry *e;
 	MemoryContext old;
-	int			i;
+	int i;
 
 	for (i = 0; i < CACHE_SIZE; i++)
 	{
@@ -401,9 +429,9 @@ jq_command_resolve(const char *command)
 	if (strlen(command) > CACHE_MAX_TEXT || jq_command_generation() != now)
 		return &uncached;
 	if (cache_context == NULL)
-		cache_context = AllocSetContextCreate(TopMemoryContext,
-											  "jobqueue commands",
-											  ALLOCSET_SMALL_SIZES);
+		cache_context =
+			AllocSetContextCreate(TopMemoryContext, "jobqueue commands",
+								  ALLOCSET_SMALL_SIZES);
 	e = &cache[cache_next];
 	cache_next = (cache_next + 1) % CACHE_SIZE;
 	if (e->command != NULL)

@@ -9,9 +9,9 @@
 
 typedef struct JqCommand
 {
-	char		kind;			/* JQ_KIND_* */
-	const char *stored;			/* full signature, or the text */
-	Oid			func_owner;		/* JQ_KIND_FUNCTION */
+	char kind;			/* JQ_KIND_* */
+	const char *stored; /* full signature, or the text */
+	Oid func_owner;		/* JQ_KIND_FUNCTION */
 } JqCommand;
 
 /*

@@ -64,7 +64,7 @@
 #endif
 
 #ifndef BGWORKER_BYPASS_ROLELOGINCHECK
-#define JQ_NEEDS_NOBODY 1	   /* NOLOGIN roles: see session.c */
+#define JQ_NEEDS_NOBODY 1 /* NOLOGIN roles: see session.c */
 #define BGWORKER_BYPASS_ROLELOGINCHECK 0
 #endif
 
@@ -102,8 +102,8 @@ jq_guc_find(const char *name)
 	return find_option(name, false, true, 0);
 #else
 	struct config_generic **all = get_guc_variables();
-	int			n = GetNumConfigOptions();
-	int			i;
+	int n = GetNumConfigOptions();
+	int i;
 
 	for (i = 0; i < n; i++)
 		if (strcmp(all[i]->name, name) == 0)

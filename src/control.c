@@ -49,9 +49,8 @@ static int64
 id_argument(FunctionCallInfo fcinfo)
 {
 	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("job id must not be null")));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("job id must not be null")));
 	return PG_GETARG_INT64(0);
 }
 
@@ -67,8 +66,8 @@ no_such_job(int64 id)
 static void
 check_owner(Oid owner, int64 id)
 {
-	if (jq_is_admin() || (OidIsValid(owner) &&
-						  has_privs_of_role(GetUserId(), owner)))
+	if (jq_is_admin() ||
+		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -79,17 +78,17 @@ check_owner(Oid owner, int64 id)
 /* a waiting job, found and held for this transaction */
 typedef struct Held
 {
-	JqRow		row;
-	Oid			owner;
-	char	   *queue;
-	JqItem		item;
+	JqRow row;
+	Oid owner;
+	char *queue;
+	JqItem item;
 	TimestampTz run_at;
 } Held;
 
 static void
 describe(Held *h)
 {
-	char	   *key = jq_row_cstring(&h->row, JQ_COL_KEY);
+	char *key = jq_row_cstring(&h->row, JQ_COL_KEY);
 
 	h->owner = DatumGetObjectId(JQ_ROW(&h->row, JQ_COL_OWNER));
 	h->queue = jq_row_cstring(&h->row, JQ_COL_QUEUE);
@@ -124,7 +123,7 @@ hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
 	*running = false;
 	for (;;)
 	{
-		JqFetch		f = jq_row_fetch(t, id, NULL, NULL, &h->row, &xid, NULL);
+		JqFetch f = jq_row_fetch(t, id, NULL, NULL, &h->row, &xid, NULL);
 
 		if (f == JQ_FETCH_GONE)
 			return false;
@@ -149,8 +148,8 @@ hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
 				/* a failure being recorded, or another session: wait for it */
 				(void) WaitLatch(MyLatch,
 								 WL_LATCH_SET | WL_TIMEOUT |
-								 WL_EXIT_ON_PM_DEATH, 10L,
-								 PG_WAIT_EXTENSION);
+									 WL_EXIT_ON_PM_DEATH,
+								 10L, PG_WAIT_EXTENSION);
 				ResetLatch(MyLatch);
 				CHECK_FOR_INTERRUPTS();
 				break;
@@ -167,11 +166,11 @@ PG_FUNCTION_INFO_V1(jq_cancel);
 Datum
 jq_cancel(PG_FUNCTION_ARGS)
 {
-	JqTable    *t = check_call("jobqueue_cancel()");
-	int64		id = id_argument(fcinfo);
-	Held		h;
-	bool		running;
-	Interval	week;
+	JqTable *t = check_call("jobqueue_cancel()");
+	int64 id = id_argument(fcinfo);
+	Held h;
+	bool running;
+	Interval week;
 
 	CommandCounterIncrement();
 	while (!hold_waiting(t, id, &h, &running))
@@ -185,8 +184,8 @@ jq_cancel(PG_FUNCTION_ARGS)
 	}
 	memset(&week, 0, sizeof(week));
 	week.day = 7;
-	PG_RETURN_BOOL(jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0,
-							  &week));
+	PG_RETURN_BOOL(
+		jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0, &week));
 }
 
 PG_FUNCTION_INFO_V1(jq_retry);
@@ -194,28 +193,28 @@ Datum
 jq_retry(PG_FUNCTION_ARGS)
 {
 	static const char *const look =
-	"SELECT owner::oid FROM %s.jobqueue_archive WHERE id = $1"
-	" AND state IN ('dead', 'cancelled') FOR UPDATE";
+		"SELECT owner::oid FROM %s.jobqueue_archive WHERE id = $1"
+		" AND state IN ('dead', 'cancelled') FOR UPDATE";
 	static const char *const move =
-	"WITH back AS (DELETE FROM %s.jobqueue_archive WHERE id = $1 RETURNING *)"
-	" INSERT INTO %s.jobqueue_job (id, enqueued_at, home, owner, func_owner,"
-	" priority, attempt, max_attempts, crashes, kind, queue, command, args,"
-	" key, search_path, settings, timeout, keep, tags, errors)"
-	" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
-	" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
-	" timeout, keep, tags, errors FROM back"
-	" RETURNING queue, owner::oid, priority, key, ctid, home";
-	JqTable    *t = check_call("jobqueue_retry()");
-	int64		id = id_argument(fcinfo);
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
+		"WITH back AS (DELETE FROM %s.jobqueue_archive WHERE id = $1 RETURNING *)"
+		" INSERT INTO %s.jobqueue_job (id, enqueued_at, home, owner, func_owner,"
+		" priority, attempt, max_attempts, crashes, kind, queue, command, args,"
+		" key, search_path, settings, timeout, keep, tags, errors)"
+		" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
+		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
+		" timeout, keep, tags, errors FROM back"
+		" RETURNING queue, owner::oid, priority, key, ctid, home";
+	JqTable *t = check_call("jobqueue_retry()");
+	int64 id = id_argument(fcinfo);
+	Oid types[1] = {INT8OID};
+	Datum values[1];
 	JqOwnerState state;
-	JqItem		item;
-	Oid			owner;
-	char	   *queue;
-	char	   *key = NULL;
-	bool		isnull;
-	bool		mine;
+	JqItem item;
+	Oid owner;
+	char *queue;
+	char *key = NULL;
+	bool isnull;
+	bool mine;
 	MemoryContext context = CurrentMemoryContext;
 
 	values[0] = Int64GetDatum(id);
@@ -240,18 +239,20 @@ jq_retry(PG_FUNCTION_ARGS)
 	}
 	memset(&item, 0, sizeof(item));
 	{
-		HeapTuple	tup = SPI_tuptable->vals[0];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		Datum		d;
+		HeapTuple tup = SPI_tuptable->vals[0];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		Datum d;
 
 		queue = MemoryContextStrdup(context,
-									TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull)));
+									TextDatumGetCString(
+										SPI_getbinval(tup, desc, 1, &isnull)));
 		item.id = id;
 		item.priority = DatumGetInt16(SPI_getbinval(tup, desc, 3, &isnull));
 		d = SPI_getbinval(tup, desc, 4, &isnull);
 		if (!isnull)
 			key = MemoryContextStrdup(context, TextDatumGetCString(d));
-		item.tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(tup, desc, 5, &isnull));
+		item.tid = *(ItemPointer) DatumGetPointer(
+			SPI_getbinval(tup, desc, 5, &isnull));
 		mine = DatumGetInt64(SPI_getbinval(tup, desc, 6, &isnull)) == t->home;
 	}
 	jq_owner_end(&state);
@@ -269,22 +270,21 @@ PG_FUNCTION_INFO_V1(jq_run);
 Datum
 jq_run(PG_FUNCTION_ARGS)
 {
-	JqTable    *t = check_call("jobqueue_run()");
-	int64		id = id_argument(fcinfo);
-	Held		h;
-	bool		running;
-	bool		isnull;
-	Datum		result;
-	JqCurrent	outer = jq_current_job;
-	int			nest;
+	JqTable *t = check_call("jobqueue_run()");
+	int64 id = id_argument(fcinfo);
+	Held h;
+	bool running;
+	bool isnull;
+	Datum result;
+	JqCurrent outer = jq_current_job;
+	int nest;
 
 	CommandCounterIncrement();
 	if (!hold_waiting(t, id, &h, &running))
 	{
 		if (running)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_IN_USE),
-					 errmsg("job " INT64_FORMAT " is running", id)));
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
+							errmsg("job " INT64_FORMAT " is running", id)));
 		no_such_job(id);
 	}
 	if (h.owner != GetUserId())
@@ -295,14 +295,15 @@ jq_run(PG_FUNCTION_ARGS)
 	if (DatumGetInt64(JQ_ROW(&h.row, JQ_COL_HOME)) != t->home)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job " INT64_FORMAT " is held because it comes from another database",
+				 errmsg("job " INT64_FORMAT
+						" is held because it comes from another database",
 						id),
 				 errhint("Run jobqueue_adopt().")));
 	if (DatumGetChar(JQ_ROW(&h.row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE)
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("the command of job " INT64_FORMAT " cannot run in a transaction block",
-						id)));
+		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						errmsg("the command of job " INT64_FORMAT
+							   " cannot run in a transaction block",
+							   id)));
 	if (h.item.keylen > 0 &&
 		!jq_keylock_mine(MyDatabaseId, h.item.key, h.item.keylen))
 	{
@@ -322,9 +323,8 @@ jq_run(PG_FUNCTION_ARGS)
 						 errhint("View jobqueue_keys tells by whom.")));
 				break;
 			case JQ_KEY_FULL:
-				ereport(ERROR,
-						(errcode(ERRCODE_OUT_OF_MEMORY),
-						 errmsg("too many keys are held")));
+				ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+								errmsg("too many keys are held")));
 		}
 	}
 	jq_current_job.id = id;
@@ -332,7 +332,8 @@ jq_run(PG_FUNCTION_ARGS)
 	jq_current_job.key = jq_row_cstring(&h.row, JQ_COL_KEY);
 	jq_current_job.attempt = DatumGetInt16(JQ_ROW(&h.row, JQ_COL_ATTEMPT)) + 1;
 	jq_current_job.max_attempts = jq_row_max_attempts(&h.row);
-	jq_current_job.enqueued_at = DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
+	jq_current_job.enqueued_at =
+		DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
 	nest = NewGUCNestLevel();
 	PG_TRY();
 	{
@@ -368,16 +369,15 @@ jq_adopt(PG_FUNCTION_ARGS)
 	 * another cluster: whoever adopts the jobs vouches for the functions.
 	 */
 	static const char *const sql =
-	"UPDATE %s.jobqueue_job j SET home = $1, func_owner = CASE kind WHEN 'f'"
-	" THEN (SELECT p.proowner FROM pg_proc p"
-	"       WHERE p.oid = to_regprocedure(j.command)::oid) END"
-	" WHERE home <> $1 RETURNING queue, owner::oid";
-	JqTable    *t = check_call("jobqueue_adopt()");
-	Oid			types[2] = {INT8OID, OIDOID};
-	Datum		values[2];
+		"UPDATE %s.jobqueue_job j SET home = $1, func_owner = CASE kind WHEN 'f'"
+		" THEN (SELECT p.proowner FROM pg_proc p"
+		"       WHERE p.oid = to_regprocedure(j.command)::oid) END"
+		" WHERE home <> $1 RETURNING queue, owner::oid";
+	JqTable *t = check_call("jobqueue_adopt()");
+	Oid types[2] = {INT8OID, OIDOID};
+	Datum values[2];
 	JqOwnerState state;
-	uint64		n,
-				i;
+	uint64 n, i;
 
 	(void) fcinfo;
 	values[0] = Int64GetDatum(t->home);
@@ -386,30 +386,34 @@ jq_adopt(PG_FUNCTION_ARGS)
 	if (t->meta_database != MyDatabaseId)
 	{
 		/* a copy of another database: it gets an identity of its own */
-		jq_owner_execute(t, "UPDATE %s.jobqueue_meta SET database = $2,"
+		jq_owner_execute(t,
+						 "UPDATE %s.jobqueue_meta SET database = $2,"
 						 " home = hashtextextended(gen_random_uuid()::text, 0)",
 						 2, types, values, NULL);
 		jq_owner_execute(t, "SELECT home FROM %s.jobqueue_meta", 0, NULL, NULL,
 						 NULL);
 		{
-			bool		isnull;
+			bool isnull;
 
 			values[0] = SPI_getbinval(SPI_tuptable->vals[0],
 									  SPI_tuptable->tupdesc, 1, &isnull);
 		}
 	}
-	jq_owner_execute(t, "UPDATE %s.jobqueue_archive SET home = $1"
-					 " WHERE home <> $1", 1, types, values, NULL);
+	jq_owner_execute(t,
+					 "UPDATE %s.jobqueue_archive SET home = $1"
+					 " WHERE home <> $1",
+					 1, types, values, NULL);
 	jq_owner_execute(t, sql, 1, types, values, NULL);
 	n = SPI_processed;
 	for (i = 0; i < n; i++)
 	{
-		bool		isnull;
-		HeapTuple	tup = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool isnull;
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
 
-		jq_publish_unknown(DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)),
-						   TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull)));
+		jq_publish_unknown(
+			DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)),
+			TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull)));
 	}
 	jq_owner_end(&state);
 	CacheInvalidateRelcacheByRelid(t->job);
@@ -430,23 +434,24 @@ PG_FUNCTION_INFO_V1(jq_quiesce);
 Datum
 jq_quiesce(PG_FUNCTION_ARGS)
 {
-	Interval   *timeout = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
+	Interval *timeout = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
 	TimestampTz until;
-	int64		us = USECS_PER_MINUTE;
-	int			dbix;
+	int64 us = USECS_PER_MINUTE;
+	int dbix;
 
 	(void) check_call("jobqueue_quiesce()");
 	if (timeout != NULL)
-		us = timeout->time + (timeout->day + INT64CONST(30) * timeout->month) * USECS_PER_DAY;
+		us = timeout->time +
+			 (timeout->day + INT64CONST(30) * timeout->month) * USECS_PER_DAY;
 	if (us < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
-				 errmsg("timeout must not be negative")));
+		ereport(ERROR, (errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
+						errmsg("timeout must not be negative")));
 	dbix = jq_dir_db(MyDatabaseId, true);
 	if (dbix < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("there are more databases than jobqueue can look after"),
+				 errmsg(
+					 "there are more databases than jobqueue can look after"),
 				 errhint("Increase jobqueue.max_databases.")));
 	jq_db_set_quiesced(dbix, true);
 	until = GetCurrentTimestamp() + us;
@@ -467,8 +472,8 @@ PG_FUNCTION_INFO_V1(jq_resume);
 Datum
 jq_resume(PG_FUNCTION_ARGS)
 {
-	int			dbix;
-	int			i;
+	int dbix;
+	int i;
 
 	(void) fcinfo;
 	(void) check_call("jobqueue_resume()");
@@ -487,9 +492,9 @@ PG_FUNCTION_INFO_V1(jq_current);
 Datum
 jq_current(PG_FUNCTION_ARGS)
 {
-	TupleDesc	desc;
-	Datum		values[6];
-	bool		nulls[6];
+	TupleDesc desc;
+	Datum values[6];
+	bool nulls[6];
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -506,6 +511,6 @@ jq_current(PG_FUNCTION_ARGS)
 		values[4] = Int32GetDatum(jq_current_job.max_attempts);
 		values[5] = TimestampTzGetDatum(jq_current_job.enqueued_at);
 	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
-													  values, nulls)));
+	PG_RETURN_DATUM(HeapTupleGetDatum(
+		heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -42,8 +42,8 @@ wake_server(int procno)
 void
 jq_db_request(int dbix, uint32 requests)
 {
-	JqDb	   *d = &jq_dbs[dbix];
-	int			procno;
+	JqDb *d = &jq_dbs[dbix];
+	int procno;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	d->requests |= requests;
@@ -55,9 +55,9 @@ jq_db_request(int dbix, uint32 requests)
 void
 jq_db_due(int dbix, TimestampTz when)
 {
-	JqDb	   *d = &jq_dbs[dbix];
-	int			procno = -1;
-	bool		sooner = false;
+	JqDb *d = &jq_dbs[dbix];
+	int procno = -1;
+	bool sooner = false;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	if (when < d->next_due)
@@ -74,8 +74,8 @@ jq_db_due(int dbix, TimestampTz when)
 bool
 jq_db_sched_attach(int dbix)
 {
-	JqDb	   *d = &jq_dbs[dbix];
-	bool		ok;
+	JqDb *d = &jq_dbs[dbix];
+	bool ok;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	ok = d->oid != InvalidOid && d->sched_state == JQ_SCHED_STARTING;
@@ -93,7 +93,7 @@ jq_db_sched_attach(int dbix)
 void
 jq_db_sched_detach(int dbix)
 {
-	JqDb	   *d = &jq_dbs[dbix];
+	JqDb *d = &jq_dbs[dbix];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	if (d->sched_state == JQ_SCHED_RUNNING && d->sched_pid == MyProcPid)
@@ -112,8 +112,8 @@ jq_db_sched_detach(int dbix)
 uint32
 jq_db_take_requests(int dbix, TimestampTz *due_from)
 {
-	JqDb	   *d = &jq_dbs[dbix];
-	uint32		requests;
+	JqDb *d = &jq_dbs[dbix];
+	uint32 requests;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	requests = d->requests;
@@ -134,8 +134,8 @@ jq_db_take_requests(int dbix, TimestampTz *due_from)
 bool
 jq_db_sched_leave(int dbix, TimestampTz keep_until)
 {
-	JqDb	   *d = &jq_dbs[dbix];
-	bool		leave;
+	JqDb *d = &jq_dbs[dbix];
+	bool leave;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	leave = d->requests == 0 && d->next_due > keep_until;
@@ -148,7 +148,7 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	if (leave)
-		jq_launcher_wake();		/* it takes over the next due moment */
+		jq_launcher_wake(); /* it takes over the next due moment */
 	return leave;
 }
 
@@ -163,7 +163,7 @@ jq_db_set_loaded(int dbix, bool loaded)
 void
 jq_db_set_absent(int dbix, bool absent)
 {
-	JqDb	   *d = &jq_dbs[dbix];
+	JqDb *d = &jq_dbs[dbix];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	d->absent = absent;

@@ -28,28 +28,28 @@ typedef enum JqDirKind
 
 typedef struct JqDirKey
 {
-	uint32		kind;
-	Oid			db;
-	Oid			role;
-	char		name[JQ_QUEUE_NAME_MAX + 1];
+	uint32 kind;
+	Oid db;
+	Oid role;
+	char name[JQ_QUEUE_NAME_MAX + 1];
 } JqDirKey;
 
 typedef struct JqDirEntry
 {
-	JqDirKey	key;
-	int			index;
+	JqDirKey key;
+	int index;
 } JqDirEntry;
 
-JqDb	   *jq_dbs;
-JqGroup    *jq_groups;
-JqQueue    *jq_queues;
-JqLane	   *jq_lanes;
+JqDb *jq_dbs;
+JqGroup *jq_groups;
+JqQueue *jq_queues;
+JqLane *jq_lanes;
 
 static HTAB *jq_dir;
 
 /* the last answer of jq_dir_lane; checked by whoever uses it */
 static JqDirKey last_key;
-static int	last_lane = -1;
+static int last_lane = -1;
 
 static Size
 dir_entries(void)
@@ -61,26 +61,26 @@ dir_entries(void)
 Size
 jq_directory_size(void)
 {
-	Size		size = 0;
+	Size size = 0;
 
-	size = add_size(size, hash_estimate_size(dir_entries(),
-											 sizeof(JqDirEntry)));
-	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_databases,
-											sizeof(JqDb))));
-	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes,
-											sizeof(JqGroup))));
-	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes,
-											sizeof(JqQueue))));
-	size = add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes,
-											sizeof(JqLane))));
+	size =
+		add_size(size, hash_estimate_size(dir_entries(), sizeof(JqDirEntry)));
+	size = add_size(size,
+					MAXALIGN(mul_size(jobqueue_max_databases, sizeof(JqDb))));
+	size =
+		add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes, sizeof(JqGroup))));
+	size =
+		add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes, sizeof(JqQueue))));
+	size =
+		add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes, sizeof(JqLane))));
 	return size;
 }
 
 static void *
 init_array(const char *name, int n, Size elem)
 {
-	bool		found;
-	void	   *p = ShmemInitStruct(name, MAXALIGN(mul_size(n, elem)), &found);
+	bool found;
+	void *p = ShmemInitStruct(name, MAXALIGN(mul_size(n, elem)), &found);
 
 	if (!found)
 		memset(p, 0, MAXALIGN(mul_size(n, elem)));
@@ -90,21 +90,20 @@ init_array(const char *name, int n, Size elem)
 void
 jq_directory_init(void)
 {
-	HASHCTL		info;
+	HASHCTL info;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = sizeof(JqDirKey);
 	info.entrysize = sizeof(JqDirEntry);
 	jq_dir = ShmemInitHash("jobqueue directory", dir_entries(), dir_entries(),
 						   &info, HASH_ELEM | HASH_BLOBS);
-	jq_dbs = init_array("jobqueue databases", jobqueue_max_databases,
-						sizeof(JqDb));
-	jq_groups = init_array("jobqueue groups", jobqueue_max_lanes,
-						   sizeof(JqGroup));
-	jq_queues = init_array("jobqueue queues", jobqueue_max_lanes,
-						   sizeof(JqQueue));
-	jq_lanes = init_array("jobqueue lanes", jobqueue_max_lanes,
-						  sizeof(JqLane));
+	jq_dbs =
+		init_array("jobqueue databases", jobqueue_max_databases, sizeof(JqDb));
+	jq_groups =
+		init_array("jobqueue groups", jobqueue_max_lanes, sizeof(JqGroup));
+	jq_queues =
+		init_array("jobqueue queues", jobqueue_max_lanes, sizeof(JqQueue));
+	jq_lanes = init_array("jobqueue lanes", jobqueue_max_lanes, sizeof(JqLane));
 	last_lane = -1;
 }
 
@@ -121,7 +120,7 @@ make_key(JqDirKey *key, JqDirKind kind, Oid db, Oid role, const char *name)
 static int
 dir_get(JqDirKind kind, Oid db, Oid role, const char *name)
 {
-	JqDirKey	key;
+	JqDirKey key;
 	JqDirEntry *e;
 
 	make_key(&key, kind, db, role, name);
@@ -132,9 +131,9 @@ dir_get(JqDirKind kind, Oid db, Oid role, const char *name)
 static bool
 dir_put(JqDirKind kind, Oid db, Oid role, const char *name, int index)
 {
-	JqDirKey	key;
+	JqDirKey key;
 	JqDirEntry *e;
-	bool		found;
+	bool found;
 
 	make_key(&key, kind, db, role, name);
 	e = hash_search(jq_dir, &key, HASH_ENTER_NULL, &found);
@@ -147,7 +146,7 @@ dir_put(JqDirKind kind, Oid db, Oid role, const char *name, int index)
 static void
 dir_drop(JqDirKind kind, Oid db, Oid role, const char *name)
 {
-	JqDirKey	key;
+	JqDirKey key;
 
 	make_key(&key, kind, db, role, name);
 	hash_search(jq_dir, &key, HASH_REMOVE, NULL);
@@ -158,12 +157,12 @@ dir_drop(JqDirKind kind, Oid db, Oid role, const char *name)
 static int
 db_add(Oid db)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->ndbs; i++)
 	{
-		JqDb	   *d = &jq_dbs[i];
-		bool		reuse = false;
+		JqDb *d = &jq_dbs[i];
+		bool reuse = false;
 
 		if (OidIsValid(d->oid))
 		{
@@ -192,9 +191,9 @@ db_add(Oid db)
 int
 jq_dir_db(Oid db, bool create)
 {
-	static Oid	cached_db = InvalidOid;
-	static int	cached_ix;
-	int			ix;
+	static Oid cached_db = InvalidOid;
+	static int cached_ix;
+	int ix;
 
 	/* a live database keeps its place while this process is connected */
 	if (cached_db == db && cached_ix < jq_shared->ndbs &&
@@ -224,18 +223,18 @@ jq_dir_db(Oid db, bool create)
 static int
 group_get(Oid db, Oid role, int dbix)
 {
-	int			ix = dir_get(JQ_DIR_GROUP, db, role, "");
-	int			i;
+	int ix = dir_get(JQ_DIR_GROUP, db, role, "");
+	int i;
 
 	if (ix >= 0)
 		return ix;
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
-		JqGroup    *g = &jq_groups[i];
+		JqGroup *g = &jq_groups[i];
 
 		if (OidIsValid(g->db))
 		{
-			bool		reuse;
+			bool reuse;
 
 			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
 			reuse = g->first_lane < 0 && g->nworkers == 0;
@@ -263,11 +262,10 @@ group_get(Oid db, Oid role, int dbix)
 static bool
 queue_in_use(const JqQueue *q)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
-		if (jq_lanes[i].db == q->db &&
-			&jq_queues[jq_lanes[i].queue_ix] == q)
+		if (jq_lanes[i].db == q->db && &jq_queues[jq_lanes[i].queue_ix] == q)
 			return true;
 	return false;
 }
@@ -275,9 +273,9 @@ queue_in_use(const JqQueue *q)
 static int
 queue_get(Oid db, const char *name)
 {
-	int			ix = dir_get(JQ_DIR_QUEUE, db, InvalidOid, name);
-	int			pass;
-	int			i;
+	int ix = dir_get(JQ_DIR_QUEUE, db, InvalidOid, name);
+	int pass;
+	int i;
 
 	if (ix >= 0)
 		return ix;
@@ -286,7 +284,7 @@ queue_get(Oid db, const char *name)
 	{
 		for (i = 0; i < jq_shared->nlanes; i++)
 		{
-			JqQueue    *q = &jq_queues[i];
+			JqQueue *q = &jq_queues[i];
 
 			if (OidIsValid(q->db))
 			{
@@ -312,9 +310,9 @@ queue_get(Oid db, const char *name)
 static void
 lane_remove(int ix)
 {
-	JqLane	   *l = &jq_lanes[ix];
-	JqGroup    *g = &jq_groups[l->group];
-	int		   *link = &g->first_lane;
+	JqLane *l = &jq_lanes[ix];
+	JqGroup *g = &jq_groups[l->group];
+	int *link = &g->first_lane;
 
 	while (*link >= 0 && *link != ix)
 		link = &jq_lanes[*link].next_in_group;
@@ -328,12 +326,12 @@ lane_remove(int ix)
 static bool
 lane_try_reuse(int ix)
 {
-	JqLane	   *l = &jq_lanes[ix];
-	bool		ok;
+	JqLane *l = &jq_lanes[ix];
+	bool ok;
 
 	LWLockAcquire(jq_lane_lock(ix), LW_EXCLUSIVE);
-	ok = l->nready == 0 && l->nparked == 0 && l->nclaimed == 0 &&
-		!l->filling && jq_pos_is_all(l->frontier);
+	ok = l->nready == 0 && l->nparked == 0 && l->nclaimed == 0 && !l->filling &&
+		 jq_pos_is_all(l->frontier);
 	if (ok)
 		lane_remove(ix);
 	LWLockRelease(jq_lane_lock(ix));
@@ -343,14 +341,14 @@ lane_try_reuse(int ix)
 static int
 lane_add(Oid db, Oid role, const char *queue)
 {
-	int			dbix = dir_get(JQ_DIR_DB, db, InvalidOid, "");
-	int			pass;
-	int			i;
-	int			j;
-	int			group;
-	int			queue_ix;
-	JqLane	   *l;
-	bool		loaded;
+	int dbix = dir_get(JQ_DIR_DB, db, InvalidOid, "");
+	int pass;
+	int i;
+	int j;
+	int group;
+	int queue_ix;
+	JqLane *l;
+	bool loaded;
 
 	if (dbix < 0)
 		dbix = db_add(db);
@@ -418,7 +416,7 @@ jq_dir_forget(void)
 int
 jq_dir_lane(Oid db, Oid role, const char *queue, bool create)
 {
-	int			ix;
+	int ix;
 
 	if (last_lane >= 0 && last_key.db == db && last_key.role == role &&
 		strcmp(last_key.name, queue) == 0)
@@ -445,8 +443,8 @@ jq_dir_lane(Oid db, Oid role, const char *queue, bool create)
 int
 jq_dir_lanes_of(Oid db, int *buf)
 {
-	int			n = 0;
-	int			i;
+	int n = 0;
+	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
 	for (i = 0; i < jq_shared->nlanes; i++)
@@ -459,8 +457,8 @@ jq_dir_lanes_of(Oid db, int *buf)
 int
 jq_dir_lanes_of_group(int group, int *buf, int max)
 {
-	int			n = 0;
-	int			ix;
+	int n = 0;
+	int ix;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
 	for (ix = jq_groups[group].first_lane; ix >= 0 && n < max;
@@ -473,7 +471,7 @@ jq_dir_lanes_of_group(int group, int *buf, int max)
 void
 jq_dir_purge_db(Oid db)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
@@ -489,8 +487,8 @@ jq_dir_purge_db(Oid db)
 static int
 histogram_bucket(TimestampTz us)
 {
-	int			b;
-	uint64		v = us > 1 ? (uint64) us : 1;
+	int b;
+	uint64 v = us > 1 ? (uint64) us : 1;
 
 	b = 2 * (63 - __builtin_clzll(v));
 	if (b > 0 && (v >> (b / 2 - 1) & 1))
@@ -504,11 +502,11 @@ histogram_add(pg_atomic_uint32 *hist, TimestampTz us)
 {
 	if (pg_atomic_fetch_add_u32(&hist[histogram_bucket(us)], 1) > 100000)
 	{
-		int			i;
+		int i;
 
 		for (i = 0; i < JQ_HISTOGRAM; i++)
 		{
-			uint32		v = pg_atomic_read_u32(&hist[i]);
+			uint32 v = pg_atomic_read_u32(&hist[i]);
 
 			pg_atomic_fetch_sub_u32(&hist[i], v / 2);
 		}
@@ -519,9 +517,9 @@ histogram_add(pg_atomic_uint32 *hist, TimestampTz us)
 double
 jq_histogram_percentile(pg_atomic_uint32 *hist, double fraction)
 {
-	uint64		total = 0;
-	uint64		sum = 0;
-	int			i;
+	uint64 total = 0;
+	uint64 sum = 0;
+	int i;
 
 	for (i = 0; i < JQ_HISTOGRAM; i++)
 		total += pg_atomic_read_u32(&hist[i]);
@@ -540,15 +538,15 @@ void
 jq_queue_count(int queue_ix, bool completed, TimestampTz ready,
 			   TimestampTz start, TimestampTz end)
 {
-	JqQueue    *q = &jq_queues[queue_ix];
-	uint64		minute = (uint64) (end / USECS_PER_MINUTE);
-	uint64		old = pg_atomic_read_u64(&q->minute);
+	JqQueue *q = &jq_queues[queue_ix];
+	uint64 minute = (uint64) (end / USECS_PER_MINUTE);
+	uint64 old = pg_atomic_read_u64(&q->minute);
 
 	if (old != minute &&
 		pg_atomic_compare_exchange_u64(&q->minute, &old, minute))
 	{
-		uint32		c = pg_atomic_exchange_u32(&q->completed_now, 0);
-		uint32		f = pg_atomic_exchange_u32(&q->failed_now, 0);
+		uint32 c = pg_atomic_exchange_u32(&q->completed_now, 0);
+		uint32 f = pg_atomic_exchange_u32(&q->failed_now, 0);
 
 		pg_atomic_write_u32(&q->completed_before, old + 1 == minute ? c : 0);
 		pg_atomic_write_u32(&q->failed_before, old + 1 == minute ? f : 0);

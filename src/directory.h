@@ -33,54 +33,54 @@ typedef enum JqSchedState
 
 typedef struct JqDb
 {
-	Oid			oid;			/* JQ_LOCK_DIR; 0 = free */
+	Oid oid; /* JQ_LOCK_DIR; 0 = free */
 	/* the rest under JQ_LOCK_DB */
-	uint32		requests;
-	TimestampTz next_due;		/* DT_NOEND = nothing waits for its time */
+	uint32 requests;
+	TimestampTz next_due; /* DT_NOEND = nothing waits for its time */
 	JqSchedState sched_state;
-	int			sched_procno;
-	int			sched_pid;
+	int sched_procno;
+	int sched_pid;
 	TimestampTz sched_since;
 	TimestampTz sched_not_before; /* after a failed start */
-	bool		loaded;			/* every lane of the table is known */
-	bool		absent;			/* no extension there */
-	bool		foreign;		/* meta names another database: hold all */
-	bool		quiesced;
-	bool		leave;			/* a statement wants it empty */
-	Oid			relid;			/* jobqueue_job when last seen */
+	bool loaded;				  /* every lane of the table is known */
+	bool absent;				  /* no extension there */
+	bool foreign;				  /* meta names another database: hold all */
+	bool quiesced;
+	bool leave; /* a statement wants it empty */
+	Oid relid;	/* jobqueue_job when last seen */
 } JqDb;
 
 typedef struct JqGroup
 {
-	Oid			db;				/* JQ_LOCK_DIR; 0 = free */
-	Oid			role;			/* JQ_LOCK_DIR */
-	int			dbix;			/* JQ_LOCK_DIR */
-	int			first_lane;		/* JQ_LOCK_DIR; -1 = none */
+	Oid db;							   /* JQ_LOCK_DIR; 0 = free */
+	Oid role;						   /* JQ_LOCK_DIR */
+	int dbix;						   /* JQ_LOCK_DIR */
+	int first_lane;					   /* JQ_LOCK_DIR; -1 = none */
 	pg_atomic_uint32 lanes_generation; /* moves when its lanes change */
 	/* the rest under JQ_LOCK_SLOT */
-	int			nworkers;		/* started or starting */
-	int			nidle;			/* read without lock as a hint */
-	bool		wanted;			/* a publisher found no idle worker */
-	int			nfailed;		/* starts that failed in a row */
-	TimestampTz not_before;		/* after a failed start */
-	TimestampTz last_served;	/* when a worker was last started */
+	int nworkers;			 /* started or starting */
+	int nidle;				 /* read without lock as a hint */
+	bool wanted;			 /* a publisher found no idle worker */
+	int nfailed;			 /* starts that failed in a row */
+	TimestampTz not_before;	 /* after a failed start */
+	TimestampTz last_served; /* when a worker was last started */
 } JqGroup;
 
 #define JQ_HISTOGRAM 80 /* two buckets for each doubling, from 1 us */
 
 typedef struct JqQueue
 {
-	Oid			db;				/* JQ_LOCK_DIR; 0 = free */
-	char		name[JQ_QUEUE_NAME_MAX + 1]; /* JQ_LOCK_DIR */
+	Oid db;							  /* JQ_LOCK_DIR; 0 = free */
+	char name[JQ_QUEUE_NAME_MAX + 1]; /* JQ_LOCK_DIR */
 	/* the rest is atomic; sums are exact, the rest nearly */
 	pg_atomic_uint64 completed;
 	pg_atomic_uint64 failed;
-	pg_atomic_uint64 minute;	/* minutes since 2000 of the next two */
+	pg_atomic_uint64 minute; /* minutes since 2000 of the next two */
 	pg_atomic_uint32 completed_now;
 	pg_atomic_uint32 failed_now;
 	pg_atomic_uint32 completed_before; /* the minute before */
 	pg_atomic_uint32 failed_before;
-	pg_atomic_uint64 held;		/* rows of another home, when last counted */
+	pg_atomic_uint64 held; /* rows of another home, when last counted */
 	pg_atomic_uint32 wait_hist[JQ_HISTOGRAM];
 	pg_atomic_uint32 run_hist[JQ_HISTOGRAM];
 } JqQueue;
@@ -88,28 +88,28 @@ typedef struct JqQueue
 typedef struct JqLane
 {
 	/* identity: JQ_LOCK_DIR and lane lock */
-	Oid			db;				/* 0 = free */
-	Oid			role;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	int			dbix;
-	int			group;
-	int			queue_ix;
-	int			next_in_group;
+	Oid db; /* 0 = free */
+	Oid role;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	int dbix;
+	int group;
+	int queue_ix;
+	int next_in_group;
 	/* the rest: lane lock */
-	JqPos		frontier;		/* every ready row before it is known */
-	JqPos		cut;			/* while filling: what may be claimed to be
+	JqPos frontier; /* every ready row before it is known */
+	JqPos cut;		/* while filling: what may be claimed to be
 								 * known at its end */
-	bool		filling;		/* a refill is under way */
-	bool		want_refill;
-	bool		starved;		/* its last refill found no room */
-	uint32		nready;			/* read without lock as a hint */
-	uint32		nparked;
-	uint32		low_water;		/* refill when nready falls to it */
-	uint32		nclaimed;
-	int64		spilled;		/* ready rows beyond the frontier, estimated */
-	bool		spilled_counted;
-	uint32		head[JQ_LEVELS];
-	uint32		tail[JQ_LEVELS];
+	bool filling;	/* a refill is under way */
+	bool want_refill;
+	bool starved;  /* its last refill found no room */
+	uint32 nready; /* read without lock as a hint */
+	uint32 nparked;
+	uint32 low_water; /* refill when nready falls to it */
+	uint32 nclaimed;
+	int64 spilled; /* ready rows beyond the frontier, estimated */
+	bool spilled_counted;
+	uint32 head[JQ_LEVELS];
+	uint32 tail[JQ_LEVELS];
 } JqLane;
 
 extern JqDb *jq_dbs;
@@ -121,8 +121,8 @@ extern Size jq_directory_size(void);
 extern void jq_directory_init(void);
 
 /* Index of a thing, or -1: unknown, or (create) no place left. */
-extern int	jq_dir_db(Oid db, bool create);
-extern int	jq_dir_lane(Oid db, Oid role, const char *queue, bool create);
+extern int jq_dir_db(Oid db, bool create);
+extern int jq_dir_lane(Oid db, Oid role, const char *queue, bool create);
 
 /* The lane's identity; the caller holds its lock or JQ_LOCK_DIR. */
 extern bool jq_lane_is(const JqLane *l, Oid db, Oid role, const char *queue);
@@ -131,8 +131,8 @@ extern bool jq_lane_is(const JqLane *l, Oid db, Oid role, const char *queue);
 extern void jq_dir_forget(void);
 
 /* lanes of a database; buf has room for jq_shared->nlanes */
-extern int	jq_dir_lanes_of(Oid db, int *buf);
-extern int	jq_dir_lanes_of_group(int group, int *buf, int max);
+extern int jq_dir_lanes_of(Oid db, int *buf);
+extern int jq_dir_lanes_of_group(int group, int *buf, int max);
 
 /* everything memory knows about the database's waiting jobs goes */
 extern void jq_dir_purge_db(Oid db);

@@ -50,11 +50,11 @@ jq_captured_search_path(void)
 Datum
 jq_captured_settings(bool *isnull)
 {
-	char	   *list;
-	List	   *names;
-	ListCell   *lc;
-	Datum	   *elems;
-	int			n = 0;
+	char *list;
+	List *names;
+	ListCell *lc;
+	Datum *elems;
+	int n = 0;
 
 	*isnull = true;
 	if (jobqueue_capture_settings == NULL ||
@@ -75,8 +75,8 @@ jq_captured_settings(bool *isnull)
 	if (n == 0)
 		return (Datum) 0;
 	*isnull = false;
-	return PointerGetDatum(construct_array(elems, n, TEXTOID, -1, false,
-										   TYPALIGN_INT));
+	return PointerGetDatum(
+		construct_array(elems, n, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 /* --------------------------------------------------------------- checks */
@@ -84,25 +84,24 @@ jq_captured_settings(bool *isnull)
 static void
 out_of_range(const char *what, const char *range)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-			 errmsg("%s is out of range", what),
-			 errhint("It must be %s.", range)));
+	ereport(ERROR, (errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+					errmsg("%s is out of range", what),
+					errhint("It must be %s.", range)));
 }
 
 static void
 check_interval(const char *what, Interval *i)
 {
-	Interval	zero;
+	Interval zero;
 
 	memset(&zero, 0, sizeof(zero));
 	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(i),
 										  IntervalPGetDatum(&zero))) < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
-				 errmsg("%s must not be negative", what),
-				 errhint("0 means %s.",
-						 strcmp(what, "timeout") == 0 ? "no limit" : "not at all")));
+		ereport(ERROR, (errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
+						errmsg("%s must not be negative", what),
+						errhint("0 means %s.", strcmp(what, "timeout") == 0 ?
+												   "no limit" :
+												   "not at all")));
 	/* far beyond what a timer can do is a mistake, too */
 	if (i->month > 12 * 100 || i->day > 36600 ||
 		i->time > INT64CONST(36600) * USECS_PER_DAY)
@@ -112,14 +111,16 @@ check_interval(const char *what, Interval *i)
 static void
 check_args_size(Datum args)
 {
-	Size		size = toast_raw_datum_size(args);
+	Size size = toast_raw_datum_size(args);
 
 	if (size > (Size) jobqueue_max_args_size * 1024)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("args of %zu bytes exceed the limit of %d kB", size,
-						jobqueue_max_args_size),
-				 errhint("Store the data in a table and enqueue its key, or raise jobqueue.max_args_size.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("args of %zu bytes exceed the limit of %d kB", size,
+					jobqueue_max_args_size),
+			 errhint(
+				 "Store the data in a table and enqueue its key, or raise jobqueue.max_args_size.")));
 }
 
 static void
@@ -130,45 +131,47 @@ check_session(void)
 	PreventCommandDuringRecovery("jobqueue_enqueue()");
 	PreventCommandIfReadOnly("jobqueue_enqueue()");
 	if (InSecurityRestrictedOperation())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot enqueue a job within security-restricted operation")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg(
+				 "cannot enqueue a job within security-restricted operation")));
 	if (jq_dir_db(MyDatabaseId, true) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("there are more databases than jobqueue can look after"),
+				 errmsg(
+					 "there are more databases than jobqueue can look after"),
 				 errhint("Increase jobqueue.max_databases.")));
 }
 
 /* what is the same for all jobs of a call */
 typedef struct Template
 {
-	JqTable    *table;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	JqItem		item;
+	JqTable *table;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	JqItem item;
 	TimestampTz run_at;
-	Oid			owner;
-	Datum		values[JQ_NCOLS];
-	bool		nulls[JQ_NCOLS];
+	Oid owner;
+	Datum values[JQ_NCOLS];
+	bool nulls[JQ_NCOLS];
 } Template;
 
 #define SET(t, col, datum) \
-	((t)->values[(col) - 1] = (datum), (t)->nulls[(col) - 1] = false)
+	((t)->values[(col) -1] = (datum), (t)->nulls[(col) -1] = false)
 
 /*
  * Arguments from number first on: queue, [key,] priority, run_at,
  * max_attempts, timeout, expires_at, keep, tags.
  */
 static void
-fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg,
-			  int first)
+fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 {
 	const JqCommand *command;
-	char	   *name;
-	int			priority = PG_ARGISNULL(first) ? 0 : PG_GETARG_INT32(first);
+	char *name;
+	int priority = PG_ARGISNULL(first) ? 0 : PG_GETARG_INT32(first);
 	const char *path;
-	bool		isnull;
-	Datum		d;
+	bool isnull;
+	Datum d;
 	TimestampTz now = GetCurrentTimestamp();
 
 	check_session();
@@ -207,7 +210,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg,
 	}
 	if (!PG_ARGISNULL(first + 2))
 	{
-		int			n = PG_GETARG_INT32(first + 2);
+		int n = PG_GETARG_INT32(first + 2);
 
 		if (n < 1 || n > PG_INT16_MAX)
 			out_of_range("max_attempts", "between 1 and 32767");
@@ -234,12 +237,13 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg,
 	}
 	if (!PG_ARGISNULL(first + 6))
 	{
-		ArrayType  *tags = PG_GETARG_ARRAYTYPE_P(first + 6);
+		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 6);
 
 		if (ARR_NDIM(tags) > 1 || array_contains_nulls(tags))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("tags must be a one-dimensional array without nulls")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("tags must be a one-dimensional array without nulls")));
 		SET(t, JQ_COL_TAGS, PointerGetDatum(tags));
 	}
 
@@ -270,7 +274,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg,
 static int64
 enqueue_one(Template *t, Datum args, bool args_null, text *key)
 {
-	int64		id;
+	int64 id;
 
 	t->nulls[JQ_COL_ARGS - 1] = args_null;
 	if (!args_null)
@@ -299,12 +303,13 @@ PG_FUNCTION_INFO_V1(jq_enqueue);
 Datum
 jq_enqueue(PG_FUNCTION_ARGS)
 {
-	Template	t;
+	Template t;
 
 	fill_template(&t, fcinfo, 2, 4);
-	PG_RETURN_INT64(enqueue_one(&t, PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1),
-								PG_ARGISNULL(1),
-								PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3)));
+	PG_RETURN_INT64(
+		enqueue_one(&t, PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1),
+					PG_ARGISNULL(1),
+					PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3)));
 }
 
 PG_FUNCTION_INFO_V1(jq_enqueue_many);
@@ -312,21 +317,21 @@ Datum
 jq_enqueue_many(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Template	t;
-	Datum	   *args;
-	bool	   *args_nulls;
-	Datum	   *keys = NULL;
-	bool	   *keys_nulls = NULL;
-	int			nargs,
-				nkeys,
-				i;
+	Template t;
+	Datum *args;
+	bool *args_nulls;
+	Datum *keys = NULL;
+	bool *keys_nulls = NULL;
+	int nargs, nkeys, i;
 
 	fill_template(&t, fcinfo, 3, 4);
 	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("args must not be null"),
-				 errhint("Give an array with one element a job; elements may be null.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+			 errmsg("args must not be null"),
+			 errhint(
+				 "Give an array with one element a job; elements may be null.")));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false,
 					  TYPALIGN_INT, &args, &args_nulls, &nargs);
 	if (!PG_ARGISNULL(2))
@@ -334,23 +339,24 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 		deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false,
 						  TYPALIGN_INT, &keys, &keys_nulls, &nkeys);
 		if (nkeys != nargs)
-			ereport(ERROR,
-					(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-					 errmsg("args has %d elements, but keys has %d", nargs,
-							nkeys),
-					 errhint("Give one key a job; a null element means no key.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("args has %d elements, but keys has %d", nargs, nkeys),
+				 errhint("Give one key a job; a null element means no key.")));
 	}
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	for (i = 0; i < nargs; i++)
 	{
-		Datum		id;
-		bool		isnull = false;
+		Datum id;
+		bool isnull = false;
 
 		CHECK_FOR_INTERRUPTS();
 		id = Int64GetDatum(enqueue_one(&t, args[i], args_nulls[i],
-									   keys != NULL && !keys_nulls[i] ? DatumGetTextPP(keys[i]) : NULL));
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &id,
-							 &isnull);
+									   keys != NULL && !keys_nulls[i] ?
+										   DatumGetTextPP(keys[i]) :
+										   NULL));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &id, &isnull);
 	}
 	return (Datum) 0;
 }

@@ -43,27 +43,27 @@
 
 typedef struct CachedFunction
 {
-	char	   *command;		/* NULL = unused */
-	Oid			enqueued_owner;
-	Oid			user;
-	uint32		generation;
-	uint32		used;
+	char *command; /* NULL = unused */
+	Oid enqueued_owner;
+	Oid user;
+	uint32 generation;
+	uint32 used;
 	MemoryContext context;
-	Oid			oid;
-	bool		direct;
-	bool		is_procedure;
-	bool		takes_args;
-	Oid			rettype;
-	FmgrInfo	finfo;
-	FmgrInfo	to_jsonb;
+	Oid oid;
+	bool direct;
+	bool is_procedure;
+	bool takes_args;
+	Oid rettype;
+	FmgrInfo finfo;
+	FmgrInfo to_jsonb;
 } CachedFunction;
 
 typedef struct CachedText
 {
-	uint32		hash;			/* 0 = unused */
-	uint32		used;
-	char	   *text;			/* NULL = seen once */
-	SPIPlanPtr	plan;
+	uint32 hash; /* 0 = unused */
+	uint32 used;
+	char *text; /* NULL = seen once */
+	SPIPlanPtr plan;
 } CachedText;
 
 static CachedFunction functions[CACHE_SIZE];
@@ -74,38 +74,35 @@ static uint32 clock_hand;
  * A job may run another one (jobqueue_run): then the caches are in use below
  * and are left alone.
  */
-static int	depth;
+static int depth;
 
 /* ----------------------------------------------------------- environment */
 
 static void
 apply_environment(JqRow *row, GucAction action)
 {
-	char	   *path = jq_row_cstring(row, JQ_COL_SEARCH_PATH);
-	Datum	   *elems;
-	int			n,
-				i;
+	char *path = jq_row_cstring(row, JQ_COL_SEARCH_PATH);
+	Datum *elems;
+	int n, i;
 
 	if (path != NULL)
 		(void) set_config_option("search_path", path, PGC_USERSET,
-								 PGC_S_SESSION, action, true, 0,
-								 false);
+								 PGC_S_SESSION, action, true, 0, false);
 	if (JQ_ROW_NULL(row, JQ_COL_SETTINGS))
 		return;
-	deconstruct_array(DatumGetArrayTypeP(JQ_ROW(row, JQ_COL_SETTINGS)),
-					  TEXTOID, -1, false, TYPALIGN_INT, &elems, NULL, &n);
+	deconstruct_array(DatumGetArrayTypeP(JQ_ROW(row, JQ_COL_SETTINGS)), TEXTOID,
+					  -1, false, TYPALIGN_INT, &elems, NULL, &n);
 	for (i = 0; i < n; i++)
 	{
-		char	   *name = TextDatumGetCString(elems[i]);
-		char	   *value = strchr(name, '=');
+		char *name = TextDatumGetCString(elems[i]);
+		char *value = strchr(name, '=');
 
 		if (value == NULL)
 			continue;
 		*value++ = '\0';
 		(void) set_config_option(name, value,
 								 superuser() ? PGC_SUSET : PGC_USERSET,
-								 PGC_S_SESSION, action, true, 0,
-								 false);
+								 PGC_S_SESSION, action, true, 0, false);
 	}
 }
 
@@ -128,10 +125,10 @@ typedef struct FirstReceiver
 {
 	DestReceiver pub;
 	MemoryContext context;
-	bool		got;
-	bool		isnull;
-	Datum		value;
-	Oid			type;
+	bool got;
+	bool isnull;
+	Datum value;
+	Oid type;
 } FirstReceiver;
 
 static void
@@ -154,9 +151,9 @@ first_receive(TupleTableSlot *slot, DestReceiver *self)
 	if (!r->got && OidIsValid(r->type))
 	{
 		MemoryContext old = MemoryContextSwitchTo(r->context);
-		Datum		d = slot_getattr(slot, 1, &r->isnull);
-		int16		len;
-		bool		byval;
+		Datum d = slot_getattr(slot, 1, &r->isnull);
+		int16 len;
+		bool byval;
 
 		if (!r->isnull)
 		{
@@ -196,10 +193,9 @@ static void
 init_to_jsonb(FmgrInfo *finfo, Oid type, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Const	   *arg = makeNullConst(type, -1, InvalidOid);
-	FuncExpr   *expr = makeFuncExpr(F_TO_JSONB, JSONBOID, list_make1(arg),
-									InvalidOid, InvalidOid,
-									COERCE_EXPLICIT_CALL);
+	Const *arg = makeNullConst(type, -1, InvalidOid);
+	FuncExpr *expr = makeFuncExpr(F_TO_JSONB, JSONBOID, list_make1(arg),
+								  InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
 
 	fmgr_info_cxt(F_TO_JSONB, finfo, context);
 	fmgr_info_set_expr((Node *) expr, finfo);
@@ -209,7 +205,7 @@ init_to_jsonb(FmgrInfo *finfo, Oid type, MemoryContext context)
 static Datum
 value_to_jsonb(Datum value, Oid type)
 {
-	FmgrInfo	finfo;
+	FmgrInfo finfo;
 
 	if (type == JSONBOID)
 		return value;
@@ -235,14 +231,14 @@ forget_function(CachedFunction *f)
 static void
 lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 {
-	Oid			user = GetUserId();
-	HeapTuple	tup;
+	Oid user = GetUserId();
+	HeapTuple tup;
 	Form_pg_proc proc;
-	List	   *names;
-	int			nargs;
-	Oid			argtypes[FUNC_MAX_ARGS];
-	char	   *paren = strrchr(command, '(');
-	char	   *name;
+	List *names;
+	int nargs;
+	Oid argtypes[FUNC_MAX_ARGS];
+	char *paren = strrchr(command, '(');
+	char *name;
 	FuncCandidateList c;
 
 	/* as regprocedure's input does, with the rights of the job's role */
@@ -254,45 +250,51 @@ lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 	argtypes[0] = JSONBOID;
 	f->oid = InvalidOid;
 	for (c = FuncnameGetCandidates(names, nargs, NIL, false, false, false,
-								   false); c; c = c->next)
+								   false);
+		 c; c = c->next)
 		if (memcmp(c->args, argtypes, nargs * sizeof(Oid)) == 0)
 			f->oid = c->oid;
 	if (!OidIsValid(f->oid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("function %s does not exist", command),
-				 errhint("It was dropped or changed after the job was enqueued.")));
+				 errhint(
+					 "It was dropped or changed after the job was enqueued.")));
 	tup = SearchSysCache1(PROCOID, ObjectIdGetDatum(f->oid));
 	if (!HeapTupleIsValid(tup))
 		elog(ERROR, "cache lookup failed for function %u", f->oid);
 	proc = (Form_pg_proc) GETSTRUCT(tup);
 	if (proc->proowner != enqueued_owner && proc->proowner != user &&
 		!superuser_arg(proc->proowner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("function %s has another owner than when the job was enqueued",
-						command),
-				 errhint("If the new function is to be trusted, cancel the job and enqueue it again.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg(
+				 "function %s has another owner than when the job was enqueued",
+				 command),
+			 errhint(
+				 "If the new function is to be trusted, cancel the job and enqueue it again.")));
 	if (jq_proc_aclcheck(f->oid, user, ACL_EXECUTE) != ACLCHECK_OK)
 		aclcheck_error(ACLCHECK_NO_PRIV,
-					   proc->prokind == PROKIND_PROCEDURE ? OBJECT_PROCEDURE : OBJECT_FUNCTION,
+					   proc->prokind == PROKIND_PROCEDURE ? OBJECT_PROCEDURE :
+															OBJECT_FUNCTION,
 					   NameStr(proc->proname));
 	f->is_procedure = proc->prokind == PROKIND_PROCEDURE;
 	f->takes_args = nargs == 1;
 	f->rettype = proc->prorettype;
-	f->direct = !f->is_procedure && !proc->proretset &&
-		proc->prorettype != RECORDOID;
+	f->direct =
+		!f->is_procedure && !proc->proretset && proc->prorettype != RECORDOID;
 	ReleaseSysCache(tup);
 }
 
 static CachedFunction *
 get_function(const char *command, Oid enqueued_owner)
 {
-	uint32		now = jq_command_generation();
+	uint32 now = jq_command_generation();
 	CachedFunction *f = NULL;
 	CachedFunction *oldest = &functions[0];
 	CachedFunction new;
-	int			i;
+	int i;
 
 	for (i = 0; i < CACHE_SIZE; i++)
 	{
@@ -314,9 +316,10 @@ get_function(const char *command, Oid enqueued_owner)
 		forget_function(f);
 	memset(&new, 0, sizeof(new));
 	lookup_function(&new, command, enqueued_owner);
-	new.context = AllocSetContextCreate(depth > 1 ? CurrentMemoryContext : TopMemoryContext,
-										"jobqueue function",
-										ALLOCSET_SMALL_SIZES);
+	new.context =
+		AllocSetContextCreate(depth > 1 ? CurrentMemoryContext :
+										  TopMemoryContext,
+							  "jobqueue function", ALLOCSET_SMALL_SIZES);
 	new.generation = now;
 	new.enqueued_owner = enqueued_owner;
 	new.user = GetUserId();
@@ -337,7 +340,7 @@ call_function(CachedFunction *f, Datum args, bool args_null, bool *isnull)
 {
 	LOCAL_FCINFO(fcinfo, 1);
 	PgStat_FunctionCallUsage usage;
-	Datum		result;
+	Datum result;
 
 	InvokeFunctionExecuteHook(f->oid);
 	*isnull = true;
@@ -373,7 +376,7 @@ forget_text(CachedText *c)
 void
 jq_execute_forget(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < CACHE_SIZE; i++)
 	{
@@ -386,13 +389,14 @@ jq_execute_forget(void)
 static SPIPlanPtr
 get_plan(const char *text)
 {
-	uint32		hash = DatumGetUInt32(hash_any((const unsigned char *) text,
-											   strlen(text))) | 1;
+	uint32 hash =
+		DatumGetUInt32(hash_any((const unsigned char *) text, strlen(text))) |
+		1;
 	CachedText *oldest = &texts[0];
 	CachedText *c;
-	SPIPlanPtr	plan;
-	Oid			types[1] = {JSONBOID};
-	int			i;
+	SPIPlanPtr plan;
+	Oid types[1] = {JSONBOID};
+	int i;
 
 	for (i = 0; i < CACHE_SIZE; i++)
 	{
@@ -433,8 +437,8 @@ run_statements(const char *text, Datum args, bool args_null, bool *isnull)
 	FirstReceiver first;
 	SPIExecuteOptions options;
 	ParamListInfo params = makeParamList(1);
-	SPIPlanPtr	plan;
-	int			rc;
+	SPIPlanPtr plan;
+	int rc;
 
 	params->params[0].value = args;
 	params->params[0].isnull = args_null;
@@ -452,10 +456,9 @@ run_statements(const char *text, Datum args, bool args_null, bool *isnull)
 	else
 		rc = SPI_execute_extended(text, &options);
 	if (rc < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("the command cannot be executed in a job: %s",
-						SPI_result_code_string(rc))));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("the command cannot be executed in a job: %s",
+							   SPI_result_code_string(rc))));
 	SPI_finish();
 	*isnull = first.isnull;
 	if (first.isnull || first.type == VOIDOID)
@@ -469,10 +472,10 @@ run_statements(const char *text, Datum args, bool args_null, bool *isnull)
 static Datum
 execute(JqRow *row, bool *isnull)
 {
-	char	   *command = jq_row_cstring(row, JQ_COL_COMMAND);
-	bool		args_null = JQ_ROW_NULL(row, JQ_COL_ARGS);
-	Datum		args = (Datum) 0;
-	Oid			owner = InvalidOid;
+	char *command = jq_row_cstring(row, JQ_COL_COMMAND);
+	bool args_null = JQ_ROW_NULL(row, JQ_COL_ARGS);
+	Datum args = (Datum) 0;
+	Oid owner = InvalidOid;
 	CachedFunction *f;
 
 	if (!args_null)
@@ -488,15 +491,15 @@ execute(JqRow *row, bool *isnull)
 	/* the signature names the function without doubt */
 	*strrchr(command, '(') = '\0';
 	return run_statements(psprintf("%s %s(%s)",
-								   f->is_procedure ? "CALL" : "SELECT",
-								   command, f->takes_args ? "$1" : ""),
+								   f->is_procedure ? "CALL" : "SELECT", command,
+								   f->takes_args ? "$1" : ""),
 						  args, args_null, isnull);
 }
 
 Datum
 jq_execute(JqRow *row, bool *isnull)
 {
-	Datum		result;
+	Datum result;
 
 	depth++;
 	PG_TRY();

@@ -16,7 +16,7 @@
 
 #define BACKOFF_BASE USECS_PER_SEC
 #define BACKOFF_MAX USECS_PER_HOUR
-#define MAX_ERRORS 25			/* kept with a job */
+#define MAX_ERRORS 25 /* kept with a job */
 
 void
 jq_begin_bookkeeping(void)
@@ -31,8 +31,8 @@ jq_begin_bookkeeping(void)
 int64
 jq_backoff(int attempt)
 {
-	int64		wait = BACKOFF_BASE;
-	int			i;
+	int64 wait = BACKOFF_BASE;
+	int i;
 
 	for (i = 1; i < attempt && wait < BACKOFF_MAX; i++)
 		wait *= 2;
@@ -53,25 +53,25 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		   TimestampTz started_at, Datum result, Interval *keep)
 {
 	static const char *const sql =
-	"WITH gone AS (DELETE FROM %s.jobqueue_job WHERE id = $1 RETURNING *)"
-	" INSERT INTO %s.jobqueue_archive (id, enqueued_at, started_at, ended_at,"
-	" expires_at, home, owner, func_owner, priority, attempt, max_attempts,"
-	" kind, state, queue, command, args, key, search_path, settings, timeout,"
-	" keep, tags, result, errors, reason)"
-	" SELECT id, enqueued_at, $4, clock_timestamp(), clock_timestamp() + $6,"
-	" home, owner, func_owner, priority, attempt, max_attempts, kind, $2,"
-	" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-	" $5, errors, $3 FROM gone"
-	" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
-	" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
-	" attempt = excluded.attempt, result = excluded.result,"
-	" errors = excluded.errors, reason = excluded.reason";
-	Oid			types[6] = {INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-	JSONBOID, INTERVALOID};
-	Datum		values[6];
-	char		flags[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+		"WITH gone AS (DELETE FROM %s.jobqueue_job WHERE id = $1 RETURNING *)"
+		" INSERT INTO %s.jobqueue_archive (id, enqueued_at, started_at, ended_at,"
+		" expires_at, home, owner, func_owner, priority, attempt, max_attempts,"
+		" kind, state, queue, command, args, key, search_path, settings, timeout,"
+		" keep, tags, result, errors, reason)"
+		" SELECT id, enqueued_at, $4, clock_timestamp(), clock_timestamp() + $6,"
+		" home, owner, func_owner, priority, attempt, max_attempts, kind, $2,"
+		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
+		" $5, errors, $3 FROM gone"
+		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
+		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
+		" attempt = excluded.attempt, result = excluded.result,"
+		" errors = excluded.errors, reason = excluded.reason";
+	Oid types[6] = {INT8OID,		TEXTOID,  TEXTOID,
+					TIMESTAMPTZOID, JSONBOID, INTERVALOID};
+	Datum values[6];
+	char flags[6] = {' ', ' ', ' ', ' ', ' ', ' '};
 	JqOwnerState state_;
-	bool		done;
+	bool done;
 
 	values[0] = Int64GetDatum(id);
 	values[1] = CStringGetTextDatum(state);
@@ -94,24 +94,25 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 static bool
 lock_row(JqTable *t, int64 id, int *attempt, int *max_attempts, int *crashes)
 {
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
+	Oid types[1] = {INT8OID};
+	Datum values[1];
 	JqOwnerState state;
-	bool		found;
-	bool		isnull;
+	bool found;
+	bool isnull;
 
 	values[0] = Int64GetDatum(id);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t,
-					 "SELECT attempt::int, coalesce(max_attempts,"
-					 " CASE kind WHEN 'x' THEN 1 ELSE 10 END)::int, crashes::int"
-					 " FROM %s.jobqueue_job WHERE id = $1 FOR UPDATE",
-					 1, types, values, NULL);
+	jq_owner_execute(
+		t,
+		"SELECT attempt::int, coalesce(max_attempts,"
+		" CASE kind WHEN 'x' THEN 1 ELSE 10 END)::int, crashes::int"
+		" FROM %s.jobqueue_job WHERE id = $1 FOR UPDATE",
+		1, types, values, NULL);
 	found = SPI_processed > 0;
 	if (found)
 	{
-		HeapTuple	tup = SPI_tuptable->vals[0];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
+		HeapTuple tup = SPI_tuptable->vals[0];
+		TupleDesc desc = SPI_tuptable->tupdesc;
 
 		*attempt = DatumGetInt32(SPI_getbinval(tup, desc, 1, &isnull));
 		*max_attempts = DatumGetInt32(SPI_getbinval(tup, desc, 2, &isnull));
@@ -124,35 +125,32 @@ lock_row(JqTable *t, int64 id, int *attempt, int *max_attempts, int *crashes)
 static Interval *
 keep_dead(void)
 {
-	Interval   *i = palloc0(sizeof(Interval));
+	Interval *i = palloc0(sizeof(Interval));
 
 	i->day = 7;
 	return i;
 }
 
 JqRecorded
-jq_record_failure(JqTable *t, int64 id, const JqFailure *f,
-				  TimestampTz *run_at)
+jq_record_failure(JqTable *t, int64 id, const JqFailure *f, TimestampTz *run_at)
 {
 	static const char *const sql =
-	"UPDATE %s.jobqueue_job SET attempt = $2, run_at = $3, crashes = 0,"
-	" errors = (SELECT jsonb_agg(e ORDER BY n) FROM"
-	"  jsonb_array_elements(coalesce(errors, '[]') || jsonb_strip_nulls("
-	"   jsonb_build_object('attempt', $2, 'at', clock_timestamp(),"
-	"    'sqlstate', $4::text, 'error', $5::text, 'detail', $6::text,"
-	"    'hint', $7::text, 'context', $8::text)))"
-	"  WITH ORDINALITY AS x(e, n)"
-	"  WHERE n > jsonb_array_length(coalesce(errors, '[]')) + 1 - $9)"
-	" WHERE id = $1";
-	Oid			types[9] = {INT8OID, INT2OID, TIMESTAMPTZOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID};
-	Datum		values[9];
-	char		flags[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+		"UPDATE %s.jobqueue_job SET attempt = $2, run_at = $3, crashes = 0,"
+		" errors = (SELECT jsonb_agg(e ORDER BY n) FROM"
+		"  jsonb_array_elements(coalesce(errors, '[]') || jsonb_strip_nulls("
+		"   jsonb_build_object('attempt', $2, 'at', clock_timestamp(),"
+		"    'sqlstate', $4::text, 'error', $5::text, 'detail', $6::text,"
+		"    'hint', $7::text, 'context', $8::text)))"
+		"  WITH ORDINALITY AS x(e, n)"
+		"  WHERE n > jsonb_array_length(coalesce(errors, '[]')) + 1 - $9)"
+		" WHERE id = $1";
+	Oid types[9] = {INT8OID, INT2OID, TIMESTAMPTZOID, TEXTOID, TEXTOID,
+					TEXTOID, TEXTOID, TEXTOID,		  INT4OID};
+	Datum values[9];
+	char flags[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	JqOwnerState state;
-	int			attempt,
-				max_attempts,
-				crashes;
-	bool		dead;
+	int attempt, max_attempts, crashes;
+	bool dead;
 
 	if (!lock_row(t, id, &attempt, &max_attempts, &crashes))
 		return JQ_RECORD_GONE;
@@ -175,7 +173,9 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f,
 	if (!dead)
 		return JQ_RECORD_RETRY;
 	jq_archive(t, id, "dead",
-			   f->reason != NULL ? f->reason : psprintf("attempt %d of %d failed", attempt, max_attempts),
+			   f->reason != NULL ?
+				   f->reason :
+				   psprintf("attempt %d of %d failed", attempt, max_attempts),
 			   f->started_at, (Datum) 0, keep_dead());
 	return JQ_RECORD_DEAD;
 }
@@ -183,12 +183,10 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f,
 bool
 jq_record_crash(JqTable *t, int64 id, bool alone)
 {
-	Oid			types[2] = {INT8OID, INT2OID};
-	Datum		values[2];
+	Oid types[2] = {INT8OID, INT2OID};
+	Datum values[2];
 	JqOwnerState state;
-	int			attempt,
-				max_attempts,
-				crashes;
+	int attempt, max_attempts, crashes;
 
 	if (!lock_row(t, id, &attempt, &max_attempts, &crashes))
 		return false;
@@ -196,8 +194,7 @@ jq_record_crash(JqTable *t, int64 id, bool alone)
 	values[0] = Int64GetDatum(id);
 	values[1] = Int16GetDatum(crashes);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t,
-					 "UPDATE %s.jobqueue_job SET crashes = $2 WHERE id = $1",
+	jq_owner_execute(t, "UPDATE %s.jobqueue_job SET crashes = $2 WHERE id = $1",
 					 2, types, values, NULL);
 	jq_owner_end(&state);
 	if (crashes < 2 || !alone)

@@ -11,18 +11,18 @@ typedef struct JqFailure
 {
 	const char *sqlstate;
 	const char *message;
-	const char *detail;			/* these may be NULL */
+	const char *detail; /* these may be NULL */
 	const char *hint;
 	const char *context;
 	TimestampTz started_at;
-	bool		final;			/* no further attempt */
-	const char *reason;			/* of the end, for the history */
+	bool final;			/* no further attempt */
+	const char *reason; /* of the end, for the history */
 } JqFailure;
 
 typedef enum JqRecorded
 {
-	JQ_RECORD_GONE,				/* no such row any more */
-	JQ_RECORD_RETRY,			/* *run_at says when */
+	JQ_RECORD_GONE,	 /* no such row any more */
+	JQ_RECORD_RETRY, /* *run_at says when */
 	JQ_RECORD_DEAD
 } JqRecorded;
 
@@ -41,8 +41,8 @@ extern JqRecorded jq_record_failure(JqTable *t, int64 id, const JqFailure *f,
  * seconds.  false: it is gone.
  */
 extern bool jq_archive(JqTable *t, int64 id, const char *state,
-					   const char *reason, TimestampTz started_at,
-					   Datum result, Interval *keep);
+					   const char *reason, TimestampTz started_at, Datum result,
+					   Interval *keep);
 
 /*
  * Charge a crash of the server to the job; alone: nobody else can have caused

@@ -34,30 +34,40 @@
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
-#define VIEWS \
+#define VIEWS                                                                  \
 	"jobqueue_status", "jobqueue_jobs", "jobqueue_running", "jobqueue_recent", \
-	"jobqueue_history", "jobqueue_keys", "jobqueue_workers"
-#define VIEW_FUNCTIONS \
-	"jobqueue_home", "jobqueue_sight", "jobqueue_queue_stats", \
-	"jobqueue_counts", "jobqueue_running_jobs", "jobqueue_blocked_jobs", \
-	"jobqueue_recent_jobs", "jobqueue_held_keys", "jobqueue_processes"
+		"jobqueue_history", "jobqueue_keys", "jobqueue_workers"
+#define VIEW_FUNCTIONS                                                       \
+	"jobqueue_home", "jobqueue_sight", "jobqueue_queue_stats",               \
+		"jobqueue_counts", "jobqueue_running_jobs", "jobqueue_blocked_jobs", \
+		"jobqueue_recent_jobs", "jobqueue_held_keys", "jobqueue_processes"
 
 /* names of functions and views; what is not there is not granted */
-static const char *const use_members[] = {
-	"jobqueue_enqueue", "jobqueue_enqueue_many", "jobqueue_current",
-	"jobqueue_cancel", "jobqueue_retry", "jobqueue_run",
-	VIEW_FUNCTIONS, VIEWS, NULL
-};
+static const char *const use_members[] = {"jobqueue_enqueue",
+										  "jobqueue_enqueue_many",
+										  "jobqueue_current",
+										  "jobqueue_cancel",
+										  "jobqueue_retry",
+										  "jobqueue_run",
+										  VIEW_FUNCTIONS,
+										  VIEWS,
+										  NULL};
 
-static const char *const monitor_members[] = {
-	"jobqueue_monitors", VIEW_FUNCTIONS, VIEWS, NULL
-};
+static const char *const monitor_members[] = {"jobqueue_monitors",
+											  VIEW_FUNCTIONS, VIEWS, NULL};
 
-static const char *const admin_members[] = {
-	"jobqueue_cancel", "jobqueue_retry", "jobqueue_adopt", "jobqueue_sweep",
-	"jobqueue_quiesce", "jobqueue_resume", "jobqueue_grant",
-	"jobqueue_revoke", "jobqueue_monitors", VIEW_FUNCTIONS, VIEWS, NULL
-};
+static const char *const admin_members[] = {"jobqueue_cancel",
+											"jobqueue_retry",
+											"jobqueue_adopt",
+											"jobqueue_sweep",
+											"jobqueue_quiesce",
+											"jobqueue_resume",
+											"jobqueue_grant",
+											"jobqueue_revoke",
+											"jobqueue_monitors",
+											VIEW_FUNCTIONS,
+											VIEWS,
+											NULL};
 
 static bool
 is_listed(const char *const *list, const char *name)
@@ -72,10 +82,10 @@ is_listed(const char *const *list, const char *name)
 static bool
 may_execute(const char *name)
 {
-	JqTable    *t = jq_table();
-	CatCList   *list;
-	bool		ok = false;
-	int			i;
+	JqTable *t = jq_table();
+	CatCList *list;
+	bool ok = false;
+	int i;
 
 	if (t == NULL)
 		return false;
@@ -102,7 +112,7 @@ jq_is_admin(void)
 int
 jq_sight_of(Oid owner)
 {
-	Oid			user = GetUserId();
+	Oid user = GetUserId();
 
 	if (superuser() || (OidIsValid(owner) && has_privs_of_role(user, owner)))
 		return 2;
@@ -116,7 +126,8 @@ PG_FUNCTION_INFO_V1(jq_sight);
 Datum
 jq_sight(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT32(jq_sight_of(PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0)));
+	PG_RETURN_INT32(
+		jq_sight_of(PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0)));
 }
 
 PG_FUNCTION_INFO_V1(jq_monitors);
@@ -132,10 +143,10 @@ static void
 change_members(JqTable *t, const char *const *list, const char *role,
 			   bool grant)
 {
-	Relation	rel = table_open(DependRelationId, AccessShareLock);
+	Relation rel = table_open(DependRelationId, AccessShareLock);
 	ScanKeyData key[2];
 	SysScanDesc scan;
-	HeapTuple	tup;
+	HeapTuple tup;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -156,7 +167,7 @@ change_members(JqTable *t, const char *const *list, const char *role,
 			continue;
 		if (d->classid == ProcedureRelationId)
 		{
-			char	   *name = get_func_name(d->objid);
+			char *name = get_func_name(d->objid);
 
 			if (name != NULL && is_listed(list, name))
 			{
@@ -166,14 +177,14 @@ change_members(JqTable *t, const char *const *list, const char *role,
 		}
 		else if (d->classid == RelationRelationId)
 		{
-			char	   *name = get_rel_name(d->objid);
+			char *name = get_rel_name(d->objid);
 
 			if (name != NULL && get_rel_relkind(d->objid) == RELKIND_VIEW &&
 				is_listed(list, name))
 			{
 				right = "SELECT ON";
-				what = psprintf("%s.%s", t->schema_name,
-								quote_identifier(name));
+				what =
+					psprintf("%s.%s", t->schema_name, quote_identifier(name));
 			}
 		}
 		if (what != NULL)
@@ -190,19 +201,19 @@ change_members(JqTable *t, const char *const *list, const char *role,
 static void
 grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 {
-	JqTable    *t;
-	Oid			role;
-	char	   *level;
+	JqTable *t;
+	Oid role;
+	char *level;
 	const char *const *list;
 	JqOwnerState state;
 
-	PreventCommandDuringRecovery(grant ? "jobqueue_grant()" : "jobqueue_revoke()");
+	PreventCommandDuringRecovery(grant ? "jobqueue_grant()" :
+										 "jobqueue_revoke()");
 	PreventCommandIfReadOnly(grant ? "jobqueue_grant()" : "jobqueue_revoke()");
 	t = jq_table_required();
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("role and level must not be null")));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("role and level must not be null")));
 	role = PG_GETARG_OID(0);
 	level = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(level, "use") == 0)

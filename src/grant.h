@@ -14,6 +14,6 @@ extern bool jq_is_admin(void);
  * What the current user may see of the jobs of a role: 2 all, 1 all but
  * arguments and results, 0 nothing.
  */
-extern int	jq_sight_of(Oid owner);
+extern int jq_sight_of(Oid owner);
 
 #endif /* JQ_GRANT_H */

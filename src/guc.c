@@ -11,26 +11,26 @@
 #include "utils/guc.h"
 #include "utils/varlena.h"
 
-bool		jobqueue_enabled = true;
-int			jobqueue_max_workers = 4;
-int			jobqueue_max_workers_per_role = 0;
-int			jobqueue_max_ready_jobs = 100000;
-int			jobqueue_max_lanes = 1024;
-int			jobqueue_max_databases = 256;
-int			jobqueue_max_args_size = 1024;
-int			jobqueue_flush_interval = 2;
-int			jobqueue_worker_idle_timeout = 60;
-int			jobqueue_worker_max_jobs = 0;
-int			jobqueue_worker_max_memory = 65536;
-char	   *jobqueue_capture_settings = NULL;
+bool jobqueue_enabled = true;
+int jobqueue_max_workers = 4;
+int jobqueue_max_workers_per_role = 0;
+int jobqueue_max_ready_jobs = 100000;
+int jobqueue_max_lanes = 1024;
+int jobqueue_max_databases = 256;
+int jobqueue_max_args_size = 1024;
+int jobqueue_flush_interval = 2;
+int jobqueue_worker_idle_timeout = 60;
+int jobqueue_worker_max_jobs = 0;
+int jobqueue_worker_max_memory = 65536;
+char *jobqueue_capture_settings = NULL;
 
 /* a list of names of settings; which exist is known only in a session */
 static bool
 check_capture_settings(char **newval, void **extra, GucSource source)
 {
-	char	   *copy;
-	List	   *names;
-	bool		ok;
+	char *copy;
+	List *names;
+	bool ok;
 
 	(void) extra;
 	(void) source;
@@ -47,11 +47,10 @@ check_capture_settings(char **newval, void **extra, GucSource source)
 void
 jq_guc_define(void)
 {
-	DefineCustomBoolVariable("jobqueue.enabled",
-							 "Runs jobs.",
+	DefineCustomBoolVariable("jobqueue.enabled", "Runs jobs.",
 							 "Off: jobs are enqueued, none is started.",
-							 &jobqueue_enabled, true, PGC_SIGHUP, 0, NULL,
-							 NULL, NULL);
+							 &jobqueue_enabled, true, PGC_SIGHUP, 0, NULL, NULL,
+							 NULL);
 	DefineCustomIntVariable("jobqueue.max_workers",
 							"Sets how many jobs the server runs at once.",
 							"What max_worker_processes leaves may be less.",
@@ -75,14 +74,13 @@ jq_guc_define(void)
 							NULL, &jobqueue_max_lanes, 1024, 8, 65536,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_databases",
-							"Sets how many databases may use jobqueue.",
-							NULL, &jobqueue_max_databases, 256, 1, 65536,
+							"Sets how many databases may use jobqueue.", NULL,
+							&jobqueue_max_databases, 256, 1, 65536,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_args_size",
-							"Sets the largest size of a job's arguments.",
-							NULL, &jobqueue_max_args_size, 1024, 1,
-							MAX_KILOBYTES, PGC_SUSET, GUC_UNIT_KB, NULL, NULL,
-							NULL);
+							"Sets the largest size of a job's arguments.", NULL,
+							&jobqueue_max_args_size, 1024, 1, MAX_KILOBYTES,
+							PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.flush_interval",
 							"Sets how long a worker that has more to do may "
 							"leave completed jobs unflushed.",
@@ -107,9 +105,9 @@ jq_guc_define(void)
 	DefineCustomStringVariable("jobqueue.capture_settings",
 							   "Names settings that are stored with a job "
 							   "and hold while it runs.",
-							   NULL, &jobqueue_capture_settings, "",
-							   PGC_SUSET, GUC_LIST_INPUT,
-							   check_capture_settings, NULL, NULL);
+							   NULL, &jobqueue_capture_settings, "", PGC_SUSET,
+							   GUC_LIST_INPUT, check_capture_settings, NULL,
+							   NULL);
 	MarkGUCPrefixReserved("jobqueue");
 }
 

@@ -6,21 +6,21 @@
 #define JQ_GUC_H
 
 extern bool jobqueue_enabled;
-extern int	jobqueue_max_workers;
-extern int	jobqueue_max_workers_per_role; /* 0 = max_workers - 1 */
-extern int	jobqueue_max_ready_jobs;
-extern int	jobqueue_max_lanes;
-extern int	jobqueue_max_databases;
-extern int	jobqueue_max_args_size;		 /* kB */
-extern int	jobqueue_flush_interval;	 /* ms */
-extern int	jobqueue_worker_idle_timeout; /* s */
-extern int	jobqueue_worker_max_jobs;
-extern int	jobqueue_worker_max_memory; /* kB */
+extern int jobqueue_max_workers;
+extern int jobqueue_max_workers_per_role; /* 0 = max_workers - 1 */
+extern int jobqueue_max_ready_jobs;
+extern int jobqueue_max_lanes;
+extern int jobqueue_max_databases;
+extern int jobqueue_max_args_size;		 /* kB */
+extern int jobqueue_flush_interval;		 /* ms */
+extern int jobqueue_worker_idle_timeout; /* s */
+extern int jobqueue_worker_max_jobs;
+extern int jobqueue_worker_max_memory; /* kB */
 extern char *jobqueue_capture_settings;
 
 extern void jq_guc_define(void);
 
 /* the cap for one role that is in force */
-extern int	jq_workers_per_role(void);
+extern int jq_workers_per_role(void);
 
 #endif /* JQ_GUC_H */

@@ -41,28 +41,28 @@
 
 typedef struct JqMark
 {
-	volatile int64 id;			/* 0 = nothing */
+	volatile int64 id; /* 0 = nothing */
 	volatile uint32 db;
-	uint32		unused;
+	uint32 unused;
 } JqMark;
 
 typedef struct JqMarkFile
 {
-	uint64		magic;
-	uint64		system_id;
-	uint64		inode;
-	char		boot_id[40];
-	uint32		nslots;
-	uint32		nsuspects;
-	JqSuspect	suspects[JQ_MAX_SUSPECTS];
-	JqMark		marks[FLEXIBLE_ARRAY_MEMBER];
+	uint64 magic;
+	uint64 system_id;
+	uint64 inode;
+	char boot_id[40];
+	uint32 nslots;
+	uint32 nsuspects;
+	JqSuspect suspects[JQ_MAX_SUSPECTS];
+	JqMark marks[FLEXIBLE_ARRAY_MEMBER];
 } JqMarkFile;
 
 /* suspects in shared memory, JQ_LOCK_CLAIM; the file follows it */
 typedef struct JqSuspects
 {
-	int			n;
-	JqSuspect	s[JQ_MAX_SUSPECTS];
+	int n;
+	JqSuspect s[JQ_MAX_SUSPECTS];
 } JqSuspects;
 
 static JqSuspects *suspects;
@@ -84,8 +84,8 @@ file_size(int nslots)
 static void
 get_boot_id(char *buf, size_t size)
 {
-	int			fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY);
-	ssize_t		n = 0;
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY);
+	ssize_t n = 0;
 
 	memset(buf, 0, size);
 	if (fd >= 0)
@@ -100,8 +100,8 @@ get_boot_id(char *buf, size_t size)
 static bool
 map_file(int nslots)
 {
-	int			fd;
-	void	   *p;
+	int fd;
+	void *p;
 
 	if (mapped != NULL)
 		return true;
@@ -121,12 +121,12 @@ map_file(int nslots)
 static void
 read_marks(void)
 {
-	int			fd = open(JQ_INFLIGHT_FILE, O_RDONLY);
+	int fd = open(JQ_INFLIGHT_FILE, O_RDONLY);
 	struct stat st;
 	JqMarkFile *old;
-	char		boot_id[40];
-	uint32		i;
-	int			nmarked = 0;
+	char boot_id[40];
+	uint32 i;
+	int nmarked = 0;
 
 	if (fd < 0)
 		return;
@@ -147,15 +147,14 @@ read_marks(void)
 		old->nsuspects <= JQ_MAX_SUSPECTS)
 	{
 		suspects->n = old->nsuspects;
-		memcpy(suspects->s, old->suspects,
-			   old->nsuspects * sizeof(JqSuspect));
+		memcpy(suspects->s, old->suspects, old->nsuspects * sizeof(JqSuspect));
 		for (i = 0; i < old->nslots; i++)
 			if (old->marks[i].id != 0)
 				nmarked++;
 		for (i = 0; i < old->nslots; i++)
 			if (old->marks[i].id != 0 && suspects->n < JQ_MAX_SUSPECTS)
 			{
-				JqSuspect  *s = &suspects->s[suspects->n++];
+				JqSuspect *s = &suspects->s[suspects->n++];
 
 				memset(s, 0, sizeof(*s));
 				s->id = old->marks[i].id;
@@ -171,9 +170,9 @@ read_marks(void)
 static void
 write_file(int nslots)
 {
-	size_t		size = file_size(nslots);
+	size_t size = file_size(nslots);
 	JqMarkFile *new = calloc(1, size);
-	int			fd;
+	int fd;
 	struct stat st;
 
 	if (new == NULL)
@@ -191,16 +190,14 @@ write_file(int nslots)
 		memcpy(new->suspects, suspects->s, suspects->n * sizeof(JqSuspect));
 		if (write(fd, new, size) != (ssize_t) size ||
 			rename(JQ_INFLIGHT_FILE ".new", JQ_INFLIGHT_FILE) != 0)
-			ereport(LOG,
-					(errcode_for_file_access(),
-					 errmsg("could not write file \"%s\": %m",
-							JQ_INFLIGHT_FILE)));
+			ereport(LOG, (errcode_for_file_access(),
+						  errmsg("could not write file \"%s\": %m",
+								 JQ_INFLIGHT_FILE)));
 	}
 	else
-		ereport(LOG,
-				(errcode_for_file_access(),
-				 errmsg("could not create file \"%s\": %m",
-						JQ_INFLIGHT_FILE ".new")));
+		ereport(LOG, (errcode_for_file_access(),
+					  errmsg("could not create file \"%s\": %m",
+							 JQ_INFLIGHT_FILE ".new")));
 	if (fd >= 0)
 		close(fd);
 	free(new);
@@ -209,10 +206,9 @@ write_file(int nslots)
 void
 jq_inflight_init(void)
 {
-	bool		found;
+	bool found;
 
-	suspects = ShmemInitStruct("jobqueue suspects", jq_inflight_size(),
-							   &found);
+	suspects = ShmemInitStruct("jobqueue suspects", jq_inflight_size(), &found);
 	if (found)
 		return;
 	memset(suspects, 0, sizeof(*suspects));
@@ -228,7 +224,7 @@ static void
 quit_handler(SIGNAL_ARGS)
 {
 	if (my_mark != NULL)
-		my_mark->id = 0;		/* told to die: not guilty */
+		my_mark->id = 0; /* told to die: not guilty */
 	SignalHandlerForCrashExit(postgres_signal_arg);
 }
 
@@ -262,8 +258,8 @@ jq_inflight_clear(void)
 JqSuspect *
 jq_inflight_suspects(Oid db, int *n)
 {
-	JqSuspect  *list = palloc(JQ_MAX_SUSPECTS * sizeof(JqSuspect));
-	int			i;
+	JqSuspect *list = palloc(JQ_MAX_SUSPECTS * sizeof(JqSuspect));
+	int i;
 
 	*n = 0;
 	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
@@ -277,7 +273,7 @@ jq_inflight_suspects(Oid db, int *n)
 void
 jq_inflight_settled(Oid db, int64 id)
 {
-	int			i;
+	int i;
 
 	/* mapped first: nothing under the lock may fail */
 	(void) map_file(max_worker_processes);
@@ -290,8 +286,7 @@ jq_inflight_settled(Oid db, int64 id)
 		}
 	if (mapped != NULL)
 	{
-		memcpy(mapped->suspects, suspects->s,
-			   suspects->n * sizeof(JqSuspect));
+		memcpy(mapped->suspects, suspects->s, suspects->n * sizeof(JqSuspect));
 		mapped->nsuspects = suspects->n;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));

@@ -9,9 +9,9 @@
 
 typedef struct JqSuspect
 {
-	int64		id;
-	Oid			db;
-	bool		alone;			/* the only one marked at that crash */
+	int64 id;
+	Oid db;
+	bool alone; /* the only one marked at that crash */
 } JqSuspect;
 
 #define JQ_MAX_SUSPECTS 256

@@ -44,7 +44,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-bool		jq_bookkeeping = false;
+bool jq_bookkeeping = false;
 
 static JqTable table;
 static bool table_valid;
@@ -55,11 +55,8 @@ static MemoryContext table_context;
 static TupleDesc job_desc;
 static TupleTableSlot *read_slot;
 static TupleTableSlot *write_slot;
-static IndexInfo *pk_info,
-		   *ready_info,
-		   *due_info,
-		   *expiry_info;
-static Oid	known_relfile;
+static IndexInfo *pk_info, *ready_info, *due_info, *expiry_info;
+static Oid known_relfile;
 static BlockNumber known_blocks;
 
 /* ----------------------------------------------------- finding the tables */
@@ -77,7 +74,7 @@ relcache_callback(Datum arg, Oid relid)
 static Oid
 member(Oid schema, Oid extension, const char *name)
 {
-	Oid			relid = get_relname_relid(name, schema);
+	Oid relid = get_relname_relid(name, schema);
 
 	if (!OidIsValid(relid))
 		return InvalidOid;
@@ -90,10 +87,10 @@ member(Oid schema, Oid extension, const char *name)
 static bool
 extension_row(Oid extension, Oid *schema, Oid *owner)
 {
-	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	Relation rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
-	HeapTuple	tup;
+	HeapTuple tup;
 
 	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(extension));
@@ -112,19 +109,19 @@ extension_row(Oid extension, Oid *schema, Oid *owner)
 static void
 read_meta(Oid relid, JqTable *t)
 {
-	Relation	rel = table_open(relid, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetCatalogSnapshot(relid));
+	Relation rel = table_open(relid, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetCatalogSnapshot(relid));
 	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
-	HeapTuple	tup = heap_getnext(scan, ForwardScanDirection);
+	HeapTuple tup = heap_getnext(scan, ForwardScanDirection);
 
 	if (HeapTupleIsValid(tup))
 	{
-		bool		isnull;
+		bool isnull;
 
-		t->home = DatumGetInt64(heap_getattr(tup, 2, RelationGetDescr(rel),
-											 &isnull));
-		t->meta_database = DatumGetObjectId(heap_getattr(tup, 3, RelationGetDescr(rel),
-														 &isnull));
+		t->home =
+			DatumGetInt64(heap_getattr(tup, 2, RelationGetDescr(rel), &isnull));
+		t->meta_database = DatumGetObjectId(
+			heap_getattr(tup, 3, RelationGetDescr(rel), &isnull));
 	}
 	table_endscan(scan);
 	UnregisterSnapshot(snapshot);
@@ -139,9 +136,9 @@ is_plain(Relation rel)
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
 
 	if (trig != NULL && trig->numtriggers != 1)
-		return false;			/* more than our guard */
-	if (constr != NULL && (constr->num_check > 0 ||
-						   constr->has_generated_stored))
+		return false; /* more than our guard */
+	if (constr != NULL &&
+		(constr->num_check > 0 || constr->has_generated_stored))
 		return false;
 	return list_length(RelationGetIndexList(rel)) == 4;
 }
@@ -149,9 +146,9 @@ is_plain(Relation rel)
 static IndexInfo *
 index_info(Oid relid)
 {
-	Relation	index = index_open(relid, AccessShareLock);
+	Relation index = index_open(relid, AccessShareLock);
 	MemoryContext old = MemoryContextSwitchTo(table_context);
-	IndexInfo  *info = BuildIndexInfo(index);
+	IndexInfo *info = BuildIndexInfo(index);
 
 	MemoryContextSwitchTo(old);
 	index_close(index, NoLock);
@@ -161,9 +158,9 @@ index_info(Oid relid)
 static bool
 lookup(JqTable *t)
 {
-	Relation	rel;
+	Relation rel;
 	MemoryContext old;
-	Oid			meta;
+	Oid meta;
 
 	memset(t, 0, sizeof(*t));
 	t->extension = get_extension_oid("jobqueue", true);
@@ -179,7 +176,7 @@ lookup(JqTable *t)
 	t->archive = member(t->schema, t->extension, "jobqueue_archive");
 	meta = member(t->schema, t->extension, "jobqueue_meta");
 	if (!OidIsValid(t->job) || !OidIsValid(meta))
-		return false;			/* CREATE EXTENSION is under way */
+		return false; /* CREATE EXTENSION is under way */
 	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->due) ||
 		!OidIsValid(t->expiry) || !OidIsValid(t->sequence) ||
 		!OidIsValid(t->archive))
@@ -188,7 +185,8 @@ lookup(JqTable *t)
 			return false;
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("tables or indexes of extension \"jobqueue\" are missing"),
+				 errmsg(
+					 "tables or indexes of extension \"jobqueue\" are missing"),
 				 errhint("Recreate what was dropped or renamed, or drop and "
 						 "create the extension.")));
 	}
@@ -198,16 +196,18 @@ lookup(JqTable *t)
 
 	rel = table_open(t->job, AccessShareLock);
 	if (RelationGetNumberOfAttributes(rel) < JQ_NCOLS)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the SQL objects of extension \"jobqueue\" are of another version than its library"),
-				 errhint("Run ALTER EXTENSION jobqueue UPDATE.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg(
+				 "the SQL objects of extension \"jobqueue\" are of another version than its library"),
+			 errhint("Run ALTER EXTENSION jobqueue UPDATE.")));
 	t->plain = RelationGetNumberOfAttributes(rel) == JQ_NCOLS && is_plain(rel);
 
 	if (table_context == NULL)
-		table_context = AllocSetContextCreate(TopMemoryContext,
-											  "jobqueue table",
-											  ALLOCSET_SMALL_SIZES);
+		table_context =
+			AllocSetContextCreate(TopMemoryContext, "jobqueue table",
+								  ALLOCSET_SMALL_SIZES);
 	else
 		MemoryContextReset(table_context);
 	old = MemoryContextSwitchTo(table_context);
@@ -230,8 +230,8 @@ lookup(JqTable *t)
 JqTable *
 jq_table(void)
 {
-	JqTable		t;
-	int			tries;
+	JqTable t;
+	int tries;
 
 	if (table_valid)
 		return &table;
@@ -259,12 +259,13 @@ jq_table(void)
 JqTable *
 jq_table_required(void)
 {
-	JqTable    *t = jq_table();
+	JqTable *t = jq_table();
 
 	if (t == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("extension \"jobqueue\" does not exist in this database"),
+				 errmsg(
+					 "extension \"jobqueue\" does not exist in this database"),
 				 errhint("Run CREATE EXTENSION jobqueue.")));
 	return t;
 }
@@ -276,7 +277,7 @@ insert_index(Oid relid, IndexInfo *info, Relation heap, ItemPointer tid,
 			 Datum *values, IndexUniqueCheck unique)
 {
 	static bool nonulls[INDEX_MAX_KEYS];
-	Relation	index = index_open(relid, RowExclusiveLock);
+	Relation index = index_open(relid, RowExclusiveLock);
 
 	index_insert(index, values, nonulls, tid, heap, unique, false, info);
 	index_close(index, NoLock);
@@ -286,15 +287,15 @@ static void
 insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 {
 	static const char *const sql =
-	"INSERT INTO %s.jobqueue_job (id, enqueued_at, home, run_at, expires_at,"
-	" owner, func_owner, priority, attempt, max_attempts, crashes, kind,"
-	" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-	" errors) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-	" $14, $15, $16, $17, $18, $19, $20, $21, $22) RETURNING ctid";
-	Oid			types[JQ_NCOLS];
-	char		flags[JQ_NCOLS];
-	int			i;
-	bool		isnull;
+		"INSERT INTO %s.jobqueue_job (id, enqueued_at, home, run_at, expires_at,"
+		" owner, func_owner, priority, attempt, max_attempts, crashes, kind,"
+		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
+		" errors) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+		" $14, $15, $16, $17, $18, $19, $20, $21, $22) RETURNING ctid";
+	Oid types[JQ_NCOLS];
+	char flags[JQ_NCOLS];
+	int i;
+	bool isnull;
 	JqOwnerState state;
 
 	for (i = 0; i < JQ_NCOLS; i++)
@@ -305,9 +306,11 @@ insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, sql, JQ_NCOLS, types, values, flags);
 	if (SPI_processed != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a trigger or rule on \"jobqueue_job\" suppressed the new job")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg(
+				 "a trigger or rule on \"jobqueue_job\" suppressed the new job")));
 	*tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[0],
 														SPI_tuptable->tupdesc,
 														1, &isnull));
@@ -317,8 +320,8 @@ insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 void
 jq_row_insert(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 {
-	Relation	rel;
-	Datum		key[4];
+	Relation rel;
+	Datum key[4];
 
 	if (!t->plain)
 	{
@@ -387,7 +390,7 @@ tid_in_table(Relation rel, ItemPointer tid)
 static bool
 slot_has_id(TupleTableSlot *slot, int64 id)
 {
-	bool		isnull;
+	bool isnull;
 
 	return DatumGetInt64(slot_getattr(slot, JQ_COL_ID, &isnull)) == id;
 }
@@ -395,10 +398,10 @@ slot_has_id(TupleTableSlot *slot, int64 id)
 static bool
 fetch_by_key(JqTable *t, Relation rel, int64 id, Snapshot snapshot)
 {
-	Relation	index = index_open(t->pk, AccessShareLock);
+	Relation index = index_open(t->pk, AccessShareLock);
 	IndexScanDesc scan = jq_index_beginscan(rel, index, snapshot, 1);
 	ScanKeyData key;
-	bool		found;
+	bool found;
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
 	index_rescan(scan, &key, 1, NULL, 0);
@@ -411,18 +414,19 @@ fetch_by_key(JqTable *t, Relation rel, int64 id, Snapshot snapshot)
 }
 
 JqFetch
-jq_row_fetch(JqTable *t, int64 id, ItemPointer tid, Snapshot given,
-			 JqRow *row, TransactionId *xid, Snapshot *keep)
+jq_row_fetch(JqTable *t, int64 id, ItemPointer tid, Snapshot given, JqRow *row,
+			 TransactionId *xid, Snapshot *keep)
 {
-	Relation	rel = table_open(t->job, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(given ? given : GetCatalogSnapshot(t->job));
-	JqFetch		result = JQ_FETCH_GONE;
-	bool		found;
+	Relation rel = table_open(t->job, AccessShareLock);
+	Snapshot snapshot =
+		RegisterSnapshot(given ? given : GetCatalogSnapshot(t->job));
+	JqFetch result = JQ_FETCH_GONE;
+	bool found;
 
 	ExecClearTuple(read_slot);
 	found = tid != NULL && tid_in_table(rel, tid) &&
-		table_tuple_fetch_row_version(rel, tid, snapshot, read_slot) &&
-		slot_has_id(read_slot, id);
+			table_tuple_fetch_row_version(rel, tid, snapshot, read_slot) &&
+			slot_has_id(read_slot, id);
 	if (!found)
 	{
 		ExecClearTuple(read_slot);
@@ -430,8 +434,8 @@ jq_row_fetch(JqTable *t, int64 id, ItemPointer tid, Snapshot given,
 	}
 	if (found)
 	{
-		HeapTuple	tup = ExecCopySlotHeapTuple(read_slot);
-		uint16		mask = tup->t_data->t_infomask;
+		HeapTuple tup = ExecCopySlotHeapTuple(read_slot);
+		uint16 mask = tup->t_data->t_infomask;
 
 		result = JQ_FETCH_FOUND;
 		if (!(mask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(mask))
@@ -458,10 +462,10 @@ jq_row_fetch(JqTable *t, int64 id, ItemPointer tid, Snapshot given,
 static bool
 delete_by_sql(JqTable *t, int64 id)
 {
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
+	Oid types[1] = {INT8OID};
+	Datum values[1];
 	JqOwnerState state;
-	bool		done;
+	bool done;
 
 	values[0] = Int64GetDatum(id);
 	jq_owner_begin(t, &state);
@@ -475,10 +479,10 @@ delete_by_sql(JqTable *t, int64 id)
 bool
 jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
 {
-	Oid			relfile = known_relfile;
-	Relation	rel;
-	bool		deleted = false;
-	int			tries;
+	Oid relfile = known_relfile;
+	Relation rel;
+	bool deleted = false;
+	int tries;
 
 	if (!t->plain)
 	{
@@ -515,13 +519,13 @@ jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
 	for (tries = 0; tries < 100 && !deleted; tries++)
 	{
 		TM_FailureData failure;
-		TM_Result	result;
+		TM_Result result;
 		TransactionId xid;
 
 		if (snapshot == NULL)
 		{
-			JqFetch		f = jq_row_fetch(t, id, &row->tid, NULL, row,
-										 &xid, &snapshot);
+			JqFetch f =
+				jq_row_fetch(t, id, &row->tid, NULL, row, &xid, &snapshot);
 
 			if (f == JQ_FETCH_GONE)
 				break;
@@ -543,12 +547,14 @@ jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
 				deleted = true;
 				break;
 			case TM_SelfModified:
-				ereport(ERROR,
-						(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-						 errmsg("the job changed its own row of \"jobqueue_job\"")));
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+					 errmsg(
+						 "the job changed its own row of \"jobqueue_job\"")));
 				break;
 			default:
-				break;			/* updated or deleted: look again */
+				break; /* updated or deleted: look again */
 		}
 	}
 	if (snapshot != NULL)
@@ -577,7 +583,9 @@ jq_row_max_attempts(const JqRow *row)
 {
 	if (!JQ_ROW_NULL(row, JQ_COL_MAX_ATTEMPTS))
 		return DatumGetInt16(JQ_ROW(row, JQ_COL_MAX_ATTEMPTS));
-	return DatumGetChar(JQ_ROW(row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE ? 1 : JQ_DEFAULT_MAX_ATTEMPTS;
+	return DatumGetChar(JQ_ROW(row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE ?
+			   1 :
+			   JQ_DEFAULT_MAX_ATTEMPTS;
 }
 
 /* ---------------------------------------------------------------- refill */
@@ -592,7 +600,7 @@ read_range(JqTable *t, Relation rel, Relation index, Snapshot snapshot,
 		   JqItem *items, int n, int max, JqPos *last)
 {
 	ScanKeyData key[4];
-	int			nkeys = 3;
+	int nkeys = 3;
 	IndexScanDesc scan;
 
 	ScanKeyInit(&key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, queue);
@@ -612,18 +620,16 @@ read_range(JqTable *t, Relation rel, Relation index, Snapshot snapshot,
 	}
 	scan = jq_index_beginscan(rel, index, snapshot, nkeys);
 	index_rescan(scan, key, nkeys, NULL, 0);
-	while (n < max &&
-		   index_getnext_slot(scan, ForwardScanDirection, read_slot))
+	while (n < max && index_getnext_slot(scan, ForwardScanDirection, read_slot))
 	{
-		bool		isnull;
-		JqItem	   *item = &items[n];
-		Datum		d;
+		bool isnull;
+		JqItem *item = &items[n];
+		Datum d;
 
 		CHECK_FOR_INTERRUPTS();
 		item->id = DatumGetInt64(slot_getattr(read_slot, JQ_COL_ID, &isnull));
-		item->priority = DatumGetInt16(slot_getattr(read_slot,
-													JQ_COL_PRIORITY,
-													&isnull));
+		item->priority =
+			DatumGetInt16(slot_getattr(read_slot, JQ_COL_PRIORITY, &isnull));
 		*last = jq_pos_make(item->priority, item->id);
 		d = slot_getattr(read_slot, JQ_COL_HOME, &isnull);
 		if (DatumGetInt64(d) != t->home)
@@ -635,9 +641,9 @@ read_range(JqTable *t, Relation rel, Relation index, Snapshot snapshot,
 		d = slot_getattr(read_slot, JQ_COL_KEY, &isnull);
 		if (!isnull)
 		{
-			text	   *key_text = DatumGetTextPP(d);
-			int			len = VARSIZE_ANY_EXHDR(key_text);
-			char	   *copy;
+			text *key_text = DatumGetTextPP(d);
+			int len = VARSIZE_ANY_EXHDR(key_text);
+			char *copy;
 
 			if (len > 0 && len <= JQ_KEY_MAX)
 			{
@@ -658,20 +664,20 @@ int
 jq_rows_ready(JqTable *t, const char *queue, Oid owner, JqPos from,
 			  JqItem *items, int max, JqPos *upto)
 {
-	Relation	rel = table_open(t->job, AccessShareLock);
-	Relation	index = index_open(t->ready, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	Datum		name = CStringGetTextDatum(queue);
-	JqPos		last = from;
-	int			n = 0;
-	int			priority = from.priority;
+	Relation rel = table_open(t->job, AccessShareLock);
+	Relation index = index_open(t->ready, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Datum name = CStringGetTextDatum(queue);
+	JqPos last = from;
+	int n = 0;
+	int priority = from.priority;
 
 	if (priority < PG_INT16_MIN)
 		n = read_range(t, rel, index, snapshot, name, owner, PG_INT16_MIN,
 					   PG_INT64_MIN, false, items, n, max, &last);
 	else
-		n = read_range(t, rel, index, snapshot, name, owner, priority,
-					   from.id, false, items, n, max, &last);
+		n = read_range(t, rel, index, snapshot, name, owner, priority, from.id,
+					   false, items, n, max, &last);
 	if (n < max)
 		n = read_range(t, rel, index, snapshot, name, owner,
 					   Max(priority, PG_INT16_MIN), 0, true, items, n, max,
@@ -695,9 +701,8 @@ jq_owner_begin(JqTable *t, JqOwnerState *state)
 	SetUserIdAndSecContext(t->owner,
 						   state->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	state->nest = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp",
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true,
-							 0, false);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	/* bookkeeping is not what a read-only transaction is to be kept from */
 	state->read_only = XactReadOnly;
 	XactReadOnly = false;
@@ -723,7 +728,7 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 	StringInfoData buf;
 	const char *p = sql;
 	const char *mark;
-	int			rc;
+	int rc;
 
 	initStringInfo(&buf);
 	while ((mark = strstr(p, "%s")) != NULL)
@@ -733,8 +738,7 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 		p = mark + 2;
 	}
 	appendStringInfoString(&buf, p);
-	rc = SPI_execute_with_args(buf.data, nargs, types, values, nulls, false,
-							   0);
+	rc = SPI_execute_with_args(buf.data, nargs, types, values, nulls, false, 0);
 	if (rc < 0)
 		elog(ERROR, "could not execute \"%s\": %s", buf.data,
 			 SPI_result_code_string(rc));

@@ -43,50 +43,50 @@ enum
 #define JQ_NCOLS 22
 
 /* kinds of commands, as stored */
-#define JQ_KIND_FUNCTION 'f'	/* called directly, or by SELECT or CALL */
-#define JQ_KIND_SQL 's'			/* text, in the job's transaction */
-#define JQ_KIND_OUTSIDE 'x'		/* one statement outside a transaction block */
+#define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
+#define JQ_KIND_SQL 's'		 /* text, in the job's transaction */
+#define JQ_KIND_OUTSIDE 'x'	 /* one statement outside a transaction block */
 
 #define JQ_DEFAULT_MAX_ATTEMPTS 10
 
 typedef struct JqTable
 {
-	Oid			extension;
-	Oid			schema;
-	char		schema_name[NAMEDATALEN];	/* quoted */
-	Oid			owner;			/* of the extension */
-	Oid			job;
-	Oid			pk;
-	Oid			ready;
-	Oid			due;
-	Oid			expiry;
-	Oid			sequence;
-	Oid			archive;
-	int64		home;
-	Oid			meta_database;
-	bool		plain;			/* no columns, triggers, indexes of others:
+	Oid extension;
+	Oid schema;
+	char schema_name[NAMEDATALEN]; /* quoted */
+	Oid owner;					   /* of the extension */
+	Oid job;
+	Oid pk;
+	Oid ready;
+	Oid due;
+	Oid expiry;
+	Oid sequence;
+	Oid archive;
+	int64 home;
+	Oid meta_database;
+	bool plain; /* no columns, triggers, indexes of others:
 								 * rows may be written without the executor */
 } JqTable;
 
 /* a row as the caller needs it; pointers are into the tuple */
 typedef struct JqRow
 {
-	HeapTuple	tuple;			/* a copy, in the caller's context */
+	HeapTuple tuple; /* a copy, in the caller's context */
 	ItemPointerData tid;
-	Datum		values[JQ_NCOLS];
-	bool		nulls[JQ_NCOLS];
+	Datum values[JQ_NCOLS];
+	bool nulls[JQ_NCOLS];
 } JqRow;
 
-#define JQ_ROW(row, col) ((row)->values[(col) - 1])
-#define JQ_ROW_NULL(row, col) ((row)->nulls[(col) - 1])
+#define JQ_ROW(row, col) ((row)->values[(col) -1])
+#define JQ_ROW_NULL(row, col) ((row)->nulls[(col) -1])
 
 struct SnapshotData;
 
 typedef enum JqFetch
 {
 	JQ_FETCH_FOUND,
-	JQ_FETCH_GONE,				/* proven: no row exists */
-	JQ_FETCH_DOUBTFUL			/* being deleted or moved by xid */
+	JQ_FETCH_GONE,	  /* proven: no row exists */
+	JQ_FETCH_DOUBTFUL /* being deleted or moved by xid */
 } JqFetch;
 
 /* the tables of this database, or NULL: the extension is not here */
@@ -118,33 +118,33 @@ extern bool jq_row_delete(JqTable *t, int64 id, JqRow *row,
 /* is a row due (and not expired), and where does it stand */
 extern JqPos jq_row_pos(const JqRow *row);
 extern char *jq_row_cstring(const JqRow *row, int col); /* palloc'd, or NULL */
-extern int	jq_row_max_attempts(const JqRow *row);
+extern int jq_row_max_attempts(const JqRow *row);
 
 /*
  * Rows of a lane in order, from a position on, read with the latest snapshot:
  * up to max items, keys palloc'd.  Rows of another home are left out.  Returns
  * their number; *upto says up to where everything has been read.
  */
-extern int	jq_rows_ready(JqTable *t, const char *queue, Oid owner, JqPos from,
-						  JqItem *items, int max, JqPos *upto);
+extern int jq_rows_ready(JqTable *t, const char *queue, Oid owner, JqPos from,
+						 JqItem *items, int max, JqPos *upto);
 
 /* ---- statements run as the extension's owner, on a safe search_path ---- */
 
 /* between these two, SPI statements run as the owner */
 typedef struct JqOwnerState
 {
-	Oid			user;
-	int			sec_context;
-	int			nest;
-	bool		read_only;
+	Oid user;
+	int sec_context;
+	int nest;
+	bool read_only;
 } JqOwnerState;
 
 extern void jq_owner_begin(JqTable *t, JqOwnerState *state);
 extern void jq_owner_end(JqOwnerState *state);
 
 /* "%s" in sql stands for the quoted schema, any number of times */
-extern int	jq_owner_execute(JqTable *t, const char *sql, int nargs,
-							 Oid *types, Datum *values, const char *nulls);
+extern int jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
+							Datum *values, const char *nulls);
 
 /* do statements of ours touch the tables just now? (for the row trigger) */
 extern bool jq_bookkeeping;

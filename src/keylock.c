@@ -33,23 +33,23 @@
 
 typedef struct JqKeyTag
 {
-	Oid			db;
-	uint32		len;
-	char		text[JQ_KEY_MAX + 1];
+	Oid db;
+	uint32 len;
+	char text[JQ_KEY_MAX + 1];
 } JqKeyTag;
 
 /* all under the partition's lock */
 typedef struct JqKey
 {
-	JqKeyTag	tag;
-	int			procno;			/* of the holder; -1 = free */
-	int			pid;
-	int64		job;
+	JqKeyTag tag;
+	int procno; /* of the holder; -1 = free */
+	int pid;
+	int64 job;
 	TimestampTz since;
-	uint32		first;			/* waiters, by next[0] */
-	uint32		last;
-	uint32		nwaiting;
-	bool		one_lane;		/* all waiters are of one lane */
+	uint32 first; /* waiters, by next[0] */
+	uint32 last;
+	uint32 nwaiting;
+	bool one_lane; /* all waiters are of one lane */
 } JqKey;
 
 static HTAB *jq_keys;
@@ -57,13 +57,13 @@ static HTAB *jq_keys;
 /* keys of this process */
 typedef struct JqMyKey
 {
-	JqKeyTag	tag;
-	uint32		hash;
+	JqKeyTag tag;
+	uint32 hash;
 } JqMyKey;
 
 static JqMyKey *my_keys;
-static int	n_my_keys;
-static int	max_my_keys;
+static int n_my_keys;
+static int max_my_keys;
 
 static uint32
 tag_hash_text(const void *key, Size keysize)
@@ -71,8 +71,8 @@ tag_hash_text(const void *key, Size keysize)
 	const JqKeyTag *tag = key;
 
 	(void) keysize;
-	return hash_combine(hash_bytes((const unsigned char *) tag->text,
-								   tag->len), tag->db);
+	return hash_combine(hash_bytes((const unsigned char *) tag->text, tag->len),
+						tag->db);
 }
 
 static int
@@ -83,7 +83,7 @@ tag_match(const void *a, const void *b, Size keysize)
 
 	(void) keysize;
 	return x->db != y->db || x->len != y->len ||
-		memcmp(x->text, y->text, x->len) != 0;
+		   memcmp(x->text, y->text, x->len) != 0;
 }
 
 /* held keys: workers and sessions; waited for: see jq_keylock_release */
@@ -102,7 +102,7 @@ jq_keylock_size(void)
 void
 jq_keylock_init(void)
 {
-	HASHCTL		info;
+	HASHCTL info;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = sizeof(JqKeyTag);
@@ -112,7 +112,7 @@ jq_keylock_init(void)
 	info.num_partitions = JQ_KEY_PARTITIONS;
 	jq_keys = ShmemInitHash("jobqueue keys", max_keys(), max_keys(), &info,
 							HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
-							HASH_PARTITION);
+								HASH_PARTITION);
 }
 
 static void
@@ -146,10 +146,11 @@ jq_keylock_prepare(void)
 static void
 park(JqKey *k, uint32 ix)
 {
-	uint32	   *link;
+	uint32 *link;
 
 	JQ_ENTRY(ix)->flags &= ~JQ_E_UNPARKED;
-	k->one_lane = k->first == JQ_NIL ||
+	k->one_lane =
+		k->first == JQ_NIL ||
 		(k->one_lane && JQ_ENTRY(k->first)->lane == JQ_ENTRY(ix)->lane);
 	if (k->last != JQ_NIL &&
 		jq_pos_cmp(JQ_ENTRY_POS(k->last), JQ_ENTRY_POS(ix)) <= 0)
@@ -171,10 +172,10 @@ park(JqKey *k, uint32 ix)
 JqKeyResult
 jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry)
 {
-	JqKeyTag	tag;
-	uint32		hash;
-	JqKey	   *k;
-	bool		found;
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+	bool found;
 	JqKeyResult result;
 
 	Assert(n_my_keys < max_my_keys);
@@ -223,18 +224,18 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry)
 static uint32
 unpark(JqKey *k, bool all)
 {
-	uint32		chain = JQ_NIL;
-	uint32	   *end = &chain;
-	uint32	   *link = &k->first;
-	uint32		prev = JQ_NIL;
-	int32		seen[16];
-	int			nseen = 0;
+	uint32 chain = JQ_NIL;
+	uint32 *end = &chain;
+	uint32 *link = &k->first;
+	uint32 prev = JQ_NIL;
+	int32 seen[16];
+	int nseen = 0;
 
 	while (*link != JQ_NIL)
 	{
-		uint32		ix = *link;
-		bool		take = true;
-		int			i;
+		uint32 ix = *link;
+		bool take = true;
+		int i;
 
 		for (i = 0; i < nseen && !all; i++)
 			if (seen[i] == JQ_ENTRY(ix)->lane)
@@ -272,11 +273,11 @@ unpark(JqKey *k, bool all)
 static void
 release_at(int my)
 {
-	JqKeyTag	tag = my_keys[my].tag;
-	uint32		hash = my_keys[my].hash;
-	uint32		chain = JQ_NIL;
-	bool		full = hash_get_num_entries(jq_keys) > max_keys() / 2;
-	JqKey	   *k;
+	JqKeyTag tag = my_keys[my].tag;
+	uint32 hash = my_keys[my].hash;
+	uint32 chain = JQ_NIL;
+	bool full = hash_get_num_entries(jq_keys) > max_keys() / 2;
+	JqKey *k;
 
 	/* nothing may come between leaving the key and entering the lane */
 	HOLD_INTERRUPTS();
@@ -290,13 +291,12 @@ release_at(int my)
 		k->job = 0;
 		chain = unpark(k, full);
 		if (k->first == JQ_NIL)
-			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE,
-										NULL);
+			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE, NULL);
 	}
 	LWLockRelease(partition_lock(hash));
 	while (chain != JQ_NIL)
 	{
-		uint32		next = JQ_ENTRY(chain)->next[0];
+		uint32 next = JQ_ENTRY(chain)->next[0];
 
 		jq_lane_return(chain);
 		chain = next;
@@ -307,7 +307,7 @@ release_at(int my)
 void
 jq_keylock_release(Oid db, const char *key, int len)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < n_my_keys; i++)
 		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
@@ -328,7 +328,7 @@ jq_keylock_release_all(void)
 bool
 jq_keylock_mine(Oid db, const char *key, int len)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < n_my_keys; i++)
 		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
@@ -340,14 +340,14 @@ jq_keylock_mine(Oid db, const char *key, int len)
 uint32
 jq_keylock_forget_waiters(uint32 entry)
 {
-	char		key[JQ_KEY_MAX + 1];
-	int			len = jq_entry_key(entry, key);
-	int32		lane = JQ_ENTRY(entry)->lane;
-	Oid			db = jq_lanes[lane].db;
-	JqKeyTag	tag;
-	uint32		hash;
-	JqKey	   *k;
-	uint32		chain = JQ_NIL;
+	char key[JQ_KEY_MAX + 1];
+	int len = jq_entry_key(entry, key);
+	int32 lane = JQ_ENTRY(entry)->lane;
+	Oid db = jq_lanes[lane].db;
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+	uint32 chain = JQ_NIL;
 
 	if (len == 0)
 		return JQ_NIL;
@@ -357,12 +357,12 @@ jq_keylock_forget_waiters(uint32 entry)
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
 	if (k != NULL && k->procno < 0)
 	{
-		uint32	   *link = &k->first;
+		uint32 *link = &k->first;
 
 		k->last = JQ_NIL;
 		while (*link != JQ_NIL)
 		{
-			uint32		ix = *link;
+			uint32 ix = *link;
 
 			if (JQ_ENTRY(ix)->lane == lane)
 			{
@@ -378,8 +378,7 @@ jq_keylock_forget_waiters(uint32 entry)
 			}
 		}
 		if (k->first == JQ_NIL)
-			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE,
-										NULL);
+			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE, NULL);
 	}
 	LWLockRelease(partition_lock(hash));
 	return chain;
@@ -390,7 +389,7 @@ jq_keylock_forget_waiters(uint32 entry)
 static void
 lock_all(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < JQ_KEY_PARTITIONS; i++)
 		LWLockAcquire(jq_key_lock(i), LW_SHARED);
@@ -399,7 +398,7 @@ lock_all(void)
 static void
 unlock_all(void)
 {
-	int			i;
+	int i;
 
 	for (i = JQ_KEY_PARTITIONS - 1; i >= 0; i--)
 		LWLockRelease(jq_key_lock(i));
@@ -408,10 +407,10 @@ unlock_all(void)
 JqKeyInfo *
 jq_keylock_list(Oid db, int *n)
 {
-	JqKeyInfo  *list = palloc_extended(max_keys() * sizeof(JqKeyInfo),
-									   MCXT_ALLOC_HUGE);
+	JqKeyInfo *list =
+		palloc_extended(max_keys() * sizeof(JqKeyInfo), MCXT_ALLOC_HUGE);
 	HASH_SEQ_STATUS seq;
-	JqKey	   *k;
+	JqKey *k;
 
 	*n = 0;
 	lock_all();
@@ -434,18 +433,17 @@ jq_keylock_list(Oid db, int *n)
 int64 *
 jq_keylock_parked(Oid db, int *n)
 {
-	int64	   *ids = palloc_extended(mul_size(jq_shared->nentries,
-											   sizeof(int64)),
-									  MCXT_ALLOC_HUGE);
+	int64 *ids = palloc_extended(mul_size(jq_shared->nentries, sizeof(int64)),
+								 MCXT_ALLOC_HUGE);
 	HASH_SEQ_STATUS seq;
-	JqKey	   *k;
+	JqKey *k;
 
 	*n = 0;
 	lock_all();
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
 	{
-		uint32		ix;
+		uint32 ix;
 
 		if (k->tag.db != db && k->tag.db != JQ_SUSPECT_DB)
 			continue;

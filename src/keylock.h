@@ -17,18 +17,18 @@
 
 typedef struct JqKeyInfo
 {
-	char		key[JQ_KEY_MAX + 1];
-	int			pid;			/* 0 = free, but waited for */
-	int64		job;
+	char key[JQ_KEY_MAX + 1];
+	int pid; /* 0 = free, but waited for */
+	int64 job;
 	TimestampTz since;
-	int64		waiting;
+	int64 waiting;
 } JqKeyInfo;
 
 typedef enum JqKeyResult
 {
 	JQ_KEY_TAKEN,
-	JQ_KEY_BUSY,				/* or parked, where an entry was given */
-	JQ_KEY_FULL					/* no place in the key table */
+	JQ_KEY_BUSY, /* or parked, where an entry was given */
+	JQ_KEY_FULL	 /* no place in the key table */
 } JqKeyResult;
 
 extern Size jq_keylock_size(void);

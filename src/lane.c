@@ -31,9 +31,9 @@
 #include "slot.h"
 #include "storage/latch.h"
 
-#define PUSH_CHUNK 256		/* entries pushed in one hold of the lock */
-#define LANE_RESERVE 16		/* entries a lane may have when memory is short */
-#define REFILL_MAX 20000	/* rows read by one refill */
+#define PUSH_CHUNK 256	 /* entries pushed in one hold of the lock */
+#define LANE_RESERVE 16	 /* entries a lane may have when memory is short */
+#define REFILL_MAX 20000 /* rows read by one refill */
 
 /* ------------------------------------------------------------- skip list */
 
@@ -41,9 +41,9 @@
 static void
 lane_check(JqLane *l)
 {
-	uint32		ix;
-	uint32		n = 0;
-	uint32		last = JQ_NIL;
+	uint32 ix;
+	uint32 n = 0;
+	uint32 last = JQ_NIL;
 
 	for (ix = l->head[0]; ix != JQ_NIL && n < 100; ix = JQ_ENTRY(ix)->next[0])
 	{
@@ -68,9 +68,9 @@ lane_check(JqLane *l)
 static uint32
 lane_search(JqLane *l, JqPos pos, uint32 *before)
 {
-	int			lev;
-	uint32		at = JQ_NIL;
-	uint32		next = JQ_NIL;
+	int lev;
+	uint32 at = JQ_NIL;
+	uint32 next = JQ_NIL;
 
 	for (lev = JQ_LEVELS - 1; lev >= 0; lev--)
 	{
@@ -91,19 +91,20 @@ lane_search(JqLane *l, JqPos pos, uint32 *before)
 static bool
 lane_insert(JqLane *l, uint32 ix)
 {
-	JqEntry    *e = JQ_ENTRY(ix);
-	JqPos		pos = JQ_ENTRY_POS(ix);
-	uint32		before[JQ_LEVELS];
-	int			lev;
+	JqEntry *e = JQ_ENTRY(ix);
+	JqPos pos = JQ_ENTRY_POS(ix);
+	uint32 before[JQ_LEVELS];
+	int lev;
 
-	if (l->tail[0] == JQ_NIL ||
-		jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) < 0)
+	if (l->tail[0] == JQ_NIL || jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) < 0)
 		memcpy(before, l->tail, sizeof(before));
 	else if (lane_search(l, pos, before) != JQ_NIL)
 		return false;
 	for (lev = 0; lev < e->level; lev++)
 	{
-		uint32	   *link = before[lev] == JQ_NIL ? &l->head[lev] : &JQ_ENTRY(before[lev])->next[lev];
+		uint32 *link = before[lev] == JQ_NIL ?
+						   &l->head[lev] :
+						   &JQ_ENTRY(before[lev])->next[lev];
 
 		e->next[lev] = *link;
 		*link = ix;
@@ -117,9 +118,9 @@ lane_insert(JqLane *l, uint32 ix)
 static void
 lane_unlink(JqLane *l, uint32 ix)
 {
-	JqEntry    *e = JQ_ENTRY(ix);
-	uint32		before[JQ_LEVELS];
-	int			lev;
+	JqEntry *e = JQ_ENTRY(ix);
+	uint32 before[JQ_LEVELS];
+	int lev;
 
 	if (l->head[0] == ix)
 		memset(before, 0xff, sizeof(before)); /* JQ_NIL: first everywhere */
@@ -127,7 +128,9 @@ lane_unlink(JqLane *l, uint32 ix)
 		lane_search(l, JQ_ENTRY_POS(ix), before);
 	for (lev = 0; lev < e->level; lev++)
 	{
-		uint32	   *link = before[lev] == JQ_NIL ? &l->head[lev] : &JQ_ENTRY(before[lev])->next[lev];
+		uint32 *link = before[lev] == JQ_NIL ?
+						   &l->head[lev] :
+						   &JQ_ENTRY(before[lev])->next[lev];
 
 		*link = e->next[lev];
 		if (l->tail[lev] == ix)
@@ -155,18 +158,18 @@ lane_lower(JqLane *l, JqPos pos)
 static void
 lane_evict_last(JqLane *l)
 {
-	uint32		ix = l->tail[0];
-	JqPos		pos = JQ_ENTRY_POS(ix);
-	uint8		flags = JQ_ENTRY(ix)->flags;
+	uint32 ix = l->tail[0];
+	JqPos pos = JQ_ENTRY_POS(ix);
+	uint8 flags = JQ_ENTRY(ix)->flags;
 
 	lane_unlink(l, ix);
 	if (flags & JQ_E_UNPARKED)
 	{
-		uint32		waiter = jq_keylock_forget_waiters(ix);
+		uint32 waiter = jq_keylock_forget_waiters(ix);
 
 		while (waiter != JQ_NIL)
 		{
-			uint32		next = JQ_ENTRY(waiter)->next[0];
+			uint32 next = JQ_ENTRY(waiter)->next[0];
 
 			pos = jq_pos_min(pos, JQ_ENTRY_POS(waiter));
 			flags |= JQ_ENTRY(waiter)->flags;
@@ -191,7 +194,7 @@ lane_evict_last(JqLane *l)
 void
 jq_lane_clear(int lane, JqPos frontier)
 {
-	JqLane	   *l = &jq_lanes[lane];
+	JqLane *l = &jq_lanes[lane];
 
 	while (l->nready > 0)
 		lane_evict_last(l);
@@ -216,8 +219,8 @@ jq_lane_wants_refill(JqLane *l)
 static bool
 lane_offer(JqLane *l, int lane, const JqItem *item)
 {
-	JqPos		pos = jq_pos_make(item->priority, item->id);
-	uint32		ix;
+	JqPos pos = jq_pos_make(item->priority, item->id);
+	uint32 ix;
 
 	if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0)
 	{
@@ -258,7 +261,7 @@ lane_lock_by_name(Oid db, Oid role, const char *queue, bool create)
 {
 	for (;;)
 	{
-		int			lane = jq_dir_lane(db, role, queue, create);
+		int lane = jq_dir_lane(db, role, queue, create);
 
 		if (lane < 0)
 			return -1;
@@ -274,7 +277,7 @@ lane_lock_by_name(Oid db, Oid role, const char *queue, bool create)
 static void
 lane_overflow(Oid db, bool due)
 {
-	int			dbix = jq_dir_db(db, true);
+	int dbix = jq_dir_db(db, true);
 
 	if (dbix >= 0)
 		jq_db_request(dbix, JQ_REQ_DISCOVER | (due ? JQ_REQ_DUE : 0));
@@ -285,19 +288,19 @@ static int
 publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		bool *refused)
 {
-	int			done = 0;
-	int			accepted = 0;
+	int done = 0;
+	int accepted = 0;
 
 	while (done < n)
 	{
-		int			end = Min(done + PUSH_CHUNK, n);
-		int			lane = lane_lock_by_name(db, role, queue, true);
-		int			got = 0;
-		bool		refill;
-		bool		due = false;
-		JqLane	   *l;
-		int			group;
-		int			dbix;
+		int end = Min(done + PUSH_CHUNK, n);
+		int lane = lane_lock_by_name(db, role, queue, true);
+		int got = 0;
+		bool refill;
+		bool due = false;
+		JqLane *l;
+		int group;
+		int dbix;
 
 		if (lane < 0)
 		{
@@ -326,7 +329,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		accepted += got;
 		if (refill || due)
 			jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
-							  (due ? JQ_REQ_DUE : 0));
+									(due ? JQ_REQ_DUE : 0));
 		if (got > 0)
 			jq_group_wake(group, got);
 	}
@@ -334,8 +337,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 }
 
 int
-jq_lane_publish(Oid db, Oid role, const char *queue, const JqItem *items,
-				int n)
+jq_lane_publish(Oid db, Oid role, const char *queue, const JqItem *items, int n)
 {
 	return publish(db, role, queue, items, n, NULL);
 }
@@ -343,9 +345,9 @@ jq_lane_publish(Oid db, Oid role, const char *queue, const JqItem *items,
 int
 jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n)
 {
-	bool	   *refused = palloc0(n * sizeof(bool));
-	int			accepted = publish(db, role, queue, items, n, refused);
-	int			i;
+	bool *refused = palloc0(n * sizeof(bool));
+	int accepted = publish(db, role, queue, items, n, refused);
+	int i;
 
 	for (i = 0; i < n; i++)
 		if (refused[i])
@@ -357,9 +359,9 @@ jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n)
 void
 jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 nrows)
 {
-	int			lane = lane_lock_by_name(db, role, queue, true);
-	JqLane	   *l;
-	int			dbix;
+	int lane = lane_lock_by_name(db, role, queue, true);
+	JqLane *l;
+	int dbix;
 
 	if (lane < 0)
 	{
@@ -383,11 +385,11 @@ jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 nrows)
 void
 jq_lane_return(uint32 entry)
 {
-	int			lane = JQ_ENTRY(entry)->lane;
-	JqLane	   *l = &jq_lanes[lane];
-	int			group;
-	int			dbix;
-	bool		refill;
+	int lane = JQ_ENTRY(entry)->lane;
+	JqLane *l = &jq_lanes[lane];
+	int group;
+	int dbix;
+	bool refill;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	Assert(OidIsValid(l->db));
@@ -395,7 +397,7 @@ jq_lane_return(uint32 entry)
 	if (!l->filling && jq_pos_cmp(JQ_ENTRY_POS(entry), l->frontier) >= 0)
 	{
 		/* the frontier was lowered meanwhile: refill will bring it again */
-		uint32		waiter = jq_keylock_forget_waiters(entry);
+		uint32 waiter = jq_keylock_forget_waiters(entry);
 
 		l->spilled++;
 		if (JQ_ENTRY(entry)->flags & JQ_E_DUE)
@@ -403,7 +405,7 @@ jq_lane_return(uint32 entry)
 		jq_entry_free(entry);
 		while (waiter != JQ_NIL)
 		{
-			uint32		next = JQ_ENTRY(waiter)->next[0];
+			uint32 next = JQ_ENTRY(waiter)->next[0];
 
 			lane_lower(l, JQ_ENTRY_POS(waiter));
 			if (JQ_ENTRY(waiter)->flags & JQ_E_DUE)
@@ -433,12 +435,12 @@ jq_lane_return(uint32 entry)
 bool
 jq_lane_has_first(int lane)
 {
-	JqLane	   *l = &jq_lanes[lane];
-	bool		has;
+	JqLane *l = &jq_lanes[lane];
+	bool has;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
 	has = l->head[0] != JQ_NIL &&
-		jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0;
+		  jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0;
 	LWLockRelease(jq_lane_lock(lane));
 	return has;
 }
@@ -446,7 +448,7 @@ jq_lane_has_first(int lane)
 uint32
 jq_lane_take_first(JqLane *l)
 {
-	uint32		ix = l->head[0];
+	uint32 ix = l->head[0];
 
 	if (ix == JQ_NIL || jq_pos_cmp(JQ_ENTRY_POS(ix), l->frontier) >= 0)
 		return JQ_NIL;
@@ -468,9 +470,9 @@ jq_lane_untake(JqLane *l, uint32 ix)
 static void
 make_room(int lane, int want)
 {
-	int			share;
-	int			active = 1;
-	int			i;
+	int share;
+	int active = 1;
+	int i;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
 		if (i != lane && jq_lanes[i].nready > 0)
@@ -478,7 +480,7 @@ make_room(int lane, int want)
 	share = Max(jq_shared->nentries / active, LANE_RESERVE);
 	for (i = 0; i < jq_shared->nlanes && want > 0; i++)
 	{
-		JqLane	   *l = &jq_lanes[i];
+		JqLane *l = &jq_lanes[i];
 
 		if (i == lane || l->nready <= (uint32) share)
 			continue;
@@ -500,10 +502,10 @@ make_room(int lane, int want)
 bool
 jq_lane_refill_begin(int lane, JqPos *from, int *room)
 {
-	JqLane	   *l = &jq_lanes[lane];
-	int			want = Min(REFILL_MAX, Max(jq_shared->nentries / 4, LANE_RESERVE));
-	int			nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
-	bool		ok = false;
+	JqLane *l = &jq_lanes[lane];
+	int want = Min(REFILL_MAX, Max(jq_shared->nentries / 4, LANE_RESERVE));
+	int nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
+	bool ok = false;
 
 	if (nfree < want)
 	{
@@ -545,20 +547,19 @@ jq_lane_refill_begin(int lane, JqPos *from, int *room)
 void
 jq_lane_refill_add(int lane, const JqItem *items, int n)
 {
-	JqLane	   *l = &jq_lanes[lane];
-	int			done = 0;
+	JqLane *l = &jq_lanes[lane];
+	int done = 0;
 
 	while (done < n)
 	{
-		int			end = Min(done + PUSH_CHUNK, n);
-		int			got = 0;
-		int			group;
+		int end = Min(done + PUSH_CHUNK, n);
+		int got = 0;
+		int group;
 
 		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 		for (; done < end; done++)
 		{
-			JqPos		pos = jq_pos_make(items[done].priority,
-										  items[done].id);
+			JqPos pos = jq_pos_make(items[done].priority, items[done].id);
 
 			if (jq_pos_cmp(pos, l->cut) >= 0)
 			{
@@ -595,11 +596,11 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 void
 jq_lane_refill_end(int lane, JqPos upto)
 {
-	JqLane	   *l = &jq_lanes[lane];
-	int			group;
-	int			dbix;
-	bool		refill;
-	uint32		n;
+	JqLane *l = &jq_lanes[lane];
+	int group;
+	int dbix;
+	bool refill;
+	uint32 n;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	l->frontier = jq_pos_min(upto, l->cut);
@@ -629,7 +630,7 @@ jq_lane_refill_end(int lane, JqPos upto)
 void
 jq_lane_refill_abandon(int lane)
 {
-	JqLane	   *l = &jq_lanes[lane];
+	JqLane *l = &jq_lanes[lane];
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	if (l->filling)

@@ -16,15 +16,15 @@
  * noted as a request to the scheduler.  Wakes workers.  Never fails.  Returns
  * how many were accepted.
  */
-extern int	jq_lane_publish(Oid db, Oid role, const char *queue,
-							const JqItem *items, int n);
+extern int jq_lane_publish(Oid db, Oid role, const char *queue,
+						   const JqItem *items, int n);
 
 /*
  * The same for the scheduler's due rows: those that found no room are marked
  * JQ_E_REFUSED, and nothing is requested for them.
  */
-extern int	jq_lane_publish_due(Oid db, Oid role, const char *queue,
-								JqItem *items, int n);
+extern int jq_lane_publish_due(Oid db, Oid role, const char *queue,
+							   JqItem *items, int n);
 
 /*
  * Rows from pos on exist that memory does not know: the lane forgets that it

@@ -44,9 +44,9 @@
 #include "utils/timestamp.h"
 #include "worker.h"
 
-#define SLEEP_MAX_MS 60000		/* so that a step of the clock is noticed */
+#define SLEEP_MAX_MS 60000 /* so that a step of the clock is noticed */
 #define MAX_STARTS 64
-#define STUCK_MS 15000			/* past its deadline: written off */
+#define STUCK_MS 15000 /* past its deadline: written off */
 #define MAX_SCHEDULERS 4
 
 StaticAssertDecl(sizeof(JqWorkerArgs) <= BGW_EXTRALEN,
@@ -55,15 +55,15 @@ StaticAssertDecl(sizeof(JqWorkerArgs) <= BGW_EXTRALEN,
 typedef struct Start
 {
 	BackgroundWorkerHandle *handle; /* NULL = unused */
-	bool		scheduler;
-	int			index;			/* slot or database */
-	int			group;
-	uint64		generation;
+	bool scheduler;
+	int index; /* slot or database */
+	int group;
+	uint64 generation;
 } Start;
 
 static Start starts[MAX_STARTS];
 static TimestampTz wake_at;
-static Oid	nobody;
+static Oid nobody;
 
 static void
 wake_by(TimestampTz when)
@@ -91,7 +91,7 @@ launcher_exit(int code, Datum arg)
 static Start *
 new_start(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < MAX_STARTS; i++)
 		if (starts[i].handle == NULL)
@@ -108,13 +108,14 @@ warn_no_slot(void)
 	if (now - jq_shared->slots_full_warned < 5 * USECS_PER_MINUTE)
 		return;
 	jq_shared->slots_full_warned = now;
-	ereport(WARNING,
-			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg("no background worker slot is left for jobqueue"),
-			 errhint("Increase max_worker_processes (now %d); jobqueue needs %d for itself with jobqueue.max_workers = %d.",
-					 max_worker_processes,
-					 jobqueue_max_workers + 1 + MAX_SCHEDULERS,
-					 jobqueue_max_workers)));
+	ereport(
+		WARNING,
+		(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+		 errmsg("no background worker slot is left for jobqueue"),
+		 errhint(
+			 "Increase max_worker_processes (now %d); jobqueue needs %d for itself with jobqueue.max_workers = %d.",
+			 max_worker_processes, jobqueue_max_workers + 1 + MAX_SCHEDULERS,
+			 jobqueue_max_workers)));
 }
 
 static bool
@@ -123,7 +124,7 @@ start_process(Start *s, const char *function, const char *type,
 {
 	BackgroundWorker w;
 	MemoryContext old;
-	bool		ok;
+	bool ok;
 
 	memset(&w, 0, sizeof(w));
 	w.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -156,12 +157,12 @@ forget_start(Start *s)
 static void
 check_starts(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < MAX_STARTS; i++)
 	{
-		Start	   *s = &starts[i];
-		pid_t		pid;
+		Start *s = &starts[i];
+		pid_t pid;
 		BgwHandleStatus status;
 
 		if (s->handle == NULL)
@@ -171,22 +172,25 @@ check_starts(void)
 			continue;
 		if (status == BGWH_STARTED)
 		{
-			bool		up;
+			bool up;
 
 			if (s->scheduler)
-				up = *(volatile JqSchedState *) &jq_dbs[s->index].sched_state != JQ_SCHED_STARTING;
+				up = *(volatile JqSchedState *) &jq_dbs[s->index].sched_state !=
+					 JQ_SCHED_STARTING;
 			else
-				up = *(volatile JqSlotState *) &jq_slots[s->index].state != JQ_SLOT_STARTING ||
-					*(volatile uint64 *) &jq_slots[s->index].generation != s->generation;
+				up = *(volatile JqSlotState *) &jq_slots[s->index].state !=
+						 JQ_SLOT_STARTING ||
+					 *(volatile uint64 *) &jq_slots[s->index].generation !=
+						 s->generation;
 			if (!up)
-				continue;		/* connecting */
+				continue; /* connecting */
 			forget_start(s);
 			continue;
 		}
 		/* it has ended: perhaps without ever attaching */
 		if (s->scheduler)
 		{
-			JqDb	   *d = &jq_dbs[s->index];
+			JqDb *d = &jq_dbs[s->index];
 
 			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 			if (d->sched_state == JQ_SCHED_STARTING)
@@ -198,23 +202,24 @@ check_starts(void)
 		}
 		else
 		{
-			JqSlot	   *slot = &jq_slots[s->index];
-			JqGroup    *g = &jq_groups[s->group];
-			bool		failed;
+			JqSlot *slot = &jq_slots[s->index];
+			JqGroup *g = &jq_groups[s->group];
+			bool failed;
 
 			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 			failed = s->generation > 0 && slot->generation == s->generation &&
-				slot->state == JQ_SLOT_STARTING;
+					 slot->state == JQ_SLOT_STARTING;
 			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 			jq_slot_unreserve(s->index, s->generation);
 			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 			if (failed || g->nfailed > 0)
 			{
-				int			wait = 1000 << Min(g->nfailed, 6);
+				int wait = 1000 << Min(g->nfailed, 6);
 
 				if (failed)
 					g->nfailed++;
-				g->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait);
+				g->not_before =
+					TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait);
 				g->wanted = true;
 			}
 			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
@@ -228,10 +233,10 @@ check_starts(void)
 static void
 scan_databases(void)
 {
-	Relation	rel;
+	Relation rel;
 	TableScanDesc scan;
-	HeapTuple	tup;
-	bool		full = false;
+	HeapTuple tup;
+	bool full = false;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -252,15 +257,16 @@ scan_databases(void)
 	CommitTransactionCommand();
 	if (full)
 		ereport(WARNING,
-				(errmsg("there are more databases than jobqueue can look after"),
+				(errmsg(
+					 "there are more databases than jobqueue can look after"),
 				 errhint("Increase jobqueue.max_databases.")));
 }
 
 static bool
 database_exists(Oid db)
 {
-	HeapTuple	tup;
-	bool		ok = false;
+	HeapTuple tup;
+	bool ok = false;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -278,18 +284,18 @@ static void
 start_schedulers(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int			running = 0;
-	int			i;
+	int running = 0;
+	int i;
 
 	for (i = 0; i < jq_shared->ndbs; i++)
 		if (*(volatile JqSchedState *) &jq_dbs[i].sched_state != JQ_SCHED_NONE)
 			running++;
 	for (i = 0; i < jq_shared->ndbs; i++)
 	{
-		JqDb	   *d = &jq_dbs[i];
-		bool		want = false;
-		Start	   *s;
-		Oid			db = InvalidOid;
+		JqDb *d = &jq_dbs[i];
+		bool want = false;
+		Start *s;
+		Oid db = InvalidOid;
 
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
 		if (OidIsValid(d->oid) && !d->absent && !d->leave &&
@@ -300,7 +306,8 @@ start_schedulers(void)
 			if (d->requests != 0)
 				when = now;
 			else if (d->next_due != DT_NOEND)
-				when = TimestampTzPlusMilliseconds(d->next_due, -JQ_SCHED_LEAD_MS);
+				when =
+					TimestampTzPlusMilliseconds(d->next_due, -JQ_SCHED_LEAD_MS);
 			when = Max(when, d->sched_not_before);
 			want = when <= now;
 			if (!want)
@@ -350,9 +357,9 @@ start_schedulers(void)
 static bool
 group_has_work(int group)
 {
-	int			lanes[256];
-	int			n = jq_dir_lanes_of_group(group, lanes, lengthof(lanes));
-	int			i;
+	int lanes[256];
+	int n = jq_dir_lanes_of_group(group, lanes, lengthof(lanes));
+	int i;
 
 	for (i = 0; i < n; i++)
 		if (*(volatile uint32 *) &jq_lanes[lanes[i]].nready > 0)
@@ -371,15 +378,16 @@ typedef enum RoleState
 static RoleState
 role_state(Oid db, Oid role)
 {
-	HeapTuple	tup;
-	RoleState	state = ROLE_GONE;
+	HeapTuple tup;
+	RoleState state = ROLE_GONE;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
 	if (HeapTupleIsValid(tup))
 	{
-		state = ((Form_pg_authid) GETSTRUCT(tup))->rolcanlogin ? ROLE_LOGIN : ROLE_NOLOGIN;
+		state = ((Form_pg_authid) GETSTRUCT(tup))->rolcanlogin ? ROLE_LOGIN :
+																 ROLE_NOLOGIN;
 		ReleaseSysCache(tup);
 		if (jq_database_aclcheck(db, role, ACL_CONNECT) != ACLCHECK_OK)
 			state = ROLE_NO_CONNECT;
@@ -406,8 +414,8 @@ role_state(Oid db, Oid role)
 static int
 workers_of_role(Oid role)
 {
-	int			n = 0;
-	int			i;
+	int n = 0;
+	int i;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
 		if (jq_groups[i].role == role && OidIsValid(jq_groups[i].db))
@@ -419,10 +427,10 @@ workers_of_role(Oid role)
 static bool
 start_worker(int group)
 {
-	JqGroup    *g = &jq_groups[group];
+	JqGroup *g = &jq_groups[group];
 	JqWorkerArgs args;
-	RoleState	state = role_state(g->db, g->role);
-	Start	   *s;
+	RoleState state = role_state(g->db, g->role);
+	Start *s;
 	TimestampTz now = GetCurrentTimestamp();
 
 	memset(&args, 0, sizeof(args));
@@ -436,10 +444,13 @@ start_worker(int group)
 	if (state == ROLE_NOLOGIN && !OidIsValid(nobody) &&
 		BGWORKER_BYPASS_ROLELOGINCHECK == 0)
 	{
-		ereport(WARNING,
-				(errmsg("jobs of role with OID %u cannot run", g->role),
-				 errdetail("The role cannot log in, and role \"jobqueue_nobody\", as which its workers connect, does not exist or has been changed."),
-				 errhint("Run CREATE ROLE jobqueue_nobody LOGIN CONNECTION LIMIT 0.")));
+		ereport(
+			WARNING,
+			(errmsg("jobs of role with OID %u cannot run", g->role),
+			 errdetail(
+				 "The role cannot log in, and role \"jobqueue_nobody\", as which its workers connect, does not exist or has been changed."),
+			 errhint(
+				 "Run CREATE ROLE jobqueue_nobody LOGIN CONNECTION LIMIT 0.")));
 		g->not_before = TimestampTzPlusMilliseconds(now, 60000);
 		wake_by(g->not_before);
 		return false;
@@ -449,7 +460,9 @@ start_worker(int group)
 		return false;
 	args.db = g->db;
 	args.role = g->role;
-	args.nobody = state == ROLE_NOLOGIN && BGWORKER_BYPASS_ROLELOGINCHECK == 0 ? nobody : InvalidOid;
+	args.nobody = state == ROLE_NOLOGIN && BGWORKER_BYPASS_ROLELOGINCHECK == 0 ?
+					  nobody :
+					  InvalidOid;
 	args.group = group;
 	args.slot = jq_slot_reserve(group, &args.generation);
 	if (args.slot < 0)
@@ -479,9 +492,9 @@ start_workers(void)
 	for (;;)
 	{
 		TimestampTz now = GetCurrentTimestamp();
-		int			best = -1;
-		int			total = 0;
-		int			i;
+		int best = -1;
+		int total = 0;
+		int i;
 
 		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
 		for (i = 0; i < jq_shared->nslots; i++)
@@ -490,7 +503,7 @@ start_workers(void)
 		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 		for (i = 0; i < jq_shared->nlanes; i++)
 		{
-			JqGroup    *g = &jq_groups[i];
+			JqGroup *g = &jq_groups[i];
 
 			if (!OidIsValid(g->db) || !*(volatile bool *) &g->wanted)
 				continue;
@@ -512,7 +525,7 @@ start_workers(void)
 				g->wanted = true;
 			}
 			if (workers_of_role(g->role) >= jq_workers_per_role())
-				continue;		/* one of them will end or go idle */
+				continue; /* one of them will end or go idle */
 			if (best < 0 || g->last_served < jq_groups[best].last_served)
 				best = i;
 		}
@@ -531,7 +544,7 @@ start_workers(void)
 		if (!start_worker(best))
 		{
 			if (jq_groups[best].not_before > now)
-				continue;		/* others may do better */
+				continue; /* others may do better */
 			return;
 		}
 		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
@@ -545,14 +558,14 @@ static void
 check_stuck(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		JqSlot	   *s = &jq_slots[i];
+		JqSlot *s = &jq_slots[i];
 		TimestampTz deadline = *(volatile TimestampTz *) &s->deadline;
-		int64		job = jq_claim_cells[i].id;
-		bool		stuck = false;
+		int64 job = jq_claim_cells[i].id;
+		bool stuck = false;
 
 		if (s->state != JQ_SLOT_BUSY || s->written_off || job == 0 ||
 			deadline == 0)
@@ -573,11 +586,15 @@ check_stuck(void)
 		}
 		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 		if (stuck)
-			ereport(WARNING,
-					(errmsg("worker with PID %d does not react to the timeout of job " INT64_FORMAT,
-							s->pid, job),
-					 errdetail("Another worker is started in its place; the job still holds its key."),
-					 errhint("The code it runs does not check for interrupts; ending the process by force restarts the server.")));
+			ereport(
+				WARNING,
+				(errmsg(
+					 "worker with PID %d does not react to the timeout of job " INT64_FORMAT,
+					 s->pid, job),
+				 errdetail(
+					 "Another worker is started in its place; the job still holds its key."),
+				 errhint(
+					 "The code it runs does not check for interrupts; ending the process by force restarts the server.")));
 	}
 }
 
@@ -606,24 +623,26 @@ jq_launcher_main(Datum arg)
 	context = AllocSetContextCreate(TopMemoryContext, "jobqueue launcher",
 									ALLOCSET_DEFAULT_SIZES);
 	if (max_worker_processes < jobqueue_max_workers + 2)
-		ereport(LOG,
-				(errmsg("max_worker_processes = %d leaves fewer than jobqueue.max_workers = %d workers to jobqueue",
-						max_worker_processes, jobqueue_max_workers),
-				 errhint("Set max_worker_processes to at least %d.",
-						 jobqueue_max_workers + 1 + MAX_SCHEDULERS)));
+		ereport(
+			LOG,
+			(errmsg(
+				 "max_worker_processes = %d leaves fewer than jobqueue.max_workers = %d workers to jobqueue",
+				 max_worker_processes, jobqueue_max_workers),
+			 errhint("Set max_worker_processes to at least %d.",
+					 jobqueue_max_workers + 1 + MAX_SCHEDULERS)));
 
 	jq_shared->scan_databases = true;
 	for (;;)
 	{
-		bool		scan;
-		long		timeout;
+		bool scan;
+		long timeout;
 
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
-		wake_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											  SLEEP_MAX_MS);
+		wake_at =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SLEEP_MAX_MS);
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 		scan = jq_shared->scan_databases;
 		jq_shared->scan_databases = false;
@@ -656,8 +675,8 @@ jq_launcher_main(Datum arg)
 		}
 		PG_END_TRY();
 
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-												  wake_at);
+		timeout =
+			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), wake_at);
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Max(timeout, 1),

@@ -28,11 +28,11 @@
 
 typedef struct JqPausePoint
 {
-	char		name[NAMEDATALEN]; /* all under JQ_LOCK_PAUSE */
-	bool		armed;
-	int			caught_pid; /* 0 = nobody */
-	bool		released;
-	int			procno;
+	char name[NAMEDATALEN]; /* all under JQ_LOCK_PAUSE */
+	bool armed;
+	int caught_pid; /* 0 = nobody */
+	bool released;
+	int procno;
 } JqPausePoint;
 
 typedef struct JqPause
@@ -52,10 +52,10 @@ jq_pause_size(void)
 void
 jq_pause_init(void)
 {
-	bool		found;
+	bool found;
 
-	pause_shared = ShmemInitStruct("jobqueue pause points", jq_pause_size(),
-								   &found);
+	pause_shared =
+		ShmemInitStruct("jobqueue pause points", jq_pause_size(), &found);
 	if (!found)
 	{
 		memset(pause_shared, 0, sizeof(JqPause));
@@ -66,7 +66,7 @@ jq_pause_init(void)
 static JqPausePoint *
 pause_find(const char *name)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < JQ_NPAUSE; i++)
 		if (strcmp(pause_shared->p[i].name, name) == 0)
@@ -78,7 +78,7 @@ void
 jq_pause_here(const char *name)
 {
 	JqPausePoint *p;
-	bool		mine = false;
+	bool mine = false;
 
 	if (pause_shared == NULL || pg_atomic_read_u32(&pause_shared->narmed) == 0)
 		return;
@@ -98,7 +98,7 @@ jq_pause_here(const char *name)
 		return;
 	for (;;)
 	{
-		bool		done;
+		bool done;
 
 		LWLockAcquire(jq_lock(JQ_LOCK_PAUSE), LW_SHARED);
 		done = p->released || p->caught_pid != MyProcPid;
@@ -126,9 +126,9 @@ PG_FUNCTION_INFO_V1(jq_pause_arm);
 Datum
 jq_pause_arm(PG_FUNCTION_ARGS)
 {
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	JqPausePoint *p;
-	bool		ok = false;
+	bool ok = false;
 
 	jq_shmem_check();
 	LWLockAcquire(jq_lock(JQ_LOCK_PAUSE), LW_EXCLUSIVE);
@@ -156,9 +156,9 @@ PG_FUNCTION_INFO_V1(jq_pause_caught);
 Datum
 jq_pause_caught(PG_FUNCTION_ARGS)
 {
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	JqPausePoint *p;
-	int			pid = 0;
+	int pid = 0;
 
 	jq_shmem_check();
 	LWLockAcquire(jq_lock(JQ_LOCK_PAUSE), LW_SHARED);
@@ -176,9 +176,9 @@ PG_FUNCTION_INFO_V1(jq_pause_release);
 Datum
 jq_pause_release(PG_FUNCTION_ARGS)
 {
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	JqPausePoint *p;
-	int			procno = -1;
+	int procno = -1;
 
 	jq_shmem_check();
 	LWLockAcquire(jq_lock(JQ_LOCK_PAUSE), LW_EXCLUSIVE);

@@ -14,7 +14,7 @@
 #include "pool.h"
 #include "storage/shmem.h"
 
-JqElement  *jq_pool;
+JqElement *jq_pool;
 
 StaticAssertDecl(sizeof(JqElement) == 96, "pool element has an odd size");
 StaticAssertDecl(JQ_KEY_INLINE + 3 * JQ_KEY_MORE >= JQ_KEY_MAX,
@@ -29,9 +29,9 @@ jq_pool_size(void)
 void
 jq_pool_init(void)
 {
-	bool		found;
-	int			i;
-	int			n = jobqueue_max_ready_jobs;
+	bool found;
+	int i;
+	int n = jobqueue_max_ready_jobs;
 
 	jq_pool = ShmemInitStruct("jobqueue pool", jq_pool_size(), &found);
 	if (found)
@@ -46,17 +46,17 @@ jq_pool_init(void)
 static uint32
 pool_pop(void)
 {
-	uint64		old = pg_atomic_read_u64(&jq_shared->pool_head);
+	uint64 old = pg_atomic_read_u64(&jq_shared->pool_head);
 
 	for (;;)
 	{
-		uint32		ix = (uint32) old;
-		uint64		new;
+		uint32 ix = (uint32) old;
+		uint64 new;
 
 		if (ix == JQ_NIL)
 			return JQ_NIL;
 		new = ((old >> 32) + 1) << 32 |
-			*(volatile uint32 *) &jq_pool[ix].next_free;
+			  *(volatile uint32 *) &jq_pool[ix].next_free;
 		if (pg_atomic_compare_exchange_u64(&jq_shared->pool_head, &old, new))
 		{
 			pg_atomic_fetch_sub_u32(&jq_shared->pool_nfree, 1);
@@ -68,11 +68,11 @@ pool_pop(void)
 static void
 pool_push(uint32 ix)
 {
-	uint64		old = pg_atomic_read_u64(&jq_shared->pool_head);
+	uint64 old = pg_atomic_read_u64(&jq_shared->pool_head);
 
 	for (;;)
 	{
-		uint64		new = ((old >> 32) + 1) << 32 | ix;
+		uint64 new = ((old >> 32) + 1) << 32 | ix;
 
 		jq_pool[ix].next_free = (uint32) old;
 		pg_write_barrier();
@@ -87,11 +87,11 @@ pool_push(uint32 ix)
 uint32
 jq_entry_new(const JqItem *item, int lane)
 {
-	uint32		ix = pool_pop();
-	JqEntry    *e;
-	uint32		bits;
-	uint32	   *link;
-	int			done;
+	uint32 ix = pool_pop();
+	JqEntry *e;
+	uint32 bits;
+	uint32 *link;
+	int done;
 
 	if (ix == JQ_NIL)
 		return JQ_NIL;
@@ -114,8 +114,8 @@ jq_entry_new(const JqItem *item, int lane)
 	link = &e->more;
 	while (done < item->keylen)
 	{
-		uint32		m = pool_pop();
-		int			len = Min(item->keylen - done, JQ_KEY_MORE);
+		uint32 m = pool_pop();
+		int len = Min(item->keylen - done, JQ_KEY_MORE);
 
 		if (m == JQ_NIL)
 		{
@@ -134,11 +134,11 @@ jq_entry_new(const JqItem *item, int lane)
 void
 jq_entry_free(uint32 ix)
 {
-	uint32		m = JQ_ENTRY(ix)->more;
+	uint32 m = JQ_ENTRY(ix)->more;
 
 	while (m != JQ_NIL)
 	{
-		uint32		next = jq_pool[m].more.more;
+		uint32 next = jq_pool[m].more.more;
 
 		pool_push(m);
 		m = next;
@@ -149,14 +149,14 @@ jq_entry_free(uint32 ix)
 int
 jq_entry_key(uint32 ix, char *buf)
 {
-	JqEntry    *e = JQ_ENTRY(ix);
-	int			done = Min(e->keylen, JQ_KEY_INLINE);
-	uint32		m = e->more;
+	JqEntry *e = JQ_ENTRY(ix);
+	int done = Min(e->keylen, JQ_KEY_INLINE);
+	uint32 m = e->more;
 
 	memcpy(buf, e->key, done);
 	while (done < e->keylen && m != JQ_NIL)
 	{
-		int			len = Min(e->keylen - done, JQ_KEY_MORE);
+		int len = Min(e->keylen - done, JQ_KEY_MORE);
 
 		memcpy(buf + done, jq_pool[m].more.text, len);
 		done += len;

@@ -21,54 +21,54 @@
 #define JQ_KEY_MORE 92
 
 /* flags of an entry */
-#define JQ_E_DUE 0x01	/* its row has a run_at, so no refill would find it */
+#define JQ_E_DUE 0x01 /* its row has a run_at, so no refill would find it */
 #define JQ_E_UNPARKED 0x02 /* waiters of its key count on it */
 #define JQ_E_REFUSED 0x04  /* in local memory: the lane did not take it */
 
 typedef struct JqEntry
 {
-	int64		id;
-	int16		priority;
+	int64 id;
+	int16 priority;
 	ItemPointerData tid;
-	int32		lane;
-	uint32		next[JQ_LEVELS]; /* order of a lane; [0] also other lists */
-	uint8		level;
-	uint8		keylen; /* 0 = no key */
-	uint8		flags;
-	uint8		unused;
-	uint32		more; /* rest of the key */
-	char		key[JQ_KEY_INLINE];
+	int32 lane;
+	uint32 next[JQ_LEVELS]; /* order of a lane; [0] also other lists */
+	uint8 level;
+	uint8 keylen; /* 0 = no key */
+	uint8 flags;
+	uint8 unused;
+	uint32 more; /* rest of the key */
+	char key[JQ_KEY_INLINE];
 } JqEntry;
 
 typedef struct JqMore
 {
-	uint32		more;
-	char		text[JQ_KEY_MORE];
+	uint32 more;
+	char text[JQ_KEY_MORE];
 } JqMore;
 
 typedef union JqElement
 {
-	JqEntry		entry;
-	JqMore		more;
-	uint32		next_free;
+	JqEntry entry;
+	JqMore more;
+	uint32 next_free;
 } JqElement;
 
 /* the same in local memory */
 typedef struct JqItem
 {
-	int64		id;
-	int16		priority;
+	int64 id;
+	int16 priority;
 	ItemPointerData tid;
-	uint8		flags;
-	uint8		keylen;
+	uint8 flags;
+	uint8 keylen;
 	const char *key;
 } JqItem;
 
 /* place in the order of a lane: smaller runs first */
 typedef struct JqPos
 {
-	int32		priority;
-	int64		id;
+	int32 priority;
+	int64 id;
 } JqPos;
 
 #define JQ_POS_NOTHING ((JqPos){PG_INT32_MIN, 0})
@@ -93,7 +93,7 @@ jq_pos_min(JqPos a, JqPos b)
 static inline JqPos
 jq_pos_make(int priority, int64 id)
 {
-	JqPos		p;
+	JqPos p;
 
 	p.priority = priority;
 	p.id = id;
@@ -109,8 +109,7 @@ jq_pos_is_all(JqPos a)
 extern JqElement *jq_pool;
 
 #define JQ_ENTRY(ix) (&jq_pool[ix].entry)
-#define JQ_ENTRY_POS(ix) \
-	jq_pos_make(JQ_ENTRY(ix)->priority, JQ_ENTRY(ix)->id)
+#define JQ_ENTRY_POS(ix) jq_pos_make(JQ_ENTRY(ix)->priority, JQ_ENTRY(ix)->id)
 
 extern Size jq_pool_size(void);
 extern void jq_pool_init(void);
@@ -122,6 +121,6 @@ extern uint32 jq_entry_new(const JqItem *item, int lane);
 extern void jq_entry_free(uint32 ix);
 
 /* copy the key, NUL-terminated; buf has JQ_KEY_MAX + 1 bytes; returns length */
-extern int	jq_entry_key(uint32 ix, char *buf);
+extern int jq_entry_key(uint32 ix, char *buf);
 
 #endif /* JQ_POOL_H */

@@ -29,10 +29,9 @@ jq_prepared_size(void)
 void
 jq_prepared_init(void)
 {
-	bool		found;
+	bool found;
 
-	prepared = ShmemInitStruct("jobqueue prepared", jq_prepared_size(),
-							   &found);
+	prepared = ShmemInitStruct("jobqueue prepared", jq_prepared_size(), &found);
 	if (!found)
 		memset(prepared, 0, jq_prepared_size());
 }
@@ -40,7 +39,7 @@ jq_prepared_init(void)
 void
 jq_prepared_store(const JqPrepared *p)
 {
-	int			i;
+	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_PREPARED), LW_EXCLUSIVE);
 	for (i = 0; i < nprepared(); i++)
@@ -55,8 +54,8 @@ jq_prepared_store(const JqPrepared *p)
 bool
 jq_prepared_take(const char *gid, JqPrepared *out)
 {
-	bool		found = false;
-	int			i;
+	bool found = false;
+	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_PREPARED), LW_EXCLUSIVE);
 	for (i = 0; i < nprepared() && !found; i++)

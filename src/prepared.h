@@ -13,19 +13,19 @@
 
 typedef struct JqPreparedLane
 {
-	Oid			role;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	JqPos		first;			/* its smallest ready row */
-	int64		nrows;
+	Oid role;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	JqPos first; /* its smallest ready row */
+	int64 nrows;
 } JqPreparedLane;
 
 typedef struct JqPrepared
 {
-	char		gid[256];		/* JQ_LOCK_PREPARED; empty = free */
-	Oid			db;
-	bool		all;			/* more lanes than fit, or unknown */
-	bool		due;			/* rows that wait for their time */
-	int			nlanes;
+	char gid[256]; /* JQ_LOCK_PREPARED; empty = free */
+	Oid db;
+	bool all; /* more lanes than fit, or unknown */
+	bool due; /* rows that wait for their time */
+	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
 } JqPrepared;
 

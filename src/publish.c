@@ -41,56 +41,51 @@
 /* a lane that the transaction has to do with */
 typedef struct PendingLane
 {
-	Oid			owner;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	bool		unknown;		/* got rows past us */
-	bool		spilled;		/* has rows that are not in the list */
-	JqPos		spill_from;
-	int64		nspilled;
+	Oid owner;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	bool unknown; /* got rows past us */
+	bool spilled; /* has rows that are not in the list */
+	JqPos spill_from;
+	int64 nspilled;
 } PendingLane;
 
 typedef struct Pending
 {
-	JqItem		item;
-	int			lane;			/* index in lanes[] */
-	TimestampTz run_at;			/* DT_NOBEGIN = at once */
-	bool		held;			/* a claim of ours, not a new row */
+	JqItem item;
+	int lane;			/* index in lanes[] */
+	TimestampTz run_at; /* DT_NOBEGIN = at once */
+	bool held;			/* a claim of ours, not a new row */
 } Pending;
 
 typedef struct Level
 {
-	int			nest;			/* nesting level */
-	int			start;			/* length of the list before it */
-	int			nkeys;
+	int nest;  /* nesting level */
+	int start; /* length of the list before it */
+	int nkeys;
 } Level;
 
 typedef struct PendingKey
 {
-	int			len;
-	char		key[JQ_KEY_MAX];
+	int len;
+	char key[JQ_KEY_MAX];
 } PendingKey;
 
 /* all in TopTransactionContext, pointers reset at its end */
 static PendingLane *lanes;
-static int	nlanes,
-			maxlanes,
-			last_lane;
+static int nlanes, maxlanes, last_lane;
 static Pending *pending;
-static int	npending,
-			maxpending;
+static int npending, maxpending;
 static Level *levels;
-static int	nlevels,
-			maxlevels;
+static int nlevels, maxlevels;
 static PendingKey *keys;
-static int	nkeys,
-			maxkeys;
+static int nkeys, maxkeys;
 static TimestampTz first_spilled_due;
 
 static bool recycle;
 static bool registered;
-static bool committed;			/* push at the next AFTER_LOCKS */
+static bool committed; /* push at the next AFTER_LOCKS */
 static char prepare_gid[256];
-static JqItem *push_buf;		/* scratch for the push, allocated before */
+static JqItem *push_buf; /* scratch for the push, allocated before */
 
 static void xact_callback(XactEvent event, void *arg);
 static void subxact_callback(SubXactEvent event, SubTransactionId mine,
@@ -145,7 +140,7 @@ grow(void *array, int n, int *max, Size elem, int first)
 static void
 enter_level(void)
 {
-	int			nest = GetCurrentTransactionNestLevel();
+	int nest = GetCurrentTransactionNestLevel();
 
 	jq_publish_init();
 	if (nlevels > 0 && levels[nlevels - 1].nest == nest)
@@ -160,7 +155,7 @@ enter_level(void)
 static int
 pending_lane(Oid owner, const char *queue)
 {
-	int			i;
+	int i;
 
 	if (last_lane < nlanes && lanes[last_lane].owner == owner &&
 		strcmp(lanes[last_lane].queue, queue) == 0)
@@ -178,18 +173,17 @@ pending_lane(Oid owner, const char *queue)
 static void
 add_pending(int lane, const JqItem *item, TimestampTz run_at, bool held)
 {
-	Pending    *p;
+	Pending *p;
 
 	if (pending == NULL)
-		push_buf = MemoryContextAlloc(TopTransactionContext,
-									  256 * sizeof(JqItem));
+		push_buf =
+			MemoryContextAlloc(TopTransactionContext, 256 * sizeof(JqItem));
 	pending = grow(pending, npending, &maxpending, sizeof(Pending), 16);
 	p = &pending[npending];
 	p->item = *item;
 	if (item->keylen > 0)
 	{
-		char	   *copy = MemoryContextAlloc(TopTransactionContext,
-											  item->keylen);
+		char *copy = MemoryContextAlloc(TopTransactionContext, item->keylen);
 
 		memcpy(copy, item->key, item->keylen);
 		p->item.key = copy;
@@ -204,14 +198,14 @@ void
 jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 			   TimestampTz run_at)
 {
-	int			lane;
+	int lane;
 
 	enter_level();
 	lane = pending_lane(owner, queue);
 	if (npending >= jobqueue_max_ready_jobs)
 	{
 		PendingLane *l = &lanes[lane];
-		JqPos		pos = jq_pos_make(item->priority, item->id);
+		JqPos pos = jq_pos_make(item->priority, item->id);
 
 		/*
 		 * If a subtransaction that gets here aborts, the lane is told of rows
@@ -265,7 +259,7 @@ jq_publish_key(const char *key, int len)
 bool
 jq_publish_is_held(int64 id)
 {
-	int			i;
+	int i;
 
 	for (i = npending - 1; i >= 0; i--)
 		if (pending[i].item.id == id && pending[i].held)
@@ -283,7 +277,7 @@ jq_publish_recycle(void)
 bool
 jq_publish_is_mine(int64 id)
 {
-	int			i;
+	int i;
 
 	for (i = npending - 1; i >= 0; i--)
 		if (pending[i].item.id == id && !pending[i].held)
@@ -307,7 +301,7 @@ jq_publish_now(Oid db, Oid owner, const char *queue, const JqItem *item,
 		jq_lane_publish(db, owner, queue, item, 1);
 	else
 	{
-		int			dbix = jq_dir_db(db, true);
+		int dbix = jq_dir_db(db, true);
 
 		if (dbix >= 0)
 			jq_db_due(dbix, run_at);
@@ -317,12 +311,12 @@ jq_publish_now(Oid db, Oid owner, const char *queue, const JqItem *item,
 static void
 push_all(void)
 {
-	int			i = 0;
+	int i = 0;
 	TimestampTz due = DT_NOEND;
-	int			dbix = jq_dir_db(MyDatabaseId, true);
+	int dbix = jq_dir_db(MyDatabaseId, true);
 
 	if (dbix < 0)
-		return;					/* no place for the database: see status */
+		return; /* no place for the database: see status */
 	for (i = 0; i < nlanes; i++)
 		if (lanes[i].unknown)
 			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
@@ -330,8 +324,8 @@ push_all(void)
 	i = 0;
 	while (i < npending)
 	{
-		int			lane = pending[i].lane;
-		int			n = 0;
+		int lane = pending[i].lane;
+		int n = 0;
 
 		/* a run of rows of one lane */
 		for (; i < npending && n < 256 && pending[i].lane == lane; i++)
@@ -344,8 +338,8 @@ push_all(void)
 				due = Min(due, pending[i].run_at);
 		}
 		if (n > 0)
-			jq_lane_publish(MyDatabaseId, lanes[lane].owner,
-							lanes[lane].queue, push_buf, n);
+			jq_lane_publish(MyDatabaseId, lanes[lane].owner, lanes[lane].queue,
+							push_buf, n);
 	}
 	for (i = 0; i < nlanes; i++)
 		if (lanes[i].spilled)
@@ -361,7 +355,7 @@ push_all(void)
 static void
 let_go(int from, int from_key, bool again)
 {
-	int			i;
+	int i;
 
 	for (i = from; i < npending; i++)
 		if (pending[i].held)
@@ -379,8 +373,8 @@ let_go(int from, int from_key, bool again)
 static void
 prepare(void)
 {
-	JqPrepared	p;
-	int			i;
+	JqPrepared p;
+	int i;
 
 	memset(&p, 0, sizeof(p));
 	strlcpy(p.gid, prepare_gid, sizeof(p.gid));
@@ -388,9 +382,9 @@ prepare(void)
 	for (i = 0; i < nlanes; i++)
 	{
 		PendingLane *l = &lanes[i];
-		JqPos		first = l->spilled ? l->spill_from : JQ_POS_ALL;
-		int64		n = l->nspilled;
-		int			j;
+		JqPos first = l->spilled ? l->spill_from : JQ_POS_ALL;
+		int64 n = l->nspilled;
+		int j;
 
 		if (l->unknown)
 			first = JQ_POS_NOTHING;
@@ -401,8 +395,9 @@ prepare(void)
 					p.due = true;
 				else
 				{
-					first = jq_pos_min(first, jq_pos_make(pending[j].item.priority,
-														  pending[j].item.id));
+					first =
+						jq_pos_min(first, jq_pos_make(pending[j].item.priority,
+													  pending[j].item.id));
 					n++;
 				}
 			}
@@ -428,8 +423,8 @@ prepare(void)
 void
 jq_publish_prepared(const JqPrepared *p)
 {
-	int			i;
-	int			dbix;
+	int i;
+	int dbix;
 
 	if (p->all)
 	{
@@ -447,21 +442,21 @@ jq_publish_prepared(const JqPrepared *p)
 void
 jq_publish_forget(Oid db)
 {
-	int			dbix = jq_dir_db(db, true);
-	int			i;
+	int dbix = jq_dir_db(db, true);
+	int i;
 
 	if (dbix < 0)
 		return;
 	jq_db_set_loaded(dbix, false);
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
-		JqLane	   *l = &jq_lanes[i];
+		JqLane *l = &jq_lanes[i];
 
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
 		if (l->db == db)
 		{
 			if (l->filling)
-				l->cut = JQ_POS_NOTHING;	/* all it reads is given up */
+				l->cut = JQ_POS_NOTHING; /* all it reads is given up */
 			else
 				jq_lane_clear(i, JQ_POS_NOTHING);
 			l->want_refill = true;
@@ -469,8 +464,8 @@ jq_publish_forget(Oid db)
 		}
 		LWLockRelease(jq_lane_lock(i));
 	}
-	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_DUE |
-				  JQ_REQ_COUNT);
+	jq_db_request(dbix,
+				  JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_DUE | JQ_REQ_COUNT);
 }
 
 /* ------------------------------------------------------------- callbacks */
@@ -494,20 +489,24 @@ xact_callback(XactEvent event, void *arg)
 			forget_all();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			{
-				int			i;
+		{
+			int i;
 
-				for (i = 0; i < npending; i++)
-					if (pending[i].held)
-						ereport(ERROR,
-								(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-								 errmsg("cannot PREPARE a transaction that has cancelled, retried or run a job")));
-				if (nkeys > 0)
-					ereport(ERROR,
-							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-							 errmsg("cannot PREPARE a transaction that holds a job's key")));
-				break;
-			}
+			for (i = 0; i < npending; i++)
+				if (pending[i].held)
+					ereport(
+						ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg(
+							 "cannot PREPARE a transaction that has cancelled, retried or run a job")));
+			if (nkeys > 0)
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg(
+						 "cannot PREPARE a transaction that holds a job's key")));
+			break;
+		}
 		case XACT_EVENT_PREPARE:
 			if (nlevels > 0)
 				prepare();
@@ -522,8 +521,8 @@ static void
 subxact_callback(SubXactEvent event, SubTransactionId mine,
 				 SubTransactionId parent, void *arg)
 {
-	int			nest = GetCurrentTransactionNestLevel();
-	Level	   *top;
+	int nest = GetCurrentTransactionNestLevel();
+	Level *top;
 
 	(void) mine;
 	(void) parent;
@@ -534,11 +533,11 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 		return;
 	top = &levels[nlevels - 1];
 	if (top->nest < nest)
-		return;					/* it added nothing */
+		return; /* it added nothing */
 	if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
 		if (nlevels > 1 && levels[nlevels - 2].nest == nest - 1)
-			nlevels--;			/* joins what its parent added */
+			nlevels--; /* joins what its parent added */
 		else
 			top->nest = nest - 1;
 	}

@@ -22,7 +22,7 @@ jq_recent_size(void)
 void
 jq_recent_init(void)
 {
-	bool		found;
+	bool found;
 
 	cells = ShmemInitStruct("jobqueue recent jobs", jq_recent_size(), &found);
 	if (!found)
@@ -35,13 +35,14 @@ jq_recent_init(void)
 void
 jq_recent_add(const JqRecent *r, const char *text, int len)
 {
-	int			cell = pg_atomic_fetch_add_u64(&jq_shared->recent_next, 1) %
-		JQ_RECENT_CELLS;
-	JqRecent   *c = &cells[cell];
-	int			cut = 0;
+	int cell =
+		pg_atomic_fetch_add_u64(&jq_shared->recent_next, 1) % JQ_RECENT_CELLS;
+	JqRecent *c = &cells[cell];
+	int cut = 0;
 
 	if (text != NULL)
-		cut = len <= JQ_RECENT_TEXT ? len : pg_mbcliplen(text, len, JQ_RECENT_TEXT);
+		cut = len <= JQ_RECENT_TEXT ? len :
+									  pg_mbcliplen(text, len, JQ_RECENT_TEXT);
 	LWLockAcquire(jq_recent_lock(cell), LW_EXCLUSIVE);
 	memcpy(c, r, offsetof(JqRecent, textlen));
 	c->textlen = cut;
@@ -54,14 +55,14 @@ jq_recent_add(const JqRecent *r, const char *text, int len)
 JqRecent *
 jq_recent_list(Oid db, int *n)
 {
-	JqRecent   *list = palloc(jq_recent_size());
-	uint64		next = pg_atomic_read_u64(&jq_shared->recent_next);
-	int			i;
+	JqRecent *list = palloc(jq_recent_size());
+	uint64 next = pg_atomic_read_u64(&jq_shared->recent_next);
+	int i;
 
 	*n = 0;
 	for (i = 1; i <= JQ_RECENT_CELLS; i++)
 	{
-		int			cell = (next + JQ_RECENT_CELLS - i) % JQ_RECENT_CELLS;
+		int cell = (next + JQ_RECENT_CELLS - i) % JQ_RECENT_CELLS;
 
 		LWLockAcquire(jq_recent_lock(cell), LW_SHARED);
 		if (cells[cell].id != 0 && cells[cell].db == db)

@@ -15,28 +15,28 @@
 typedef enum JqOutcome
 {
 	JQ_COMPLETED = 1,
-	JQ_FAILED,					/* will be tried again */
+	JQ_FAILED, /* will be tried again */
 	JQ_CANCELLED,
 	JQ_DEAD
 } JqOutcome;
 
 typedef struct JqRecent
 {
-	int64		id;				/* 0 = never used */
-	Oid			db;
-	Oid			role;
-	JqOutcome	outcome;
-	int			attempt;
-	int			pid;
+	int64 id; /* 0 = never used */
+	Oid db;
+	Oid role;
+	JqOutcome outcome;
+	int attempt;
+	int pid;
 	TimestampTz enqueued_at;
 	TimestampTz started_at;
 	TimestampTz ended_at;
-	XLogRecPtr	lsn;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	bool		is_error;
-	uint16		textlen;
-	bool		cut;			/* the text was longer */
-	char		text[JQ_RECENT_TEXT];
+	XLogRecPtr lsn;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	bool is_error;
+	uint16 textlen;
+	bool cut; /* the text was longer */
+	char text[JQ_RECENT_TEXT];
 } JqRecent;
 
 extern Size jq_recent_size(void);

@@ -19,7 +19,7 @@ PG_FUNCTION_INFO_V1(jq_role_in);
 Datum
 jq_role_in(PG_FUNCTION_ARGS)
 {
-	char	   *s = PG_GETARG_CSTRING(0);
+	char *s = PG_GETARG_CSTRING(0);
 
 	if (s[0] != '\0' && strspn(s, "0123456789") == strlen(s))
 		PG_RETURN_OID(InvalidOid);

@@ -36,21 +36,22 @@ check_acts_for(Oid owner)
 		SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner)) &&
 		is_member_of_role(GetUserId(), owner))
 		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("permission denied to write a job of another role"),
-			 errhint("Jobs are enqueued with jobqueue_enqueue(); rows may be written only for roles one is a member of.")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		 errmsg("permission denied to write a job of another role"),
+		 errhint(
+			 "Jobs are enqueued with jobqueue_enqueue(); rows may be written only for roles one is a member of.")));
 }
 
 static Datum
 column(HeapTuple tup, TupleDesc desc, const char *name, bool *isnull)
 {
-	int			n = SPI_fnumber(desc, name);
+	int n = SPI_fnumber(desc, name);
 
 	if (n <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" is missing", name)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+						errmsg("column \"%s\" is missing", name)));
 	return SPI_getbinval(tup, desc, n, isnull);
 }
 
@@ -58,19 +59,19 @@ column(HeapTuple tup, TupleDesc desc, const char *name, bool *isnull)
 static HeapTuple
 complete_row(HeapTuple tup, TupleDesc desc)
 {
-	bool		isnull;
+	bool isnull;
 	const JqCommand *command;
-	int			cols[3] = {JQ_COL_KIND, JQ_COL_COMMAND, JQ_COL_FUNC_OWNER};
-	Datum		values[3];
-	bool		nulls[3] = {false, false, false};
-	Datum		d;
+	int cols[3] = {JQ_COL_KIND, JQ_COL_COMMAND, JQ_COL_FUNC_OWNER};
+	Datum values[3];
+	bool nulls[3] = {false, false, false};
+	Datum d;
 
 	(void) column(tup, desc, "kind", &isnull);
 	if (!isnull)
 		return tup;
 	d = column(tup, desc, "command", &isnull);
 	if (isnull)
-		return tup;				/* NOT NULL will say so */
+		return tup; /* NOT NULL will say so */
 	command = jq_command_resolve(TextDatumGetCString(d));
 	values[0] = CharGetDatum(command->kind);
 	values[1] = CStringGetTextDatum(command->stored);
@@ -82,8 +83,8 @@ complete_row(HeapTuple tup, TupleDesc desc)
 static void
 check_values(HeapTuple tup, TupleDesc desc)
 {
-	bool		isnull;
-	Datum		d = column(tup, desc, "queue", &isnull);
+	bool isnull;
+	Datum d = column(tup, desc, "queue", &isnull);
 
 	if (!isnull)
 		jq_check_queue_name(TextDatumGetCString(d));
@@ -95,11 +96,11 @@ check_values(HeapTuple tup, TupleDesc desc)
 static void
 note_lane(HeapTuple tup, TupleDesc desc)
 {
-	bool		isnull;
-	Datum		queue = column(tup, desc, "queue", &isnull);
-	Datum		owner;
-	Datum		run_at;
-	JqItem		item;
+	bool isnull;
+	Datum queue = column(tup, desc, "queue", &isnull);
+	Datum owner;
+	Datum run_at;
+	JqItem item;
 
 	if (isnull)
 		return;
@@ -121,18 +122,19 @@ Datum
 jq_job_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	TupleDesc	desc;
-	HeapTuple	new;
-	bool		isnull;
-	bool		update;
-	JqTable    *t;
+	TupleDesc desc;
+	HeapTuple new;
+	bool isnull;
+	bool update;
+	JqTable *t;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		!TRIGGER_FIRED_FOR_ROW(data->tg_event) ||
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(data->tg_event) ||
 		!TRIGGER_FIRED_BEFORE(data->tg_event))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("jobqueue_job_trigger() is a row trigger of the tables of jobqueue")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+			 errmsg(
+				 "jobqueue_job_trigger() is a row trigger of the tables of jobqueue")));
 	update = TRIGGER_FIRED_BY_UPDATE(data->tg_event);
 	new = update ? data->tg_newtuple : data->tg_trigtuple;
 	desc = RelationGetDescr(data->tg_relation);
@@ -144,7 +146,8 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 
 	check_acts_for(DatumGetObjectId(column(new, desc, "owner", &isnull)));
 	if (update)
-		check_acts_for(DatumGetObjectId(column(data->tg_trigtuple, desc, "owner", &isnull)));
+		check_acts_for(DatumGetObjectId(
+			column(data->tg_trigtuple, desc, "owner", &isnull)));
 	if (t == NULL || RelationGetRelid(data->tg_relation) != t->job)
 		return PointerGetDatum(new);
 	new = complete_row(new, desc);

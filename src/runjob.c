@@ -59,42 +59,42 @@
 
 #define MAX_RERUNS 10
 #define DEFAULT_TIMEOUT_MS (3600 * 1000)
-#define TIMEOUT_REPEATS 5		/* seconds of cancelling before FATAL */
+#define TIMEOUT_REPEATS 5 /* seconds of cancelling before FATAL */
 
-JqCurrent	jq_current_job;
+JqCurrent jq_current_job;
 
 /* what has become of an attempt */
 typedef enum Verdict
 {
 	COMPLETED,
-	DROPPED,					/* nothing to run; republished where needed */
-	PARKED,						/* waits; the claim has ended already */
-	DOUBTFUL_ROW,				/* somebody is deleting the row */
-	CANCELLED_ROW,				/* the row went away while it ran */
+	DROPPED,	   /* nothing to run; republished where needed */
+	PARKED,		   /* waits; the claim has ended already */
+	DOUBTFUL_ROW,  /* somebody is deleting the row */
+	CANCELLED_ROW, /* the row went away while it ran */
 	EXPIRED,
-	FAILED,						/* error in the job */
-	RERUN,						/* error that does not count */
-	TROUBLE						/* error of ours, not of the job */
+	FAILED, /* error in the job */
+	RERUN,	/* error that does not count */
+	TROUBLE /* error of ours, not of the job */
 } Verdict;
 
 typedef struct Attempt
 {
-	JqClaimed  *job;
-	Oid			role;
+	JqClaimed *job;
+	Oid role;
 	const char *queue;
-	int			queue_ix;
-	bool		running;		/* the command may have begun */
-	bool		committing;
-	bool		outside;
-	TransactionId xid;			/* DOUBTFUL_ROW */
+	int queue_ix;
+	bool running; /* the command may have begun */
+	bool committing;
+	bool outside;
+	TransactionId xid; /* DOUBTFUL_ROW */
 	TimestampTz ready_at;
 	TimestampTz enqueued_at;
 	TimestampTz started_at;
 	TimestampTz ended_at;
-	int			attempt;		/* this one, from 1 */
-	ErrorData  *error;
-	char	   *result;			/* text of the result, or NULL */
-	int			result_len;
+	int attempt; /* this one, from 1 */
+	ErrorData *error;
+	char *result; /* text of the result, or NULL */
+	int result_len;
 } Attempt;
 
 static MemoryContext job_context;
@@ -125,8 +125,8 @@ jq_run_timed_out(void)
 static int64
 timeout_ms(const JqRow *row)
 {
-	Interval   *i;
-	double		ms;
+	Interval *i;
+	double ms;
 
 	if (JQ_ROW_NULL(row, JQ_COL_TIMEOUT))
 		return DEFAULT_TIMEOUT_MS;
@@ -145,7 +145,8 @@ start_timeout(int64 ms)
 	timeouts_fired = 0;
 	if (ms > 0)
 		enable_timeout_every(timeout_id,
-							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms),
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														 ms),
 							 1000);
 }
 
@@ -169,7 +170,7 @@ item_of_row(JqItem *item, const JqRow *row)
 		item->flags = JQ_E_DUE;
 	if (!JQ_ROW_NULL(row, JQ_COL_KEY))
 	{
-		text	   *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
+		text *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
 
 		item->key = VARDATA_ANY(key);
 		item->keylen = Min(VARSIZE_ANY_EXHDR(key), JQ_KEY_MAX);
@@ -179,7 +180,7 @@ item_of_row(JqItem *item, const JqRow *row)
 static bool
 text_equals(Datum d, const char *s, int len)
 {
-	text	   *t = DatumGetTextPP(d);
+	text *t = DatumGetTextPP(d);
 
 	return VARSIZE_ANY_EXHDR(t) == len && memcmp(VARDATA_ANY(t), s, len) == 0;
 }
@@ -191,13 +192,13 @@ text_equals(Datum d, const char *s, int len)
 static bool
 as_expected(Attempt *a, JqTable *t, JqRow *row)
 {
-	JqItem		item;
+	JqItem item;
 	TimestampTz run_at = DT_NOBEGIN;
-	bool		due = true;
+	bool due = true;
 
 	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home ||
 		t->meta_database != MyDatabaseId)
-		return false;			/* held: adopt publishes it */
+		return false; /* held: adopt publishes it */
 	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
 	{
 		run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
@@ -229,7 +230,8 @@ set_current(const JqRow *row)
 	jq_current_job.key = jq_row_cstring(row, JQ_COL_KEY);
 	jq_current_job.attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
 	jq_current_job.max_attempts = jq_row_max_attempts(row);
-	jq_current_job.enqueued_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
+	jq_current_job.enqueued_at =
+		DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
 }
 
 /*
@@ -239,17 +241,20 @@ set_current(const JqRow *row)
 static void
 run_outside(JqRow *row)
 {
-	char	   *text = jq_row_cstring(row, JQ_COL_COMMAND);
+	char *text = jq_row_cstring(row, JQ_COL_COMMAND);
 	ParamListInfo params = makeParamList(1);
-	Oid			types[1] = {JSONBOID};
-	RawStmt    *raw;
-	List	   *queries;
-	List	   *plans;
-	Portal		portal;
-	bool		snapshot = false;
+	Oid types[1] = {JSONBOID};
+	RawStmt *raw;
+	List *queries;
+	List *plans;
+	Portal portal;
+	bool snapshot = false;
 
 	params->params[0].isnull = JQ_ROW_NULL(row, JQ_COL_ARGS);
-	params->params[0].value = params->params[0].isnull ? (Datum) 0 : PointerGetDatum(PG_DETOAST_DATUM_COPY(JQ_ROW(row, JQ_COL_ARGS)));
+	params->params[0].value =
+		params->params[0].isnull ?
+			(Datum) 0 :
+			PointerGetDatum(PG_DETOAST_DATUM_COPY(JQ_ROW(row, JQ_COL_ARGS)));
 	params->params[0].ptype = JSONBOID;
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	raw = linitial_node(RawStmt, pg_parse_query(text));
@@ -274,7 +279,7 @@ run_outside(JqRow *row)
 static bool
 wants_keep(const JqRow *row)
 {
-	Interval   *i;
+	Interval *i;
 
 	if (JQ_ROW_NULL(row, JQ_COL_KEEP))
 		return false;
@@ -298,14 +303,14 @@ finish_row(Attempt *a, JqTable *t, JqRow *row, Snapshot snapshot, Datum result)
 static Verdict
 attempt_it(Attempt *a)
 {
-	JqTable    *t;
-	JqRow		row;
-	Snapshot	snapshot = NULL;
-	JqFetch		fetch;
-	Datum		result = (Datum) 0;
-	bool		isnull = true;
-	int64		timeout;
-	char		kind;
+	JqTable *t;
+	JqRow row;
+	Snapshot snapshot = NULL;
+	JqFetch fetch;
+	Datum result = (Datum) 0;
+	bool isnull = true;
+	int64 timeout;
+	char kind;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -332,13 +337,15 @@ attempt_it(Attempt *a)
 		return DROPPED;
 	}
 	a->enqueued_at = DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_ENQUEUED_AT));
-	a->ready_at = JQ_ROW_NULL(&row, JQ_COL_RUN_AT) ? a->enqueued_at : DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_RUN_AT));
+	a->ready_at = JQ_ROW_NULL(&row, JQ_COL_RUN_AT) ?
+					  a->enqueued_at :
+					  DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_RUN_AT));
 	a->started_at = GetCurrentTimestamp();
 	a->attempt = DatumGetInt16(JQ_ROW(&row, JQ_COL_ATTEMPT)) + 1;
 	if (!JQ_ROW_NULL(&row, JQ_COL_EXPIRES_AT) &&
 		DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_EXPIRES_AT)) <= a->started_at)
 	{
-		Interval	week;
+		Interval week;
 
 		memset(&week, 0, sizeof(week));
 		week.day = 7;
@@ -350,8 +357,7 @@ attempt_it(Attempt *a)
 		return EXPIRED;
 	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
-		!jq_keylock_mine(JQ_SUSPECT_DB, JQ_SUSPECT_KEY,
-						 strlen(JQ_SUSPECT_KEY)))
+		!jq_keylock_mine(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY)))
 	{
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 		if (!jq_claim_take_turn(a->job))
@@ -365,7 +371,7 @@ attempt_it(Attempt *a)
 							a->job->id, JQ_NIL) != JQ_KEY_TAKEN)
 		{
 			/* somebody took the key in between: from the start again */
-			JqItem		item;
+			JqItem item;
 
 			item_of_row(&item, &row);
 			UnregisterSnapshot(snapshot);
@@ -382,10 +388,14 @@ attempt_it(Attempt *a)
 	a->running = true;
 	set_current(&row);
 	debug_query_string = jq_row_cstring(&row, JQ_COL_COMMAND);
-	kind = JQ_ROW_NULL(&row, JQ_COL_KIND) ? '?' : DatumGetChar(JQ_ROW(&row, JQ_COL_KIND));
+	kind = JQ_ROW_NULL(&row, JQ_COL_KIND) ?
+			   '?' :
+			   DatumGetChar(JQ_ROW(&row, JQ_COL_KIND));
 	timeout = timeout_ms(&row);
 	jq_slot_show(a->attempt, a->started_at,
-				 timeout > 0 ? TimestampTzPlusMilliseconds(a->started_at, timeout) : 0,
+				 timeout > 0 ?
+					 TimestampTzPlusMilliseconds(a->started_at, timeout) :
+					 0,
 				 debug_query_string);
 	pgstat_report_activity(STATE_RUNNING, debug_query_string);
 	jq_inflight_mark(MyDatabaseId, a->job->id);
@@ -413,9 +423,8 @@ attempt_it(Attempt *a)
 		return COMPLETED;
 	}
 	if (kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("job has unknown kind \"%c\"", kind)));
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg("job has unknown kind \"%c\"", kind)));
 	PushActiveSnapshot(snapshot);
 	jq_apply_environment(&row);
 	if (kind == JQ_KIND_SQL)
@@ -449,18 +458,18 @@ attempt_it(Attempt *a)
 static Verdict
 judge(Attempt *a)
 {
-	int			code = a->error->sqlerrcode;
+	int code = a->error->sqlerrcode;
 
 	if (!a->running)
 		return TROUBLE;
 	if (a->outside)
-		return FAILED;			/* it may have done part of its work */
+		return FAILED; /* it may have done part of its work */
 	if (code == ERRCODE_T_R_SERIALIZATION_FAILURE ||
 		code == ERRCODE_T_R_DEADLOCK_DETECTED)
 		return RERUN;
 	if (code == ERRCODE_QUERY_CANCELED && jq_worker_interrupted &&
 		timeouts_fired == 0)
-		return RERUN;			/* not meant for this job */
+		return RERUN; /* not meant for this job */
 	return FAILED;
 }
 
@@ -501,7 +510,7 @@ try_attempt(Attempt *volatile a)
 static void
 note_end(Attempt *a, JqOutcome outcome, const char *error)
 {
-	JqRecent	r;
+	JqRecent r;
 
 	a->ended_at = GetCurrentTimestamp();
 	memset(&r, 0, offsetof(JqRecent, text));
@@ -542,8 +551,9 @@ leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 	while (!jq_claim_to_held(kind, xid, sqlstate, error))
 	{
 		/* thousands of failures wait to be recorded: wait with them */
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
-						 WL_EXIT_ON_PM_DEATH, 1000L, PG_WAIT_EXTENSION);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000L,
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -552,8 +562,8 @@ leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 static void
 record_cancel(Attempt *a)
 {
-	JqTable    *t;
-	Interval	week;
+	JqTable *t;
+	Interval week;
 
 	memset(&week, 0, sizeof(week));
 	week.day = 7;
@@ -570,10 +580,10 @@ record_cancel(Attempt *a)
 static JqRecorded
 record_failure(Attempt *a, TimestampTz *run_at)
 {
-	JqTable    *t;
-	JqFailure	f;
-	JqRecorded	recorded = JQ_RECORD_GONE;
-	ErrorData  *e = a->error;
+	JqTable *t;
+	JqFailure f;
+	JqRecorded recorded = JQ_RECORD_GONE;
+	ErrorData *e = a->error;
 
 	memset(&f, 0, sizeof(f));
 	f.sqlstate = unpack_sql_state(e->sqlerrcode);
@@ -605,8 +615,8 @@ end_failed(Attempt *volatile a, bool cancelled)
 	volatile bool written = false;
 	TimestampTz run_at = DT_NOEND;
 	volatile JqRecorded recorded = JQ_RECORD_GONE;
-	char	   *message = a->error ? a->error->message : NULL;
-	int			code = a->error ? a->error->sqlerrcode : ERRCODE_QUERY_CANCELED;
+	char *message = a->error ? a->error->message : NULL;
+	int code = a->error ? a->error->sqlerrcode : ERRCODE_QUERY_CANCELED;
 
 	free_keys(a);
 	JQ_PAUSE("fail-before-record");
@@ -644,23 +654,28 @@ end_failed(Attempt *volatile a, bool cancelled)
 	jq_claim_end();
 	if (recorded == JQ_RECORD_RETRY)
 	{
-		int			dbix = jq_dir_db(MyDatabaseId, true);
+		int dbix = jq_dir_db(MyDatabaseId, true);
 
 		if (dbix >= 0)
 			jq_db_due(dbix, run_at);
 	}
 	RESUME_INTERRUPTS();
-	note_end(a, cancelled ? JQ_CANCELLED : recorded == JQ_RECORD_DEAD ? JQ_DEAD : JQ_FAILED,
-			 cancelled ? "cancelled" : timeouts_fired > 0 ? "job timed out" : message);
+	note_end(a,
+			 cancelled					? JQ_CANCELLED :
+			 recorded == JQ_RECORD_DEAD ? JQ_DEAD :
+										  JQ_FAILED,
+			 cancelled			? "cancelled" :
+			 timeouts_fired > 0 ? "job timed out" :
+								  message);
 }
 
 void
 jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
 {
-	Attempt		a;
-	Verdict		verdict;
-	int			reruns = 0;
-	bool		cancelled = false;
+	Attempt a;
+	Verdict verdict;
+	int reruns = 0;
+	bool cancelled = false;
 
 	if (job_context == NULL)
 		job_context = AllocSetContextCreate(TopMemoryContext, "jobqueue job",

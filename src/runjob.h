@@ -11,11 +11,11 @@
 /* the job that runs in this process, for jobqueue_current() */
 typedef struct JqCurrent
 {
-	int64		id;				/* 0 = none */
-	char	   *queue;
-	char	   *key;
-	int			attempt;
-	int			max_attempts;
+	int64 id; /* 0 = none */
+	char *queue;
+	char *key;
+	int attempt;
+	int max_attempts;
 	TimestampTz enqueued_at;
 } JqCurrent;
 

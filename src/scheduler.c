@@ -53,15 +53,15 @@
 #define PRUNE_INTERVAL_MS (5 * 60 * 1000)
 #define SHUTDOWN_GRACE_MS 200
 
-static int	dbix;
-static TimestampTz look_again;	/* something is to be tried again then */
+static int dbix;
+static TimestampTz look_again; /* something is to be tried again then */
 static MemoryContext work_context;
 
 static void
 try_again_in(int ms)
 {
-	look_again = Min(look_again,
-					 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
+	look_again =
+		Min(look_again, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
 }
 
 /* ----------------------------------------------------------- transactions */
@@ -85,7 +85,7 @@ commit(void)
 
 /* run one part of the work; an error ends that part, and it is tried again */
 static void
-guarded(void (*part) (TimestampTz), TimestampTz arg, uint32 request)
+guarded(void (*part)(TimestampTz), TimestampTz arg, uint32 request)
 {
 	PG_TRY();
 	{
@@ -108,14 +108,13 @@ guarded(void (*part) (TimestampTz), TimestampTz arg, uint32 request)
 }
 
 /* a row that a query returned: id, queue, owner, priority, key, ctid, run_at */
-#define ROW_COLUMNS \
-	"id, queue, owner::oid, priority, key, ctid, run_at"
+#define ROW_COLUMNS "id, queue, owner::oid, priority, key, ctid, run_at"
 
 typedef struct FoundRow
 {
-	JqItem		item;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	Oid			owner;
+	JqItem item;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	Oid owner;
 	TimestampTz run_at;
 } FoundRow;
 
@@ -123,17 +122,17 @@ static FoundRow *
 found_rows(int *n)
 {
 	MemoryContext old = MemoryContextSwitchTo(work_context);
-	FoundRow   *rows = palloc(Max(SPI_processed, 1) * sizeof(FoundRow));
-	uint64		i;
+	FoundRow *rows = palloc(Max(SPI_processed, 1) * sizeof(FoundRow));
+	uint64 i;
 
 	*n = (int) SPI_processed;
 	for (i = 0; i < SPI_processed; i++)
 	{
-		HeapTuple	tup = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		FoundRow   *r = &rows[i];
-		bool		isnull;
-		Datum		d;
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		FoundRow *r = &rows[i];
+		bool isnull;
+		Datum d;
 
 		memset(r, 0, sizeof(*r));
 		r->item.id = DatumGetInt64(SPI_getbinval(tup, desc, 1, &isnull));
@@ -141,17 +140,17 @@ found_rows(int *n)
 				TextDatumGetCString(SPI_getbinval(tup, desc, 2, &isnull)),
 				sizeof(r->queue));
 		r->owner = DatumGetObjectId(SPI_getbinval(tup, desc, 3, &isnull));
-		r->item.priority = DatumGetInt16(SPI_getbinval(tup, desc, 4,
-													   &isnull));
+		r->item.priority = DatumGetInt16(SPI_getbinval(tup, desc, 4, &isnull));
 		d = SPI_getbinval(tup, desc, 5, &isnull);
 		if (!isnull)
 		{
-			char	   *key = TextDatumGetCString(d);
+			char *key = TextDatumGetCString(d);
 
 			r->item.key = key;
 			r->item.keylen = Min(strlen(key), JQ_KEY_MAX);
 		}
-		r->item.tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(tup, desc, 6, &isnull));
+		r->item.tid = *(ItemPointer) DatumGetPointer(
+			SPI_getbinval(tup, desc, 6, &isnull));
 		d = SPI_getbinval(tup, desc, 7, &isnull);
 		r->run_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(d);
 		if (!isnull)
@@ -166,15 +165,14 @@ found_rows(int *n)
 static void
 settle_suspects(TimestampTz unused)
 {
-	int			n,
-				i;
-	JqSuspect  *list = jq_inflight_suspects(MyDatabaseId, &n);
+	int n, i;
+	JqSuspect *list = jq_inflight_suspects(MyDatabaseId, &n);
 
 	(void) unused;
 	for (i = 0; i < n; i++)
 	{
-		JqTable    *t = begin();
-		bool		dead = false;
+		JqTable *t = begin();
+		bool dead = false;
 
 		if (t != NULL)
 			dead = jq_record_crash(t, list[i].id, list[i].alone);
@@ -184,7 +182,8 @@ settle_suspects(TimestampTz unused)
 		jq_inflight_settled(MyDatabaseId, list[i].id);
 		if (dead)
 			ereport(LOG,
-					(errmsg("job " INT64_FORMAT " is dead: the server crashed twice while it ran",
+					(errmsg("job " INT64_FORMAT
+							" is dead: the server crashed twice while it ran",
 							list[i].id)));
 	}
 }
@@ -195,18 +194,18 @@ static void
 discover(TimestampTz unused)
 {
 	static const char *const sql =
-	"WITH RECURSIVE lanes AS ("
-	" (SELECT queue, owner::oid AS owner FROM %s.jobqueue_job"
-	"   WHERE run_at IS NULL ORDER BY queue, owner LIMIT 1)"
-	" UNION ALL"
-	" SELECT n.queue, n.owner FROM lanes l, LATERAL ("
-	"  SELECT j.queue, j.owner::oid AS owner FROM %s.jobqueue_job j"
-	"   WHERE j.run_at IS NULL AND (j.queue, j.owner::oid) > (l.queue, l.owner)"
-	"   ORDER BY j.queue, j.owner LIMIT 1) n)"
-	" SELECT queue, owner FROM lanes";
-	JqTable    *t = begin();
-	bool		complete = true;
-	uint64		i;
+		"WITH RECURSIVE lanes AS ("
+		" (SELECT queue, owner::oid AS owner FROM %s.jobqueue_job"
+		"   WHERE run_at IS NULL ORDER BY queue, owner LIMIT 1)"
+		" UNION ALL"
+		" SELECT n.queue, n.owner FROM lanes l, LATERAL ("
+		"  SELECT j.queue, j.owner::oid AS owner FROM %s.jobqueue_job j"
+		"   WHERE j.run_at IS NULL AND (j.queue, j.owner::oid) > (l.queue, l.owner)"
+		"   ORDER BY j.queue, j.owner LIMIT 1) n)"
+		" SELECT queue, owner FROM lanes";
+	JqTable *t = begin();
+	bool complete = true;
+	uint64 i;
 	JqOwnerState state;
 
 	(void) unused;
@@ -219,9 +218,13 @@ discover(TimestampTz unused)
 	jq_owner_execute(t, sql, 0, NULL, NULL, NULL);
 	for (i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		char	   *queue = TextDatumGetCString(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
-		Oid			owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+		bool isnull;
+		char *queue = TextDatumGetCString(SPI_getbinval(SPI_tuptable->vals[i],
+														SPI_tuptable->tupdesc,
+														1, &isnull));
+		Oid owner =
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
+										   SPI_tuptable->tupdesc, 2, &isnull));
 
 		if (jq_dir_lane(MyDatabaseId, owner, queue, true) < 0)
 			complete = false;
@@ -235,10 +238,12 @@ discover(TimestampTz unused)
 		static TimestampTz warned;
 
 		if (GetCurrentTimestamp() - warned > 5 * USECS_PER_MINUTE)
-			ereport(WARNING,
-					(errmsg("more queues and roles have jobs than memory has lanes for"),
-					 errhint("Increase jobqueue.max_lanes (now %d).",
-							 jobqueue_max_lanes)));
+			ereport(
+				WARNING,
+				(errmsg(
+					 "more queues and roles have jobs than memory has lanes for"),
+				 errhint("Increase jobqueue.max_lanes (now %d).",
+						 jobqueue_max_lanes)));
 		warned = GetCurrentTimestamp();
 		jq_db_request_quietly(dbix, JQ_REQ_DISCOVER);
 		try_again_in(1000);
@@ -249,14 +254,12 @@ discover(TimestampTz unused)
 static void
 refill_lane(int lane)
 {
-	JqPos		from,
-				upto;
-	int			room,
-				n;
-	JqItem	   *items;
-	JqTable    *t;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	Oid			owner;
+	JqPos from, upto;
+	int room, n;
+	JqItem *items;
+	JqTable *t;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	Oid owner;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
 	strlcpy(queue, jq_lanes[lane].queue, sizeof(queue));
@@ -271,12 +274,11 @@ refill_lane(int lane)
 		{
 			n = 0;
 			items = NULL;
-			upto = JQ_POS_ALL;	/* nothing here is to run */
+			upto = JQ_POS_ALL; /* nothing here is to run */
 		}
 		else
 		{
-			items = MemoryContextAllocHuge(work_context,
-										   room * sizeof(JqItem));
+			items = MemoryContextAllocHuge(work_context, room * sizeof(JqItem));
 			n = jq_rows_ready(t, queue, owner, from, items, room, &upto);
 		}
 		commit();
@@ -295,9 +297,9 @@ refill_lane(int lane)
 static void
 refill(TimestampTz unused)
 {
-	int		   *list = palloc(jq_shared->nlanes * sizeof(int));
-	int			n = jq_dir_lanes_of(MyDatabaseId, list);
-	int			i;
+	int *list = palloc(jq_shared->nlanes * sizeof(int));
+	int n = jq_dir_lanes_of(MyDatabaseId, list);
+	int i;
 
 	(void) unused;
 	for (i = 0; i < n; i++)
@@ -313,20 +315,20 @@ refill(TimestampTz unused)
 static void
 make_ready(JqTable *t, FoundRow *rows, int n)
 {
-	Datum	   *ids = palloc(n * sizeof(Datum));
-	int			nids = 0;
-	Oid			types[1] = {INT8ARRAYOID};
-	Datum		values[1];
+	Datum *ids = palloc(n * sizeof(Datum));
+	int nids = 0;
+	Oid types[1] = {INT8ARRAYOID};
+	Datum values[1];
 	JqOwnerState state;
-	int			i;
+	int i;
 
 	for (i = 0; i < n; i++)
 		if (rows[i].item.flags & JQ_E_REFUSED)
 			ids[nids++] = Int64GetDatum(rows[i].item.id);
 	if (nids == 0)
 		return;
-	values[0] = PointerGetDatum(construct_array(ids, nids, INT8OID, 8, true,
-												TYPALIGN_DOUBLE));
+	values[0] = PointerGetDatum(
+		construct_array(ids, nids, INT8OID, 8, true, TYPALIGN_DOUBLE));
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t,
 					 "UPDATE %s.jobqueue_job SET run_at = NULL WHERE id IN ("
@@ -346,23 +348,22 @@ static void
 publish_due(TimestampTz from)
 {
 	static const char *const sql =
-	"SELECT " ROW_COLUMNS " FROM %s.jobqueue_job"
-	" WHERE run_at <= $1 AND (run_at, id) > ($2, $3) AND home = $4"
-	" ORDER BY run_at, id LIMIT 500";
-	Oid			types[4] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID};
-	Datum		values[4];
+		"SELECT " ROW_COLUMNS " FROM %s.jobqueue_job"
+		" WHERE run_at <= $1 AND (run_at, id) > ($2, $3) AND home = $4"
+		" ORDER BY run_at, id LIMIT 500";
+	Oid types[4] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID};
+	Datum values[4];
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz last = from == DT_NOBEGIN ? DT_NOBEGIN : from - 1;
-	int64		last_id = PG_INT64_MAX;
-	int			n;
+	int64 last_id = PG_INT64_MAX;
+	int n;
 
 	do
 	{
-		JqTable    *t = begin();
+		JqTable *t = begin();
 		JqOwnerState state;
-		FoundRow   *rows;
-		int			i,
-					j;
+		FoundRow *rows;
+		int i, j;
 
 		if (t == NULL || t->meta_database != MyDatabaseId)
 		{
@@ -379,12 +380,13 @@ publish_due(TimestampTz from)
 		jq_owner_end(&state);
 		for (i = 0; i < n; i = j)
 		{
-			JqItem		items[BATCH];
-			int			src[BATCH];
-			int			m = 0;
+			JqItem items[BATCH];
+			int src[BATCH];
+			int m = 0;
 
 			for (j = i; j < n && rows[j].owner == rows[i].owner &&
-				 strcmp(rows[j].queue, rows[i].queue) == 0; j++)
+						strcmp(rows[j].queue, rows[i].queue) == 0;
+				 j++)
 				if (!jq_claim_is_out(MyDatabaseId, rows[j].item.id))
 				{
 					src[m] = j;
@@ -420,19 +422,19 @@ publish_due(TimestampTz from)
 static void
 end_expired(TimestampTz unused)
 {
-	int			n;
+	int n;
 
 	(void) unused;
 	do
 	{
-		JqTable    *t = begin();
+		JqTable *t = begin();
 		JqOwnerState state;
-		FoundRow   *rows;
-		Oid			types[1] = {INT8OID};
-		Datum		values[1];
-		Interval	week;
-		int			i;
-		int			ended = 0;
+		FoundRow *rows;
+		Oid types[1] = {INT8OID};
+		Datum values[1];
+		Interval week;
+		int i;
+		int ended = 0;
 
 		if (t == NULL)
 		{
@@ -443,10 +445,12 @@ end_expired(TimestampTz unused)
 		week.day = 7;
 		values[0] = Int64GetDatum(t->home);
 		jq_owner_begin(t, &state);
-		jq_owner_execute(t, "SELECT " ROW_COLUMNS " FROM %s.jobqueue_job"
-						 " WHERE expires_at <= clock_timestamp() AND home = $1"
-						 " ORDER BY expires_at LIMIT 500 FOR UPDATE SKIP LOCKED",
-						 1, types, values, NULL);
+		jq_owner_execute(
+			t,
+			"SELECT " ROW_COLUMNS " FROM %s.jobqueue_job"
+			" WHERE expires_at <= clock_timestamp() AND home = $1"
+			" ORDER BY expires_at LIMIT 500 FOR UPDATE SKIP LOCKED",
+			1, types, values, NULL);
 		rows = found_rows(&n);
 		jq_owner_end(&state);
 		for (i = 0; i < n; i++)
@@ -457,8 +461,8 @@ end_expired(TimestampTz unused)
 				continue;
 			jq_publish_held(rows[i].owner, rows[i].queue, &rows[i].item,
 							rows[i].run_at);
-			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0,
-					   (Datum) 0, &week);
+			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0, (Datum) 0,
+					   &week);
 			ended++;
 		}
 		commit();
@@ -473,10 +477,10 @@ end_expired(TimestampTz unused)
 static void
 find_next_due(TimestampTz unused)
 {
-	JqTable    *t = begin();
+	JqTable *t = begin();
 	JqOwnerState state;
 	TimestampTz next = DT_NOEND;
-	bool		isnull;
+	bool isnull;
 
 	(void) unused;
 	if (t == NULL)
@@ -485,7 +489,8 @@ find_next_due(TimestampTz unused)
 		return;
 	}
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, "SELECT least("
+	jq_owner_execute(t,
+					 "SELECT least("
 					 "(SELECT min(run_at) FROM %s.jobqueue_job"
 					 "  WHERE run_at > clock_timestamp()),"
 					 "(SELECT min(expires_at) FROM %s.jobqueue_job"
@@ -493,8 +498,8 @@ find_next_due(TimestampTz unused)
 					 0, NULL, NULL, NULL);
 	if (SPI_processed == 1)
 	{
-		Datum		d = SPI_getbinval(SPI_tuptable->vals[0],
-									  SPI_tuptable->tupdesc, 1, &isnull);
+		Datum d = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+								&isnull);
 
 		if (!isnull)
 			next = DatumGetTimestampTz(d);
@@ -510,9 +515,9 @@ find_next_due(TimestampTz unused)
 static void
 publish_row(JqRow *row, JqTable *t)
 {
-	JqItem		item;
+	JqItem item;
 	TimestampTz run_at = DT_NOBEGIN;
-	char	   *key = jq_row_cstring(row, JQ_COL_KEY);
+	char *key = jq_row_cstring(row, JQ_COL_KEY);
 
 	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home)
 		return;
@@ -539,15 +544,17 @@ publish_row(JqRow *row, JqTable *t)
 static void
 settle_doubtful(JqHeld *h)
 {
-	JqTable    *t;
-	JqRow		row;
+	JqTable *t;
+	JqRow row;
 	TransactionId xid;
-	JqFetch		fetch = JQ_FETCH_GONE;
+	JqFetch fetch = JQ_FETCH_GONE;
 
-	if (TransactionIdIsValid(h->xid) ? TransactionIdIsInProgress(h->xid) : h->since + USECS_PER_SEC > GetCurrentTimestamp())
+	if (TransactionIdIsValid(h->xid) ?
+			TransactionIdIsInProgress(h->xid) :
+			h->since + USECS_PER_SEC > GetCurrentTimestamp())
 	{
 		/* the longer it lasts, the more seldom we look */
-		int64		age = (GetCurrentTimestamp() - h->since) / 1000;
+		int64 age = (GetCurrentTimestamp() - h->since) / 1000;
 
 		jq_db_request_quietly(dbix, JQ_REQ_FAILED);
 		try_again_in(age < 1000 ? 20 : age < 10000 ? 100 : 1000);
@@ -573,11 +580,11 @@ settle_doubtful(JqHeld *h)
 static void
 settle_failing(JqHeld *h)
 {
-	JqTable    *t;
-	JqFailure	f;
-	JqRecorded	recorded = JQ_RECORD_GONE;
+	JqTable *t;
+	JqFailure f;
+	JqRecorded recorded = JQ_RECORD_GONE;
 	TimestampTz run_at = DT_NOEND;
-	bool		cancelled = strcmp(h->sqlstate, "CANCL") == 0;
+	bool cancelled = strcmp(h->sqlstate, "CANCL") == 0;
 
 	/*
 	 * A server that shuts down terminates workers too, and a job is not to be
@@ -598,7 +605,7 @@ settle_failing(JqHeld *h)
 	t = begin();
 	if (t != NULL && cancelled)
 	{
-		Interval	week;
+		Interval week;
 
 		memset(&week, 0, sizeof(week));
 		week.day = 7;
@@ -615,13 +622,15 @@ settle_failing(JqHeld *h)
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
 	{
-		JqRecent	r;
+		JqRecent r;
 
 		memset(&r, 0, offsetof(JqRecent, text));
 		r.id = h->id;
 		r.db = MyDatabaseId;
 		r.role = h->role;
-		r.outcome = cancelled ? JQ_CANCELLED : recorded == JQ_RECORD_DEAD ? JQ_DEAD : JQ_FAILED;
+		r.outcome = cancelled				   ? JQ_CANCELLED :
+					recorded == JQ_RECORD_DEAD ? JQ_DEAD :
+												 JQ_FAILED;
 		r.attempt = h->attempt;
 		r.started_at = h->started_at;
 		r.ended_at = h->since;
@@ -634,9 +643,8 @@ settle_failing(JqHeld *h)
 static void
 settle_held(TimestampTz unused)
 {
-	int			n,
-				i;
-	JqHeld	   *list = jq_claim_list(MyDatabaseId, &n);
+	int n, i;
+	JqHeld *list = jq_claim_list(MyDatabaseId, &n);
 
 	(void) unused;
 	for (i = 0; i < n; i++)
@@ -657,17 +665,17 @@ settle_held(TimestampTz unused)
 static void
 give_up_role(Oid role, const char *sqlstate, const char *message)
 {
-	int			n;
-	int			ended;
+	int n;
+	int ended;
 
 	do
 	{
-		JqTable    *t = begin();
-		Oid			types[1] = {OIDOID};
-		Datum		values[1];
+		JqTable *t = begin();
+		Oid types[1] = {OIDOID};
+		Datum values[1];
 		JqOwnerState state;
-		FoundRow   *rows;
-		int			i;
+		FoundRow *rows;
+		int i;
 
 		ended = 0;
 		if (t == NULL)
@@ -677,14 +685,15 @@ give_up_role(Oid role, const char *sqlstate, const char *message)
 		}
 		values[0] = ObjectIdGetDatum(role);
 		jq_owner_begin(t, &state);
-		jq_owner_execute(t, "SELECT " ROW_COLUMNS " FROM %s.jobqueue_job"
-						 " WHERE owner::oid = $1 LIMIT 500", 1, types, values,
-						 NULL);
+		jq_owner_execute(t,
+						 "SELECT " ROW_COLUMNS " FROM %s.jobqueue_job"
+						 " WHERE owner::oid = $1 LIMIT 500",
+						 1, types, values, NULL);
 		rows = found_rows(&n);
 		jq_owner_end(&state);
 		for (i = 0; i < n; i++)
 		{
-			JqFailure	f;
+			JqFailure f;
 			TimestampTz run_at;
 
 			if (jq_claim_hold(MyDatabaseId, rows[i].owner, rows[i].queue,
@@ -709,21 +718,20 @@ give_up_role(Oid role, const char *sqlstate, const char *message)
 static void
 check_roles(TimestampTz unused)
 {
-	int		   *list = palloc(jq_shared->nlanes * sizeof(int));
-	int			n = jq_dir_lanes_of(MyDatabaseId, list);
-	Oid		   *roles = palloc(Max(n, 1) * sizeof(Oid));
-	int			i;
+	int *list = palloc(jq_shared->nlanes * sizeof(int));
+	int n = jq_dir_lanes_of(MyDatabaseId, list);
+	Oid *roles = palloc(Max(n, 1) * sizeof(Oid));
+	int i;
 
 	(void) unused;
 	for (i = 0; i < n; i++)
 		roles[i] = jq_lanes[list[i]].role;
 	for (i = 0; i < n; i++)
 	{
-		Oid			role = roles[i];
-		char		message[256];
-		int			j;
-		bool		exists,
-					connects = true;
+		Oid role = roles[i];
+		char message[256];
+		int j;
+		bool exists, connects = true;
 
 		for (j = 0; j < i; j++)
 			if (roles[j] == role)
@@ -733,8 +741,8 @@ check_roles(TimestampTz unused)
 		(void) begin();
 		exists = SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role));
 		if (exists)
-			connects = jq_database_aclcheck(MyDatabaseId, role,
-											ACL_CONNECT) == ACLCHECK_OK;
+			connects = jq_database_aclcheck(MyDatabaseId, role, ACL_CONNECT) ==
+					   ACLCHECK_OK;
 		commit();
 		if (exists && connects)
 			continue;
@@ -746,8 +754,7 @@ check_roles(TimestampTz unused)
 					 "the role has no CONNECT privilege on the database");
 		/* give_up_role resets the context */
 		{
-			Oid		   *copy = MemoryContextAlloc(TopMemoryContext,
-												  n * sizeof(Oid));
+			Oid *copy = MemoryContextAlloc(TopMemoryContext, n * sizeof(Oid));
 
 			memcpy(copy, roles, n * sizeof(Oid));
 			give_up_role(role, exists ? "42501" : "42704", message);
@@ -764,15 +771,15 @@ static void
 count_rows(TimestampTz unused)
 {
 	static const char *const sql =
-	"SELECT queue, owner::oid,"
-	" count(*) FILTER (WHERE run_at IS NULL AND home = $1),"
-	" count(*) FILTER (WHERE home <> $1)"
-	" FROM %s.jobqueue_job GROUP BY 1, 2 ORDER BY 1, 2";
-	JqTable    *t = begin();
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
+		"SELECT queue, owner::oid,"
+		" count(*) FILTER (WHERE run_at IS NULL AND home = $1),"
+		" count(*) FILTER (WHERE home <> $1)"
+		" FROM %s.jobqueue_job GROUP BY 1, 2 ORDER BY 1, 2";
+	JqTable *t = begin();
+	Oid types[1] = {INT8OID};
+	Datum values[1];
 	JqOwnerState state;
-	uint64		i;
+	uint64 i;
 
 	(void) unused;
 	if (t == NULL)
@@ -783,20 +790,21 @@ count_rows(TimestampTz unused)
 	for (i = 0; i < (uint64) jq_shared->nlanes; i++)
 		if (jq_queues[i].db == MyDatabaseId)
 			pg_atomic_write_u64(&jq_queues[i].held, 0);
-	values[0] = Int64GetDatum(t->meta_database == MyDatabaseId ? t->home : t->home + 1);
+	values[0] =
+		Int64GetDatum(t->meta_database == MyDatabaseId ? t->home : t->home + 1);
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, sql, 1, types, values, NULL);
 	for (i = 0; i < SPI_processed; i++)
 	{
-		HeapTuple	tup = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		char	   *queue = TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull));
-		Oid			owner = DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull));
-		int64		ready = DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
-		int64		held = DatumGetInt64(SPI_getbinval(tup, desc, 4, &isnull));
-		int			lane = jq_dir_lane(MyDatabaseId, owner, queue, true);
-		JqLane	   *l;
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool isnull;
+		char *queue = TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull));
+		Oid owner = DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull));
+		int64 ready = DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
+		int64 held = DatumGetInt64(SPI_getbinval(tup, desc, 4, &isnull));
+		int lane = jq_dir_lane(MyDatabaseId, owner, queue, true);
+		JqLane *l;
 
 		if (lane < 0)
 			continue;
@@ -804,7 +812,7 @@ count_rows(TimestampTz unused)
 		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 		if (jq_lane_is(l, MyDatabaseId, owner, queue))
 		{
-			int64		known = (int64) l->nready + l->nparked + l->nclaimed;
+			int64 known = (int64) l->nready + l->nparked + l->nclaimed;
 
 			l->spilled = jq_pos_is_all(l->frontier) ? 0 : Max(ready - known, 0);
 			l->spilled_counted = true;
@@ -819,12 +827,12 @@ count_rows(TimestampTz unused)
 static void
 prune(TimestampTz unused)
 {
-	uint64		n;
+	uint64 n;
 
 	(void) unused;
 	do
 	{
-		JqTable    *t = begin();
+		JqTable *t = begin();
 		JqOwnerState state;
 
 		if (t == NULL)
@@ -833,11 +841,13 @@ prune(TimestampTz unused)
 			return;
 		}
 		jq_owner_begin(t, &state);
-		jq_owner_execute(t, "DELETE FROM %s.jobqueue_archive WHERE id IN ("
-						 " SELECT id FROM %s.jobqueue_archive"
-						 " WHERE expires_at <= clock_timestamp()"
-						 " ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED)",
-						 0, NULL, NULL, NULL);
+		jq_owner_execute(
+			t,
+			"DELETE FROM %s.jobqueue_archive WHERE id IN ("
+			" SELECT id FROM %s.jobqueue_archive"
+			" WHERE expires_at <= clock_timestamp()"
+			" ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED)",
+			0, NULL, NULL, NULL);
 		n = SPI_processed;
 		jq_owner_end(&state);
 		commit();
@@ -881,13 +891,13 @@ serve(uint32 requests, TimestampTz due_from)
 static bool
 look_around(bool *template)
 {
-	JqTable    *t;
-	HeapTuple	tup;
+	JqTable *t;
+	HeapTuple tup;
 
 	t = begin();
 	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
 	*template = HeapTupleIsValid(tup) &&
-		((Form_pg_database) GETSTRUCT(tup))->datistemplate;
+				((Form_pg_database) GETSTRUCT(tup))->datistemplate;
 	if (HeapTupleIsValid(tup))
 		ReleaseSysCache(tup);
 	commit();
@@ -900,10 +910,9 @@ jq_scheduler_main(Datum arg)
 	static uint32 wait_event;
 	TimestampTz idle_since;
 	TimestampTz last_prune = 0;
-	bool		template;
-	int		   *list;
-	int			n,
-				i;
+	bool template;
+	int *list;
+	int n, i;
 
 	dbix = DatumGetInt32(arg);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -933,8 +942,8 @@ jq_scheduler_main(Datum arg)
 	}
 	jq_db_set_absent(dbix, false);
 	guarded(settle_suspects, 0, 0);
-	list = MemoryContextAlloc(TopMemoryContext,
-							  jq_shared->nlanes * sizeof(int));
+	list =
+		MemoryContextAlloc(TopMemoryContext, jq_shared->nlanes * sizeof(int));
 	n = jq_dir_lanes_of(MyDatabaseId, list);
 	for (i = 0; i < n; i++)
 		jq_lane_refill_abandon(list[i]);
@@ -942,11 +951,11 @@ jq_scheduler_main(Datum arg)
 	idle_since = GetCurrentTimestamp();
 	for (;;)
 	{
-		uint32		requests;
+		uint32 requests;
 		TimestampTz due_from;
 		TimestampTz now;
 		TimestampTz wake;
-		long		timeout;
+		long timeout;
 
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
@@ -967,14 +976,17 @@ jq_scheduler_main(Datum arg)
 		pgstat_report_stat(false);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		if (*(volatile bool *) &jq_dbs[dbix].leave)
-			break;				/* what is owed is left to the next one */
+			break; /* what is owed is left to the next one */
 		if (look_again == DT_NOEND)
 		{
 			/* a request that came meanwhile is served before we think of leaving */
-			bool		stop = template ||
-			now - idle_since >= IDLE_MS * INT64CONST(1000);
+			bool stop =
+				template || now - idle_since >= IDLE_MS * INT64CONST(1000);
 
-			if (stop && jq_db_sched_leave(dbix, template ? now : now + IDLE_MS * INT64CONST(1000)))
+			if (stop &&
+				jq_db_sched_leave(dbix, template ?
+											now :
+											now + IDLE_MS * INT64CONST(1000)))
 				break;
 		}
 		wake = TimestampTzPlusMilliseconds(idle_since, IDLE_MS);
@@ -998,11 +1010,9 @@ jq_scheduler_main(Datum arg)
 		timeout = TimestampDifferenceMilliseconds(now, wake);
 		if (timeout > 0)
 		{
-			(void) WaitLatch(MyLatch,
-							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 timeout,
-							 jq_wait_event(&wait_event,
-										   "JobqueueSchedulerMain"));
+			(void) WaitLatch(
+				MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+				timeout, jq_wait_event(&wait_event, "JobqueueSchedulerMain"));
 			ResetLatch(MyLatch);
 			QueryCancelPending = false;
 		}

@@ -40,7 +40,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-static Oid	my_role;
+static Oid my_role;
 static bool my_role_super;
 static bool by_nobody;
 static bool commits_sync;
@@ -78,8 +78,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 		}
 	else if (access == OAT_POST_CREATE && !dirty)
 	{
-		Oid			temp;
-		Oid			toast;
+		Oid temp;
+		Oid toast;
 
 		/* something was created: perhaps in the temporary schema */
 		GetTempNamespaceState(&temp, &toast);
@@ -116,8 +116,9 @@ jq_session_note_utility(Node *stmt)
 static void
 apply_role_settings(Oid db, Oid role)
 {
-	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetCatalogSnapshot(DbRoleSettingRelationId));
+	Relation rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	Snapshot snapshot =
+		RegisterSnapshot(GetCatalogSnapshot(DbRoleSettingRelationId));
 
 	ApplySetting(snapshot, db, role, rel, PGC_S_DATABASE_USER);
 	ApplySetting(snapshot, InvalidOid, role, rel, PGC_S_USER);
@@ -137,7 +138,7 @@ void
 jq_session_connect(Oid db, Oid role, Oid nobody)
 {
 	struct config_generic *commit;
-	HeapTuple	tup;
+	HeapTuple tup;
 
 	my_role = role;
 	by_nobody = OidIsValid(nobody);
@@ -145,15 +146,14 @@ jq_session_connect(Oid db, Oid role, Oid nobody)
 		BackgroundWorkerInitializeConnectionByOid(db, nobody,
 												  BGWORKER_BYPASS_ALLOWCONN);
 	else
-		BackgroundWorkerInitializeConnectionByOid(db, role,
-												  BGWORKER_BYPASS_ROLELOGINCHECK);
+		BackgroundWorkerInitializeConnectionByOid(
+			db, role, BGWORKER_BYPASS_ROLELOGINCHECK);
 
 	StartTransactionCommand();
 	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
 	if (!HeapTupleIsValid(tup))
-		ereport(FATAL,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("role with OID %u does not exist", role)));
+		ereport(FATAL, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("role with OID %u does not exist", role)));
 	my_role_super = ((Form_pg_authid) GETSTRUCT(tup))->rolsuper;
 	ReleaseSysCache(tup);
 	if (by_nobody)
@@ -170,10 +170,9 @@ jq_session_connect(Oid db, Oid role, Oid nobody)
 	 */
 	commit = jq_guc_find("synchronous_commit");
 	commits_sync = commit != NULL && commit->source >= PGC_S_DATABASE &&
-		commit->source <= PGC_S_DATABASE_USER;
+				   commit->source <= PGC_S_DATABASE_USER;
 	if (!commits_sync)
-		SetConfigOption("synchronous_commit", "off", PGC_USERSET,
-						PGC_S_CLIENT);
+		SetConfigOption("synchronous_commit", "off", PGC_USERSET, PGC_S_CLIENT);
 
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = object_access;
@@ -184,8 +183,8 @@ jq_session_connect(Oid db, Oid role, Oid nobody)
 void
 jq_session_check(void)
 {
-	Oid			user;
-	int			sec_context;
+	Oid user;
+	int sec_context;
 
 	GetUserIdAndSecContext(&user, &sec_context);
 	if (user == my_role && sec_context == 0 && GetSessionUserId() == my_role &&
@@ -196,9 +195,8 @@ jq_session_check(void)
 	GetUserIdAndSecContext(&user, &sec_context);
 	if (user != my_role || sec_context != 0 || GetSessionUserId() != my_role ||
 		GetOuterUserId() != my_role)
-		ereport(FATAL,
-				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
-				 errmsg("worker is not the role whose jobs it runs")));
+		ereport(FATAL, (errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+						errmsg("worker is not the role whose jobs it runs")));
 }
 
 bool
@@ -238,9 +236,8 @@ jq_session_clean(void)
 	{
 		EmitErrorReport();
 		FlushErrorState();
-		ereport(FATAL,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not clean the session of a worker")));
+		ereport(FATAL, (errcode(ERRCODE_INTERNAL_ERROR),
+						errmsg("could not clean the session of a worker")));
 	}
 	PG_END_TRY();
 	become_role();

@@ -22,7 +22,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 
-JqShared   *jq_shared;
+JqShared *jq_shared;
 
 static LWLockPadded *locks;
 static LWLockPadded *lane_locks;
@@ -59,7 +59,7 @@ jq_recent_lock(int cell)
 static void
 shmem_request(void)
 {
-	Size		size = MAXALIGN(sizeof(JqShared));
+	Size size = MAXALIGN(sizeof(JqShared));
 
 	if (prev_request_hook)
 		prev_request_hook();
@@ -84,7 +84,7 @@ shmem_request(void)
 static void
 shmem_startup(void)
 {
-	bool		found;
+	bool found;
 
 	if (prev_startup_hook)
 		prev_startup_hook();
@@ -141,14 +141,12 @@ void
 jq_shmem_check(void)
 {
 	if (jq_shared == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("jobqueue is not loaded"),
-				 errhint("Add jobqueue to shared_preload_libraries and "
-						 "restart the server.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("jobqueue is not loaded"),
+						errhint("Add jobqueue to shared_preload_libraries and "
+								"restart the server.")));
 	if (jq_shared->abi != JQ_ABI)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the server runs another version of jobqueue"),
-				 errhint("Restart the server.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("the server runs another version of jobqueue"),
+						errhint("Restart the server.")));
 }

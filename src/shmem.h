@@ -49,25 +49,25 @@ typedef enum JqLockId
  */
 typedef struct JqShared
 {
-	uint32		abi;				/* JQ_ABI of the library that made this */
-	TimestampTz start_time;			/* when this shared memory came to be */
-	int			nentries;			/* size of the pool */
-	int			nlanes;				/* size of each directory */
-	int			ndbs;
-	int			nslots;
+	uint32 abi;				/* JQ_ABI of the library that made this */
+	TimestampTz start_time; /* when this shared memory came to be */
+	int nentries;			/* size of the pool */
+	int nlanes;				/* size of each directory */
+	int ndbs;
+	int nslots;
 
-	pg_atomic_uint64 pool_head;		/* free entries: (tag << 32) | index */
+	pg_atomic_uint64 pool_head; /* free entries: (tag << 32) | index */
 	pg_atomic_uint32 pool_nfree;
-	pg_atomic_uint32 starved;		/* a lane wanted entries and got none */
-	pg_atomic_uint32 nheld;			/* entries of the claim table */
-	pg_atomic_uint64 recent_next;	/* next cell of the ring */
-	pg_atomic_uint32 wasted;		/* entries popped that had to be dropped */
+	pg_atomic_uint32 starved;	  /* a lane wanted entries and got none */
+	pg_atomic_uint32 nheld;		  /* entries of the claim table */
+	pg_atomic_uint64 recent_next; /* next cell of the ring */
+	pg_atomic_uint32 wasted;	  /* entries popped that had to be dropped */
 
-	int			launcher_procno;	/* JQ_LOCK_SLOT; -1 = none */
-	int			launcher_pid;		/* JQ_LOCK_SLOT */
-	uint64		next_generation;	/* JQ_LOCK_SLOT */
-	bool		scan_databases;		/* JQ_LOCK_DB: the launcher is to look */
-	TimestampTz slots_full_warned;	/* launcher only */
+	int launcher_procno;		   /* JQ_LOCK_SLOT; -1 = none */
+	int launcher_pid;			   /* JQ_LOCK_SLOT */
+	uint64 next_generation;		   /* JQ_LOCK_SLOT */
+	bool scan_databases;		   /* JQ_LOCK_DB: the launcher is to look */
+	TimestampTz slots_full_warned; /* launcher only */
 } JqShared;
 
 extern JqShared *jq_shared;

@@ -22,9 +22,9 @@
 #include "storage/latch.h"
 #include "storage/shmem.h"
 
-JqSlot	   *jq_slots;
+JqSlot *jq_slots;
 JqClaimCell *jq_claim_cells;
-int			jq_my_slot = -1;
+int jq_my_slot = -1;
 
 static uint64 my_generation;
 
@@ -32,19 +32,20 @@ Size
 jq_slot_size(void)
 {
 	return add_size(MAXALIGN(mul_size(max_worker_processes, sizeof(JqSlot))),
-					MAXALIGN(mul_size(max_worker_processes,
-									  sizeof(JqClaimCell))));
+					MAXALIGN(
+						mul_size(max_worker_processes, sizeof(JqClaimCell))));
 }
 
 void
 jq_slot_init(void)
 {
-	bool		found;
-	int			i;
+	bool found;
+	int i;
 
 	jq_slots = ShmemInitStruct("jobqueue slots",
 							   MAXALIGN(mul_size(max_worker_processes,
-												 sizeof(JqSlot))), &found);
+												 sizeof(JqSlot))),
+							   &found);
 	if (!found)
 	{
 		memset(jq_slots, 0, max_worker_processes * sizeof(JqSlot));
@@ -66,7 +67,7 @@ jq_slot_init(void)
 int
 jq_slot_reserve(int group, uint64 *generation)
 {
-	int			i;
+	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nslots; i++)
@@ -74,7 +75,7 @@ jq_slot_reserve(int group, uint64 *generation)
 			break;
 	if (i < jq_shared->nslots)
 	{
-		JqSlot	   *s = &jq_slots[i];
+		JqSlot *s = &jq_slots[i];
 
 		s->state = JQ_SLOT_STARTING;
 		s->generation = *generation = ++jq_shared->next_generation;
@@ -109,7 +110,7 @@ slot_free(JqSlot *s)
 void
 jq_slot_unreserve(int slot, uint64 generation)
 {
-	JqSlot	   *s = &jq_slots[slot];
+	JqSlot *s = &jq_slots[slot];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	if (s->state == JQ_SLOT_STARTING && s->generation == generation)
@@ -120,14 +121,14 @@ jq_slot_unreserve(int slot, uint64 generation)
 bool
 jq_slot_attach(int slot, uint64 generation)
 {
-	JqSlot	   *s = &jq_slots[slot];
-	bool		ok;
+	JqSlot *s = &jq_slots[slot];
+	bool ok;
 
 	if (slot < 0 || slot >= jq_shared->nslots)
 		return false;
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	ok = s->state == JQ_SLOT_STARTING && s->generation == generation &&
-		s->pid == 0;
+		 s->pid == 0;
 	if (ok)
 	{
 		s->pid = MyProcPid;
@@ -142,7 +143,7 @@ jq_slot_attach(int slot, uint64 generation)
 void
 jq_slot_detach(void)
 {
-	JqSlot	   *s;
+	JqSlot *s;
 
 	if (jq_my_slot < 0)
 		return;
@@ -158,7 +159,7 @@ jq_slot_detach(void)
 void
 jq_slot_ready(void)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
+	JqSlot *s = &jq_slots[jq_my_slot];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	s->state = JQ_SLOT_BUSY;
@@ -170,7 +171,7 @@ jq_slot_ready(void)
 void
 jq_slot_set_idle(void)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
+	JqSlot *s = &jq_slots[jq_my_slot];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	if (s->state == JQ_SLOT_BUSY)
@@ -186,7 +187,7 @@ jq_slot_set_idle(void)
 void
 jq_slot_set_busy(void)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
+	JqSlot *s = &jq_slots[jq_my_slot];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	if (s->state == JQ_SLOT_IDLE)
@@ -200,7 +201,7 @@ jq_slot_set_busy(void)
 void
 jq_launcher_wake(void)
 {
-	int			procno = *(volatile int *) &jq_shared->launcher_procno;
+	int procno = *(volatile int *) &jq_shared->launcher_procno;
 
 	if (procno >= 0)
 		SetLatch(&GetPGProcByNumber(procno)->procLatch);
@@ -209,11 +210,11 @@ jq_launcher_wake(void)
 void
 jq_group_wake(int group, int n)
 {
-	JqGroup    *g = &jq_groups[group];
-	int			wake[64];
-	int			nwake = 0;
-	bool		launcher = false;
-	int			i;
+	JqGroup *g = &jq_groups[group];
+	int wake[64];
+	int nwake = 0;
+	bool launcher = false;
+	int i;
 
 	/* pairs with the lock in jq_slot_set_idle */
 	pg_memory_barrier();
@@ -221,9 +222,10 @@ jq_group_wake(int group, int n)
 		return;
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nslots && g->nidle > 0 && nwake < n &&
-		 nwake < (int) lengthof(wake); i++)
+				nwake < (int) lengthof(wake);
+		 i++)
 	{
-		JqSlot	   *s = &jq_slots[i];
+		JqSlot *s = &jq_slots[i];
 
 		if (s->state == JQ_SLOT_IDLE && s->group == group)
 		{
@@ -244,19 +246,19 @@ jq_group_wake(int group, int n)
 int
 jq_slot_stop_idle(Oid db)
 {
-	int			n = 0;
-	int			i;
+	int n = 0;
+	int i;
 
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		JqSlot	   *s = &jq_slots[i];
-		int			procno = -1;
+		JqSlot *s = &jq_slots[i];
+		int procno = -1;
 
 		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 		if (s->state != JQ_SLOT_FREE &&
 			(!OidIsValid(db) || jq_groups[s->group].db == db))
 		{
-			s->stop = true;		/* a busy one leaves after its job */
+			s->stop = true; /* a busy one leaves after its job */
 			if (s->state == JQ_SLOT_IDLE)
 			{
 				procno = s->procno;
@@ -273,14 +275,14 @@ jq_slot_stop_idle(Oid db)
 bool
 jq_slot_evict_idle(int group)
 {
-	int			best = -1;
-	int			procno = -1;
-	int			i;
+	int best = -1;
+	int procno = -1;
+	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		JqSlot	   *s = &jq_slots[i];
+		JqSlot *s = &jq_slots[i];
 
 		if (s->state == JQ_SLOT_IDLE && s->group != group && !s->stop &&
 			(best < 0 || s->idle_since < jq_slots[best].idle_since))
@@ -303,21 +305,21 @@ bool
 jq_slot_evict_busy(int group, TimestampTz *when)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int			best = -1;
-	bool		evicted = false;
-	int			i;
+	int best = -1;
+	bool evicted = false;
+	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		JqSlot	   *s = &jq_slots[i];
-		int			n;
+		JqSlot *s = &jq_slots[i];
+		int n;
 
 		if (s->state != JQ_SLOT_BUSY || s->group == group || s->written_off)
 			continue;
 		if (s->stop)
 		{
-			best = -1;			/* one is leaving already */
+			best = -1; /* one is leaving already */
 			break;
 		}
 		n = jq_groups[s->group].nworkers;
@@ -328,8 +330,8 @@ jq_slot_evict_busy(int group, TimestampTz *when)
 	}
 	if (best >= 0)
 	{
-		*when = TimestampTzPlusMilliseconds(jq_slots[best].launched,
-											TIME_SLICE_MS);
+		*when =
+			TimestampTzPlusMilliseconds(jq_slots[best].launched, TIME_SLICE_MS);
 		if (*when <= now)
 			jq_slots[best].stop = evicted = true;
 	}
@@ -344,12 +346,12 @@ void
 jq_slot_repeat_cancels(TimestampTz *when)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		JqSlot	   *s = &jq_slots[i];
-		int			lane = *(volatile int *) &s->claim_lane;
+		JqSlot *s = &jq_slots[i];
+		int lane = *(volatile int *) &s->claim_lane;
 
 		if (lane < 0 || *(volatile int64 *) &s->cancel_for == 0)
 			continue;
@@ -357,15 +359,15 @@ jq_slot_repeat_cancels(TimestampTz *when)
 		if (s->claim_lane == lane && s->cancel_for != 0 &&
 			s->cancel_for == jq_claim_cells[i].id)
 		{
-			int64		age = (now - s->cancel_at) / 1000;
+			int64 age = (now - s->cancel_at) / 1000;
 
 			/* a job can swallow a cancel, but not a termination */
 			if (age >= CANCEL_TERMINATE_MS)
 				kill(s->pid, SIGTERM);
 			else if (age >= CANCEL_REPEAT_MS)
 				kill(s->pid, SIGINT);
-			*when = Min(*when,
-						TimestampTzPlusMilliseconds(now, CANCEL_REPEAT_MS));
+			*when =
+				Min(*when, TimestampTzPlusMilliseconds(now, CANCEL_REPEAT_MS));
 		}
 		LWLockRelease(jq_lane_lock(lane));
 	}
@@ -375,7 +377,7 @@ void
 jq_slot_show(int attempt, TimestampTz started, TimestampTz deadline,
 			 const char *command)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
+	JqSlot *s = &jq_slots[jq_my_slot];
 
 	s->changecount++;
 	pg_write_barrier();

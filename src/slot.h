@@ -27,7 +27,7 @@ typedef enum JqSlotState
 typedef enum JqClaimState
 {
 	JQ_CLAIM_NONE,
-	JQ_CLAIM_TAKEN,				/* popped; nothing has been done yet */
+	JQ_CLAIM_TAKEN, /* popped; nothing has been done yet */
 	JQ_CLAIM_RUNNING
 } JqClaimState;
 
@@ -37,40 +37,40 @@ typedef struct JqSlot
 {
 	/* JQ_LOCK_SLOT */
 	JqSlotState state;
-	uint64		generation;		/* of this use of the slot */
-	int			pid;
-	int			procno;
-	int			group;
+	uint64 generation; /* of this use of the slot */
+	int pid;
+	int procno;
+	int group;
 	TimestampTz launched;
 	TimestampTz idle_since;
-	bool		stop;			/* asked to leave; read without lock */
-	bool		written_off;	/* its job does not react: a stand-in may run */
+	bool stop;		  /* asked to leave; read without lock */
+	bool written_off; /* its job does not react: a stand-in may run */
 
 	/* lane lock of claim_lane; claim_lane itself changes only under it */
-	int			claim_lane;		/* -1 = none */
+	int claim_lane; /* -1 = none */
 	JqClaimState claim_state;
-	JqPos		claim_pos;
+	JqPos claim_pos;
 	ItemPointerData claim_tid;
-	uint8		claim_flags;
-	uint8		claim_keylen;
-	char		claim_key[JQ_KEY_MAX + 1];
-	int64		cancel_for;		/* the job a cancel is meant for */
-	TimestampTz cancel_at;		/* since when */
+	uint8 claim_flags;
+	uint8 claim_keylen;
+	char claim_key[JQ_KEY_MAX + 1];
+	int64 cancel_for;	   /* the job a cancel is meant for */
+	TimestampTz cancel_at; /* since when */
 
 	/* written by the owner alone; readers retry while changecount is odd or
 	 * has moved */
 	volatile uint32 changecount;
-	int			attempt;
+	int attempt;
 	TimestampTz started_at;
-	TimestampTz deadline;		/* of its job; 0 = none */
-	char		command[JQ_COMMAND_SHOWN];
-	int64		jobs;			/* done in this process's life */
+	TimestampTz deadline; /* of its job; 0 = none */
+	char command[JQ_COMMAND_SHOWN];
+	int64 jobs; /* done in this process's life */
 } JqSlot;
 
 /* what the slot has claimed, apart and dense for quick search */
 typedef struct JqClaimCell
 {
-	volatile int64 id;			/* 0 = none */
+	volatile int64 id; /* 0 = none */
 	volatile Oid db;
 } JqClaimCell;
 
@@ -78,13 +78,13 @@ extern JqSlot *jq_slots;
 extern JqClaimCell *jq_claim_cells;
 
 /* this process's slot, -1 if it is no worker */
-extern int	jq_my_slot;
+extern int jq_my_slot;
 
 extern Size jq_slot_size(void);
 extern void jq_slot_init(void);
 
 /* launcher: reserve a slot for a group; -1 = none left */
-extern int	jq_slot_reserve(int group, uint64 *generation);
+extern int jq_slot_reserve(int group, uint64 *generation);
 /* launcher: its process did not come up */
 extern void jq_slot_unreserve(int slot, uint64 generation);
 /* worker: the slot is ours; false = it is not (any more) */
@@ -97,7 +97,7 @@ extern void jq_slot_set_idle(void);
 extern void jq_slot_set_busy(void);
 
 /* ask idle workers to leave: of a database, or all (InvalidOid) */
-extern int	jq_slot_stop_idle(Oid db);
+extern int jq_slot_stop_idle(Oid db);
 /* ask the longest idle worker of another group to leave */
 extern bool jq_slot_evict_idle(int group);
 /*
@@ -111,7 +111,7 @@ extern void jq_slot_repeat_cancels(TimestampTz *when);
 extern void jq_launcher_wake(void);
 
 /* what the job in hand is, for the views */
-extern void jq_slot_show(int attempt, TimestampTz started,
-						 TimestampTz deadline, const char *command);
+extern void jq_slot_show(int attempt, TimestampTz started, TimestampTz deadline,
+						 const char *command);
 
 #endif /* JQ_SLOT_H */

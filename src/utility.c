@@ -44,8 +44,8 @@ static ProcessUtility_hook_type prev_hook;
 static bool
 may_create_database(void)
 {
-	HeapTuple	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
-	bool		ok = superuser();
+	HeapTuple tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool ok = superuser();
 
 	if (HeapTupleIsValid(tup))
 	{
@@ -63,8 +63,8 @@ static Oid
 database_to_leave(Node *stmt)
 {
 	const char *name = NULL;
-	bool		as_template = false;
-	Oid			db;
+	bool as_template = false;
+	Oid db;
 
 	switch (nodeTag(stmt))
 	{
@@ -76,30 +76,31 @@ database_to_leave(Node *stmt)
 				name = ((RenameStmt *) stmt)->subname;
 			break;
 		case T_AlterDatabaseStmt:
-			{
-				ListCell   *lc;
+		{
+			ListCell *lc;
 
-				foreach(lc, ((AlterDatabaseStmt *) stmt)->options)
-					if (strcmp(((DefElem *) lfirst(lc))->defname, "tablespace") == 0)
-						name = ((AlterDatabaseStmt *) stmt)->dbname;
-				break;
-			}
+			foreach(lc, ((AlterDatabaseStmt *) stmt)->options)
+				if (strcmp(((DefElem *) lfirst(lc))->defname, "tablespace") ==
+					0)
+					name = ((AlterDatabaseStmt *) stmt)->dbname;
+			break;
+		}
 		case T_CreatedbStmt:
+		{
+			ListCell *lc;
+
+			name = "template1";
+			foreach(lc, ((CreatedbStmt *) stmt)->options)
 			{
-				ListCell   *lc;
+				DefElem *d = lfirst(lc);
 
-				name = "template1";
-				foreach(lc, ((CreatedbStmt *) stmt)->options)
-				{
-					DefElem    *d = lfirst(lc);
-
-					if (strcmp(d->defname, "template") == 0 && d->arg &&
-						IsA(d->arg, String))
-						name = strVal(d->arg);
-				}
-				as_template = true;
-				break;
+				if (strcmp(d->defname, "template") == 0 && d->arg &&
+					IsA(d->arg, String))
+					name = strVal(d->arg);
 			}
+			as_template = true;
+			break;
+		}
 		default:
 			break;
 	}
@@ -110,8 +111,8 @@ database_to_leave(Node *stmt)
 		return InvalidOid;
 	if (as_template)
 	{
-		HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
-		bool		open = false;
+		HeapTuple tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+		bool open = false;
 
 		if (HeapTupleIsValid(tup))
 		{
@@ -135,18 +136,21 @@ database_to_leave(Node *stmt)
 static void
 leave_database(Oid db, int dbix)
 {
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 4000);
+	TimestampTz until =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 4000);
 
 	for (;;)
 	{
-		int			procno;
-		bool		busy = false;
-		int			i;
+		int procno;
+		bool busy = false;
+		int i;
 
 		jq_slot_stop_idle(db);
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 		jq_dbs[dbix].leave = true;
-		procno = jq_dbs[dbix].sched_state == JQ_SCHED_RUNNING ? jq_dbs[dbix].sched_procno : -1;
+		procno = jq_dbs[dbix].sched_state == JQ_SCHED_RUNNING ?
+					 jq_dbs[dbix].sched_procno :
+					 -1;
 		if (jq_dbs[dbix].sched_state != JQ_SCHED_NONE)
 			busy = true;
 		LWLockRelease(jq_lock(JQ_LOCK_DB));
@@ -184,9 +188,9 @@ return_to_database(int dbix)
 static bool
 prepared_long_ago(const char *gid)
 {
-	Oid			types[2] = {TEXTOID, TIMESTAMPTZOID};
-	Datum		values[2];
-	bool		found;
+	Oid types[2] = {TEXTOID, TIMESTAMPTZOID};
+	Datum values[2];
+	bool found;
 
 	values[0] = CStringGetTextDatum(gid);
 	values[1] = TimestampTzGetDatum(jq_shared->start_time);
@@ -224,12 +228,12 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			 QueryEnvironment *queryEnv, DestReceiver *dest,
 			 QueryCompletion *qc)
 {
-	Node	   *stmt = pstmt->utilityStmt;
+	Node *stmt = pstmt->utilityStmt;
 	volatile int dbix = -1;
-	JqPrepared	prepared;
-	bool		publish = false;
-	bool		forget = false;
-	Oid			db;
+	JqPrepared prepared;
+	bool publish = false;
+	bool forget = false;
+	Oid db;
 
 	if (!jq_shmem_ready())
 	{
@@ -247,14 +251,14 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			jq_publish_set_gid(t->gid);
 		else if (t->kind == TRANS_STMT_COMMIT_PREPARED)
 			forget = !IsTransactionBlock() && !RecoveryInProgress() &&
-				prepared_long_ago(t->gid);
+					 prepared_long_ago(t->gid);
 		next_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
 				  dest, qc);
 		if (t->kind == TRANS_STMT_COMMIT_PREPARED ||
 			t->kind == TRANS_STMT_ROLLBACK_PREPARED)
 		{
 			publish = jq_prepared_take(t->gid, &prepared) &&
-				t->kind == TRANS_STMT_COMMIT_PREPARED;
+					  t->kind == TRANS_STMT_COMMIT_PREPARED;
 			if (publish)
 				jq_publish_prepared(&prepared);
 			else if (forget)

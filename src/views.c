@@ -40,9 +40,10 @@ put(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
 static Datum
 memory_text(const char *s)
 {
-	int			len = strlen(s);
+	int len = strlen(s);
 
-	return PointerGetDatum(cstring_to_text_with_len(s, pg_mbcliplen(s, len, len)));
+	return PointerGetDatum(
+		cstring_to_text_with_len(s, pg_mbcliplen(s, len, len)));
 }
 
 /* ------------------------------------------------------------ the queues */
@@ -51,32 +52,29 @@ PG_FUNCTION_INFO_V1(jq_queue_stats);
 Datum
 jq_queue_stats(PG_FUNCTION_ARGS)
 {
-	int			i;
+	int i;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
-		JqQueue    *q = &jq_queues[i];
-		int64		ready = 0,
-					blocked = 0,
-					running = 0,
-					spilled = 0;
-		bool		estimated = false;
-		bool		seen = jq_sight_of(InvalidOid) > 0;
-		Datum		values[15];
-		bool		nulls[15];
-		uint64		minute = (uint64) (GetCurrentTimestamp() / USECS_PER_MINUTE);
-		int64		age;
-		double		p;
-		int			k;
+		JqQueue *q = &jq_queues[i];
+		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
+		bool estimated = false;
+		bool seen = jq_sight_of(InvalidOid) > 0;
+		Datum values[15];
+		bool nulls[15];
+		uint64 minute = (uint64) (GetCurrentTimestamp() / USECS_PER_MINUTE);
+		int64 age;
+		double p;
+		int k;
 
 		if (q->db != MyDatabaseId)
 			continue;
 		for (k = 0; k < jq_shared->nlanes; k++)
 		{
-			JqLane	   *l = &jq_lanes[k];
-			Oid			role;
+			JqLane *l = &jq_lanes[k];
+			Oid role;
 
 			if (l->db != MyDatabaseId || l->queue_ix != i)
 				continue;
@@ -112,8 +110,14 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 		values[8] = Int64GetDatum(pg_atomic_read_u64(&q->failed));
 		/* the last full minute */
 		age = (int64) (minute - pg_atomic_read_u64(&q->minute));
-		values[9] = Int64GetDatum(age == 0 ? pg_atomic_read_u32(&q->completed_before) : age == 1 ? pg_atomic_read_u32(&q->completed_now) : 0);
-		values[10] = Int64GetDatum(age == 0 ? pg_atomic_read_u32(&q->failed_before) : age == 1 ? pg_atomic_read_u32(&q->failed_now) : 0);
+		values[9] =
+			Int64GetDatum(age == 0 ? pg_atomic_read_u32(&q->completed_before) :
+						  age == 1 ? pg_atomic_read_u32(&q->completed_now) :
+									 0);
+		values[10] =
+			Int64GetDatum(age == 0 ? pg_atomic_read_u32(&q->failed_before) :
+						  age == 1 ? pg_atomic_read_u32(&q->failed_now) :
+									 0);
 		for (k = 0; k < 4; k++)
 		{
 			p = jq_histogram_percentile(k < 2 ? q->wait_hist : q->run_hist,
@@ -132,30 +136,29 @@ Datum
 jq_counts(PG_FUNCTION_ARGS)
 {
 	static const char *const sql =
-	"SELECT queue, sum(scheduled)::bigint, sum(dead)::bigint, min(oldest) FROM ("
-	" SELECT queue, owner::oid AS owner, count(*) AS scheduled, 0 AS dead,"
-	"  NULL::timestamptz AS oldest FROM %s.jobqueue_job"
-	"  WHERE run_at IS NOT NULL AND run_at > clock_timestamp()"
-	"  AND home = $1 GROUP BY 1, 2"
-	" UNION ALL"
-	" SELECT queue, owner::oid, 0, count(*), NULL FROM %s.jobqueue_archive"
-	"  WHERE state = 'dead' GROUP BY 1, 2"
-	" UNION ALL"
-	" SELECT queue, owner::oid, 0, 0, enqueued_at FROM %s.jobqueue_job"
-	"  WHERE id = ANY($2)) x"
-	" WHERE $3 OR owner = ANY($4) GROUP BY queue";
+		"SELECT queue, sum(scheduled)::bigint, sum(dead)::bigint, min(oldest) FROM ("
+		" SELECT queue, owner::oid AS owner, count(*) AS scheduled, 0 AS dead,"
+		"  NULL::timestamptz AS oldest FROM %s.jobqueue_job"
+		"  WHERE run_at IS NOT NULL AND run_at > clock_timestamp()"
+		"  AND home = $1 GROUP BY 1, 2"
+		" UNION ALL"
+		" SELECT queue, owner::oid, 0, count(*), NULL FROM %s.jobqueue_archive"
+		"  WHERE state = 'dead' GROUP BY 1, 2"
+		" UNION ALL"
+		" SELECT queue, owner::oid, 0, 0, enqueued_at FROM %s.jobqueue_job"
+		"  WHERE id = ANY($2)) x"
+		" WHERE $3 OR owner = ANY($4) GROUP BY queue";
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	JqTable    *t = jq_table_required();
-	Oid			types[4] = {INT8OID, INT8ARRAYOID, BOOLOID, OIDARRAYOID};
-	Datum		values[4];
-	Datum	   *heads;
-	Datum	   *roles;
-	int			n = 0,
-				nroles = 0;
+	JqTable *t = jq_table_required();
+	Oid types[4] = {INT8OID, INT8ARRAYOID, BOOLOID, OIDARRAYOID};
+	Datum values[4];
+	Datum *heads;
+	Datum *roles;
+	int n = 0, nroles = 0;
 	JqOwnerState state;
-	uint64		i;
-	int			k;
-	bool		all = jq_sight_of(InvalidOid) > 0;
+	uint64 i;
+	int k;
+	bool all = jq_sight_of(InvalidOid) > 0;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
@@ -174,17 +177,17 @@ jq_counts(PG_FUNCTION_ARGS)
 		if (jq_lanes[k].db == MyDatabaseId && jq_sight_of(jq_lanes[k].role) > 0)
 			roles[nroles++] = ObjectIdGetDatum(jq_lanes[k].role);
 	values[0] = Int64GetDatum(t->home);
-	values[1] = PointerGetDatum(construct_array(heads, n, INT8OID, 8, true,
-												TYPALIGN_DOUBLE));
+	values[1] = PointerGetDatum(
+		construct_array(heads, n, INT8OID, 8, true, TYPALIGN_DOUBLE));
 	values[2] = BoolGetDatum(all);
-	values[3] = PointerGetDatum(construct_array(roles, nroles, OIDOID, 4, true,
-												TYPALIGN_INT));
+	values[3] = PointerGetDatum(
+		construct_array(roles, nroles, OIDOID, 4, true, TYPALIGN_INT));
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, sql, 4, types, values, NULL);
 	for (i = 0; i < SPI_processed; i++)
 	{
-		Datum		v[4];
-		bool		nulls[4];
+		Datum v[4];
+		bool nulls[4];
 
 		for (k = 0; k < 4; k++)
 			v[k] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
@@ -200,24 +203,24 @@ jq_counts(PG_FUNCTION_ARGS)
 /* what a slot shows, read without its lock */
 typedef struct Shown
 {
-	int64		id;
-	Oid			role;
-	int			pid;
-	char		queue[JQ_QUEUE_NAME_MAX + 1];
-	char		key[JQ_KEY_MAX + 1];
-	bool		running;
-	int			attempt;
+	int64 id;
+	Oid role;
+	int pid;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	char key[JQ_KEY_MAX + 1];
+	bool running;
+	int attempt;
 	TimestampTz started_at;
-	char		command[JQ_COMMAND_SHOWN];
+	char command[JQ_COMMAND_SHOWN];
 } Shown;
 
 static bool
 show_slot(int i, Shown *out)
 {
-	JqSlot	   *s = &jq_slots[i];
-	int			lane = *(volatile int *) &s->claim_lane;
-	bool		ok = false;
-	int			tries;
+	JqSlot *s = &jq_slots[i];
+	int lane = *(volatile int *) &s->claim_lane;
+	bool ok = false;
+	int tries;
 
 	if (lane < 0)
 		return false;
@@ -236,7 +239,7 @@ show_slot(int i, Shown *out)
 	LWLockRelease(jq_lane_lock(lane));
 	for (tries = 0; ok && tries < 1000; tries++)
 	{
-		uint32		before = s->changecount;
+		uint32 before = s->changecount;
 
 		pg_read_barrier();
 		out->attempt = s->attempt;
@@ -254,15 +257,15 @@ PG_FUNCTION_INFO_V1(jq_running_jobs);
 Datum
 jq_running_jobs(PG_FUNCTION_ARGS)
 {
-	int			i;
+	int i;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		Shown		s;
-		Datum		values[8];
-		bool		nulls[8];
+		Shown s;
+		Datum values[8];
+		bool nulls[8];
 
 		if (!show_slot(i, &s) || jq_sight_of(s.role) == 0)
 			continue;
@@ -287,17 +290,16 @@ PG_FUNCTION_INFO_V1(jq_blocked_jobs);
 Datum
 jq_blocked_jobs(PG_FUNCTION_ARGS)
 {
-	int64	   *ids;
-	int			n,
-				i;
+	int64 *ids;
+	int n, i;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
 	ids = jq_keylock_parked(MyDatabaseId, &n);
 	for (i = 0; i < n; i++)
 	{
-		Datum		values[2];
-		bool		nulls[2] = {false, true};
+		Datum values[2];
+		bool nulls[2] = {false, true};
 
 		values[0] = Int64GetDatum(ids[i]);
 		values[1] = (Datum) 0;
@@ -311,20 +313,19 @@ PG_FUNCTION_INFO_V1(jq_recent_jobs);
 Datum
 jq_recent_jobs(PG_FUNCTION_ARGS)
 {
-	JqRecent   *list;
-	int			n,
-				i;
+	JqRecent *list;
+	int n, i;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
 	list = jq_recent_list(MyDatabaseId, &n);
 	for (i = 0; i < n; i++)
 	{
-		JqRecent   *r = &list[i];
-		int			sight = jq_sight_of(r->role);
-		Datum		values[12];
-		bool		nulls[12];
-		Datum		text;
+		JqRecent *r = &list[i];
+		int sight = jq_sight_of(r->role);
+		Datum values[12];
+		bool nulls[12];
+		Datum text;
 
 		if (sight == 0)
 			continue;
@@ -358,26 +359,25 @@ PG_FUNCTION_INFO_V1(jq_held_keys);
 Datum
 jq_held_keys(PG_FUNCTION_ARGS)
 {
-	JqKeyInfo  *list;
-	int			n,
-				i;
-	bool		all = jq_sight_of(InvalidOid) > 0;
+	JqKeyInfo *list;
+	int n, i;
+	bool all = jq_sight_of(InvalidOid) > 0;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
 	list = jq_keylock_list(MyDatabaseId, &n);
 	for (i = 0; i < n; i++)
 	{
-		JqKeyInfo  *k = &list[i];
-		Datum		values[5];
-		bool		nulls[5];
-		int			s;
-		bool		visible = all;
+		JqKeyInfo *k = &list[i];
+		Datum values[5];
+		bool nulls[5];
+		int s;
+		bool visible = all;
 
 		/* a key is seen by who may see the job that holds it */
 		for (s = 0; s < jq_shared->nslots && !visible; s++)
 		{
-			Shown		shown;
+			Shown shown;
 
 			if (jq_claim_cells[s].id == k->job && show_slot(s, &shown) &&
 				shown.id == k->job)
@@ -402,23 +402,23 @@ PG_FUNCTION_INFO_V1(jq_processes);
 Datum
 jq_processes(PG_FUNCTION_ARGS)
 {
-	int			dbix;
-	int			i;
+	int dbix;
+	int i;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
 	dbix = jq_dir_db(MyDatabaseId, false);
 	for (i = -2; i < jq_shared->nslots; i++)
 	{
-		Datum		values[8];
-		bool		nulls[8];
+		Datum values[8];
+		bool nulls[8];
 		const char *state = NULL;
-		Shown		shown;
+		Shown shown;
 
 		memset(nulls, true, sizeof(nulls));
 		if (i == -2)
 		{
-			int			pid = *(volatile int *) &jq_shared->launcher_pid;
+			int pid = *(volatile int *) &jq_shared->launcher_pid;
 
 			if (pid == 0 || jq_sight_of(InvalidOid) == 0)
 				continue;
@@ -430,7 +430,7 @@ jq_processes(PG_FUNCTION_ARGS)
 		}
 		if (i == -1)
 		{
-			int			pid = 0;
+			int pid = 0;
 
 			if (dbix < 0 || jq_sight_of(InvalidOid) == 0)
 				continue;
@@ -446,9 +446,8 @@ jq_processes(PG_FUNCTION_ARGS)
 			continue;
 		}
 		{
-			JqSlot		s;
-			Oid			db,
-						role;
+			JqSlot s;
+			Oid db, role;
 
 			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
 			s = jq_slots[i];
@@ -467,7 +466,9 @@ jq_processes(PG_FUNCTION_ARGS)
 					state = "idle";
 					break;
 				default:
-					state = s.written_off ? "stuck" : jq_claim_cells[i].id != 0 ? "running" : "busy";
+					state = s.written_off			  ? "stuck" :
+							jq_claim_cells[i].id != 0 ? "running" :
+														"busy";
 			}
 			values[0] = Int32GetDatum(s.pid);
 			values[1] = CStringGetTextDatum("worker");

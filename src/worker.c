@@ -44,21 +44,21 @@
 #include "utils/timestamp.h"
 #include "worker.h"
 
-#define MAX_LANES 4096			/* of one role in one database, at a time */
+#define MAX_LANES 4096 /* of one role in one database, at a time */
 
-bool		jq_is_worker = false;
+bool jq_is_worker = false;
 volatile sig_atomic_t jq_worker_interrupted = false;
 
 static JqWorkerArgs args;
 static int *my_lanes;
-static int	n_my_lanes;
+static int n_my_lanes;
 static uint32 my_lanes_generation;
-static int	next_lane;
+static int next_lane;
 static int64 jobs_done;
 
 static XLogRecPtr flushed;
 static TimestampTz last_flush;
-static int64 flush_cost;		/* us */
+static int64 flush_cost; /* us */
 
 static void
 interrupt_handler(SIGNAL_ARGS)
@@ -94,7 +94,7 @@ role_callback(Datum arg, int cacheid, uint32 hashvalue)
 static void
 worker_exit(int code, Datum arg)
 {
-	JqSlot	   *s;
+	JqSlot *s;
 
 	(void) code;
 	(void) arg;
@@ -104,20 +104,25 @@ worker_exit(int code, Datum arg)
 	s = &jq_slots[jq_my_slot];
 	if (s->claim_lane >= 0)
 	{
-		char		queue[JQ_QUEUE_NAME_MAX + 1];
+		char queue[JQ_QUEUE_NAME_MAX + 1];
 
-		bool		cancelled = s->cancel_for == s->claim_pos.id;
+		bool cancelled = s->cancel_for == s->claim_pos.id;
 
 		strlcpy(queue, jq_lanes[s->claim_lane].queue, sizeof(queue));
 
 		if (s->claim_state == JQ_CLAIM_RUNNING &&
-			jq_claim_to_held(JQ_HELD_FAILING, InvalidTransactionId,
-							 cancelled ? "CANCL" : jq_run_timed_out() ? "57014" : "57P01",
-							 jq_run_timed_out() ? "job timed out, and did not end when it was cancelled" : "the worker was terminated while it ran the job"))
+			jq_claim_to_held(
+				JQ_HELD_FAILING, InvalidTransactionId,
+				cancelled		   ? "CANCL" :
+				jq_run_timed_out() ? "57014" :
+									 "57P01",
+				jq_run_timed_out() ?
+					"job timed out, and did not end when it was cancelled" :
+					"the worker was terminated while it ran the job"))
 			;
 		else
 		{
-			JqItem		item;
+			JqItem item;
 
 			/* not begun, or no room to note the failure: as if never taken */
 			memset(&item, 0, sizeof(item));
@@ -138,7 +143,7 @@ worker_exit(int code, Datum arg)
 
 	/* a wake-up that was meant for this process must not be lost with it */
 	{
-		int			i;
+		int i;
 
 		for (i = 0; i < n_my_lanes; i++)
 			if (jq_lanes[my_lanes[i]].nready > 0)
@@ -154,7 +159,7 @@ worker_exit(int code, Datum arg)
 static void
 refresh_lanes(void)
 {
-	uint32		now = pg_atomic_read_u32(&jq_groups[args.group].lanes_generation);
+	uint32 now = pg_atomic_read_u32(&jq_groups[args.group].lanes_generation);
 
 	if (now == my_lanes_generation)
 		return;
@@ -167,7 +172,7 @@ refresh_lanes(void)
 static bool
 anything_ready(void)
 {
-	int			i;
+	int i;
 
 	refresh_lanes();
 	for (i = 0; i < n_my_lanes; i++)
@@ -181,12 +186,12 @@ anything_ready(void)
 static bool
 take_job(JqClaimed *job)
 {
-	int			i;
+	int i;
 
 	refresh_lanes();
 	for (i = 0; i < n_my_lanes; i++)
 	{
-		int			lane = my_lanes[(next_lane + i) % n_my_lanes];
+		int lane = my_lanes[(next_lane + i) % n_my_lanes];
 
 		if (*(volatile uint32 *) &jq_lanes[lane].nready == 0)
 			continue;
@@ -211,7 +216,7 @@ call_for_help(int lane)
 static void
 call_launcher(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
 		if (i != args.group && OidIsValid(jq_groups[i].db) &&
@@ -227,8 +232,7 @@ call_launcher(void)
 static void
 flush_commits(void)
 {
-	instr_time	start,
-				end;
+	instr_time start, end;
 
 	if (XactLastCommitEnd == InvalidXLogRecPtr || XactLastCommitEnd <= flushed)
 		return;
@@ -244,7 +248,7 @@ flush_commits(void)
 static void
 maybe_flush(void)
 {
-	int64		interval = (int64) jobqueue_flush_interval * 1000;
+	int64 interval = (int64) jobqueue_flush_interval * 1000;
 
 	if (XactLastCommitEnd <= flushed)
 		return;
@@ -258,7 +262,7 @@ maybe_flush(void)
 static bool
 should_leave(void)
 {
-	JqSlot	   *s = &jq_slots[jq_my_slot];
+	JqSlot *s = &jq_slots[jq_my_slot];
 
 	if (*(volatile bool *) &s->stop || role_changed)
 		return true;
@@ -266,7 +270,7 @@ should_leave(void)
 		return true;
 	if (jobs_done % 256 == 255 && jobqueue_worker_max_memory > 0 &&
 		MemoryContextMemAllocated(TopMemoryContext, true) >
-		(Size) jobqueue_worker_max_memory * 1024)
+			(Size) jobqueue_worker_max_memory * 1024)
 		return true;
 	return false;
 }
@@ -283,8 +287,8 @@ wait_for_work(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 	for (;;)
 	{
-		long		timeout;
-		int			rc;
+		long timeout;
+		int rc;
 
 		jq_slot_set_idle();
 		if (jobqueue_enabled &&
@@ -296,14 +300,16 @@ wait_for_work(void)
 		if (should_leave())
 			return false;
 		call_launcher();
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-												  TimestampTzPlusMilliseconds(idle_since,
-																			  jobqueue_worker_idle_timeout * INT64CONST(1000)));
+		timeout = TimestampDifferenceMilliseconds(
+			GetCurrentTimestamp(),
+			TimestampTzPlusMilliseconds(idle_since,
+										jobqueue_worker_idle_timeout *
+											INT64CONST(1000)));
 		if (timeout <= 0)
 			return false;
-		rc = WaitLatch(MyLatch,
-					   WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					   timeout, jq_wait_event(&wait_event, "JobqueueWorkerMain"));
+		rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					   timeout,
+					   jq_wait_event(&wait_event, "JobqueueWorkerMain"));
 		ResetLatch(MyLatch);
 		/* nobody cancels an idle worker */
 		QueryCancelPending = false;
@@ -335,8 +341,9 @@ jq_worker_main(Datum arg)
 	jq_is_worker = true;
 
 	jq_session_connect(args.db, args.role, args.nobody);
-	my_lanes = MemoryContextAlloc(TopMemoryContext,
-								  Min(MAX_LANES, jq_shared->nlanes) * sizeof(int));
+	my_lanes =
+		MemoryContextAlloc(TopMemoryContext,
+						   Min(MAX_LANES, jq_shared->nlanes) * sizeof(int));
 	jq_publish_init();
 	jq_keylock_prepare();
 	role_changed = false;
@@ -346,7 +353,7 @@ jq_worker_main(Datum arg)
 
 	for (;;)
 	{
-		JqClaimed	job;
+		JqClaimed job;
 
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
@@ -354,12 +361,11 @@ jq_worker_main(Datum arg)
 			break;
 		if (jobqueue_enabled && take_job(&job))
 		{
-			char		queue[JQ_QUEUE_NAME_MAX + 1];
+			char queue[JQ_QUEUE_NAME_MAX + 1];
 
 			strlcpy(queue, jq_lanes[job.lane].queue, sizeof(queue));
 			call_for_help(job.lane);
-			jq_run_claimed(&job, args.role, queue,
-						   jq_lanes[job.lane].queue_ix);
+			jq_run_claimed(&job, args.role, queue, jq_lanes[job.lane].queue_ix);
 			jobs_done++;
 			jq_slots[jq_my_slot].jobs = jobs_done;
 			maybe_flush();

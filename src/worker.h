@@ -12,12 +12,12 @@
 /* parameters of a worker, in bgw_extra */
 typedef struct JqWorkerArgs
 {
-	uint64		generation;
-	Oid			db;
-	Oid			role;
-	Oid			nobody;			/* InvalidOid: connect as the role itself */
-	int			slot;
-	int			group;
+	uint64 generation;
+	Oid db;
+	Oid role;
+	Oid nobody; /* InvalidOid: connect as the role itself */
+	int slot;
+	int group;
 } JqWorkerArgs;
 
 /* is this process a worker of ours? */
