@@ -368,3 +368,213 @@ BEGIN
 	END LOOP;
 END
 $$;
+
+-- ---------------------------------------------------------------------------
+-- Comments
+-- ---------------------------------------------------------------------------
+COMMENT ON TYPE jobqueue_role IS
+	'a role, printed like regrole; a bare number is read as no role at all';
+COMMENT ON FUNCTION jobqueue_role_in(cstring) IS
+	'input function of type jobqueue_role';
+COMMENT ON FUNCTION jobqueue_role_out(jobqueue_role) IS
+	'output function of type jobqueue_role';
+COMMENT ON CAST (jobqueue_role AS pg_catalog.oid) IS
+	'the OID of the role';
+COMMENT ON CAST (pg_catalog.oid AS jobqueue_role) IS
+	'the role with that OID';
+COMMENT ON CAST (pg_catalog.regrole AS jobqueue_role) IS
+	'the same role';
+
+COMMENT ON TABLE jobqueue_meta IS
+	'internal: the identity of this installation; its data is not dumped';
+COMMENT ON COLUMN jobqueue_meta.home IS
+	'random identity; jobs enqueued under another one are held';
+COMMENT ON COLUMN jobqueue_meta.database IS
+	'OID of the database the identity belongs to; a copy of the database has another one and holds its jobs';
+COMMENT ON SEQUENCE jobqueue_job_id_seq IS
+	'ids of jobs';
+COMMENT ON TABLE jobqueue_job IS
+	'live jobs, one row each from enqueue to end; a row is a right to run its command as its owner, so grant nothing on it; read the view jobqueue_jobs';
+COMMENT ON COLUMN jobqueue_job.id IS 'id of the job';
+COMMENT ON COLUMN jobqueue_job.enqueued_at IS 'when it was enqueued';
+COMMENT ON COLUMN jobqueue_job.home IS
+	'identity of the installation it was enqueued in; of another one: held until jobqueue_adopt()';
+COMMENT ON COLUMN jobqueue_job.run_at IS 'not before; NULL: ready';
+COMMENT ON COLUMN jobqueue_job.expires_at IS
+	'cancelled if it has not started by then';
+COMMENT ON COLUMN jobqueue_job.owner IS 'the role it runs as';
+COMMENT ON COLUMN jobqueue_job.func_owner IS
+	'the role that owned the function when the job was enqueued';
+COMMENT ON COLUMN jobqueue_job.priority IS 'smaller runs first';
+COMMENT ON COLUMN jobqueue_job.attempt IS 'attempts that have failed';
+COMMENT ON COLUMN jobqueue_job.max_attempts IS
+	'dead after so many; NULL: 10, or 1 outside a transaction block';
+COMMENT ON COLUMN jobqueue_job.crashes IS
+	'crashes of the server while it ran, since its last recorded failure';
+COMMENT ON COLUMN jobqueue_job.kind IS
+	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block';
+COMMENT ON COLUMN jobqueue_job.queue IS 'name of its queue';
+COMMENT ON COLUMN jobqueue_job.command IS 'signature of the function, or SQL text';
+COMMENT ON COLUMN jobqueue_job.args IS 'argument of the function, or $1 of the text';
+COMMENT ON COLUMN jobqueue_job.key IS 'at most one job of a key runs at a time';
+COMMENT ON COLUMN jobqueue_job.search_path IS
+	'search_path of the enqueuer; NULL: the default of the role';
+COMMENT ON COLUMN jobqueue_job.settings IS
+	'settings captured at enqueue, each name=value';
+COMMENT ON COLUMN jobqueue_job.timeout IS
+	'of one attempt; 0: none, NULL: 1 hour';
+COMMENT ON COLUMN jobqueue_job.keep IS
+	'how long it stays in the history once completed; NULL or 0: not at all';
+COMMENT ON COLUMN jobqueue_job.tags IS 'words of the application';
+COMMENT ON COLUMN jobqueue_job.errors IS
+	'the last failures, oldest first, at most 25';
+COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
+	'who writes a row must be a member of its owner; completes and announces the row';
+COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
+	'rows of roles that one is a member of';
+COMMENT ON TABLE jobqueue_archive IS
+	'jobs that are dead or cancelled, and completed ones that are kept; read the view jobqueue_history';
+COMMENT ON COLUMN jobqueue_archive.expires_at IS 'when the row is deleted';
+COMMENT ON TRIGGER jobqueue_archive_guard ON jobqueue_archive IS
+	'who writes a row must be a member of its owner';
+COMMENT ON POLICY jobqueue_archive_owner ON jobqueue_archive IS
+	'rows of roles that one is a member of';
+COMMENT ON FUNCTION jobqueue_job_trigger() IS
+	'internal: guards rows that do not come through jobqueue_enqueue()';
+COMMENT ON FUNCTION jobqueue_home() IS
+	'internal: the identity of this installation';
+
+COMMENT ON FUNCTION jobqueue_enqueue(text, jsonb, text, text, int, timestamptz,
+	int, interval, timestamptz, interval, text[]) IS
+	'enqueue a job in this transaction; returns its id';
+COMMENT ON FUNCTION jobqueue_enqueue_many(text, jsonb[], text[], text, int,
+	timestamptz, int, interval, timestamptz, interval, text[]) IS
+	'enqueue one job for each element of args, in order; returns their ids';
+COMMENT ON FUNCTION jobqueue_current() IS
+	'in a job: which job it is; elsewhere: one row of NULLs';
+COMMENT ON FUNCTION jobqueue_cancel(bigint) IS
+	'cancel a job: a waiting one goes to the history, a running one is interrupted; false if there was nothing to do';
+COMMENT ON FUNCTION jobqueue_retry(bigint) IS
+	'make a dead or cancelled job ready again with its attempts reset; false if there is none of that id';
+COMMENT ON FUNCTION jobqueue_run(bigint) IS
+	'for tests: run a waiting job of the current role here, in this transaction; returns its result';
+COMMENT ON FUNCTION jobqueue_adopt() IS
+	'let jobs run that came with a dump, a copy or replication of another database; returns how many';
+COMMENT ON FUNCTION jobqueue_sweep() IS
+	'read again from the table which jobs are ready, after rows were written without triggers';
+COMMENT ON FUNCTION jobqueue_quiesce(interval) IS
+	'start no more jobs in this database and wait for those that run; false if some still run after the timeout';
+COMMENT ON FUNCTION jobqueue_resume() IS
+	'start jobs again after jobqueue_quiesce()';
+COMMENT ON FUNCTION jobqueue_grant(regrole, text) IS
+	'give a role the level "use", "monitor" or "admin"';
+COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
+	'take the privileges of a level from a role';
+
+COMMENT ON FUNCTION jobqueue_sight(oid) IS
+	'internal: what the current role sees of the jobs of that role; 2: all, 1: all but arguments and results, 0: nothing';
+COMMENT ON FUNCTION jobqueue_monitors() IS
+	'internal: the right to execute it is the level "monitor"';
+COMMENT ON FUNCTION jobqueue_queue_stats() IS
+	'internal: what memory knows of the queues; times in seconds';
+COMMENT ON FUNCTION jobqueue_counts() IS
+	'internal: what the tables know of the queues';
+COMMENT ON FUNCTION jobqueue_running_jobs() IS
+	'internal: jobs that workers have taken';
+COMMENT ON FUNCTION jobqueue_blocked_jobs() IS
+	'internal: jobs that wait for a key, as far as memory knows';
+COMMENT ON FUNCTION jobqueue_recent_jobs() IS
+	'internal: the jobs that ended last';
+COMMENT ON FUNCTION jobqueue_held_keys() IS
+	'internal: keys that are held or waited for';
+COMMENT ON FUNCTION jobqueue_processes() IS
+	'internal: launcher, scheduler and workers of this database';
+
+COMMENT ON VIEW jobqueue_status IS
+	'one row for each queue: how many jobs in which state, how fast; totals and times since the server started';
+COMMENT ON COLUMN jobqueue_status.queue IS 'name of the queue';
+COMMENT ON COLUMN jobqueue_status.ready IS
+	'could start now; includes "spilled"';
+COMMENT ON COLUMN jobqueue_status.scheduled IS
+	'wait for their run_at, retries included';
+COMMENT ON COLUMN jobqueue_status.blocked IS
+	'wait for a key, as far as memory knows';
+COMMENT ON COLUMN jobqueue_status.running IS 'taken by a worker';
+COMMENT ON COLUMN jobqueue_status.dead IS 'dead jobs in the history';
+COMMENT ON COLUMN jobqueue_status.held IS
+	'come from another installation and wait for jobqueue_adopt(); counted now and then';
+COMMENT ON COLUMN jobqueue_status.spilled IS
+	'ready jobs that are in the table and not in memory';
+COMMENT ON COLUMN jobqueue_status.estimated IS
+	'ready and spilled are estimates';
+COMMENT ON COLUMN jobqueue_status.oldest_ready IS
+	'when the jobs at the head of the queue were enqueued, the earliest of them';
+COMMENT ON COLUMN jobqueue_status.completed IS 'attempts that completed';
+COMMENT ON COLUMN jobqueue_status.failed IS 'attempts that failed';
+COMMENT ON COLUMN jobqueue_status.completed_per_minute IS
+	'completed in the last full minute';
+COMMENT ON COLUMN jobqueue_status.failed_per_minute IS
+	'failed in the last full minute';
+COMMENT ON COLUMN jobqueue_status.wait_p50 IS
+	'median of the time from ready to start, rounded up to a step of a histogram';
+COMMENT ON COLUMN jobqueue_status.wait_p99 IS
+	'99th percentile of the time from ready to start';
+COMMENT ON COLUMN jobqueue_status.run_p50 IS
+	'median of the time from start to end';
+COMMENT ON COLUMN jobqueue_status.run_p99 IS
+	'99th percentile of the time from start to end';
+COMMENT ON VIEW jobqueue_jobs IS
+	'all live jobs and the history, with one word for the state of each';
+COMMENT ON COLUMN jobqueue_jobs.owner IS 'the role it runs as';
+COMMENT ON COLUMN jobqueue_jobs.state IS
+	'held, scheduled, ready, blocked, running, completed, cancelled or dead';
+COMMENT ON COLUMN jobqueue_jobs.command IS
+	'signature of the function, or SQL text';
+COMMENT ON COLUMN jobqueue_jobs.args IS
+	'shown to members of the owner only';
+COMMENT ON COLUMN jobqueue_jobs.run_at IS
+	'not before; for a failed job, the time of its next attempt';
+COMMENT ON COLUMN jobqueue_jobs.attempt IS 'attempts that have failed';
+COMMENT ON COLUMN jobqueue_jobs.pid IS 'process that runs it';
+COMMENT ON COLUMN jobqueue_jobs.result IS
+	'of a completed job that is kept; shown to members of the owner only';
+COMMENT ON COLUMN jobqueue_jobs.errors IS
+	'the last failures, oldest first, at most 25: attempt, at, sqlstate, error, detail, hint, context';
+COMMENT ON COLUMN jobqueue_jobs.reason IS
+	'why it was cancelled or is dead';
+COMMENT ON VIEW jobqueue_running IS
+	'jobs that run now; reads memory only';
+COMMENT ON COLUMN jobqueue_running.command IS
+	'the first 127 bytes of the command';
+COMMENT ON COLUMN jobqueue_running.attempt IS 'this attempt, from 1';
+COMMENT ON VIEW jobqueue_recent IS
+	'the last attempts that ended, at most 4096 over all databases; reads memory only and is empty after a restart';
+COMMENT ON COLUMN jobqueue_recent.outcome IS
+	'completed, failed (will be tried again), dead or cancelled';
+COMMENT ON COLUMN jobqueue_recent.attempt IS 'this attempt, from 1';
+COMMENT ON COLUMN jobqueue_recent.lsn IS
+	'end of the commit of a completed job in the WAL';
+COMMENT ON COLUMN jobqueue_recent.result IS
+	'the first 500 bytes of the result as text; shown to members of the owner only';
+COMMENT ON COLUMN jobqueue_recent.error IS
+	'the first 500 bytes of the error message';
+COMMENT ON VIEW jobqueue_history IS
+	'jobs that are dead or cancelled, and completed ones that are kept';
+COMMENT ON COLUMN jobqueue_history.state IS 'completed, cancelled or dead';
+COMMENT ON COLUMN jobqueue_history.reason IS
+	'why it was cancelled or is dead';
+COMMENT ON COLUMN jobqueue_history.attempt IS 'attempts that have failed';
+COMMENT ON COLUMN jobqueue_history.expires_at IS 'when the row is deleted';
+COMMENT ON VIEW jobqueue_keys IS
+	'keys that are held or waited for; reads memory only';
+COMMENT ON COLUMN jobqueue_keys.pid IS
+	'process that holds it; NULL: free, but jobs that wait for it have not started yet';
+COMMENT ON COLUMN jobqueue_keys.job IS 'the job it is held for';
+COMMENT ON COLUMN jobqueue_keys.waiting IS 'jobs that wait for it in memory';
+COMMENT ON VIEW jobqueue_workers IS
+	'the worker processes of this database; reads memory only';
+COMMENT ON COLUMN jobqueue_workers.role IS 'the role whose jobs it runs';
+COMMENT ON COLUMN jobqueue_workers.state IS
+	'starting, idle, busy, running, or stuck: its job does not react to its timeout';
+COMMENT ON COLUMN jobqueue_workers.job IS 'the job it has taken';
+COMMENT ON COLUMN jobqueue_workers.jobs IS 'how many jobs it has run';

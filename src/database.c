@@ -23,6 +23,19 @@ jq_db_request_quietly(int dbix, uint32 requests)
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 }
 
+/*
+ * JQ_LOCK_DB held: somebody has jobs there, so the extension is there after
+ * all; everything is to be looked at.
+ */
+static void
+db_appears(JqDb *d)
+{
+	if (!d->absent)
+		return;
+	d->absent = false;
+	d->requests |= JQ_REQ_ALL;
+}
+
 /* JQ_LOCK_DB held: whom to wake; -1 = the launcher */
 static int
 db_server(JqDb *d)
@@ -46,6 +59,7 @@ jq_db_request(int dbix, uint32 requests)
 	int procno;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	db_appears(d);
 	d->requests |= requests;
 	procno = db_server(d);
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
@@ -60,6 +74,7 @@ jq_db_due(int dbix, TimestampTz when)
 	bool sooner = false;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	db_appears(d);
 	if (when < d->next_due)
 	{
 		d->next_due = when;

@@ -109,7 +109,9 @@ jq_pause_here(const char *name)
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
 						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		/* a cancel is for the code around the point, not for the point */
+		if (ProcDiePending)
+			CHECK_FOR_INTERRUPTS();
 	}
 	LWLockAcquire(jq_lock(JQ_LOCK_PAUSE), LW_EXCLUSIVE);
 	if (p->caught_pid == MyProcPid)

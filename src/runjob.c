@@ -461,7 +461,9 @@ judge(Attempt *a)
 	int code = a->error->sqlerrcode;
 
 	if (!a->running)
-		return TROUBLE;
+		return code == ERRCODE_QUERY_CANCELED && jq_worker_interrupted ?
+				   RERUN :
+				   TROUBLE;
 	if (a->outside)
 		return FAILED; /* it may have done part of its work */
 	if (code == ERRCODE_T_R_SERIALIZATION_FAILURE ||
@@ -697,12 +699,13 @@ jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
 		{
 			reruns++;
 			jq_session_clean();
-			CHECK_FOR_INTERRUPTS();
 			continue;
 		}
 		break;
 	} while (true);
 
+	if (cancelled && verdict != EXPIRED && verdict != CANCELLED_ROW)
+		verdict = FAILED;
 	switch (verdict)
 	{
 		case COMPLETED:

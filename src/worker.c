@@ -355,6 +355,8 @@ jq_worker_main(Datum arg)
 	{
 		JqClaimed job;
 
+		/* what was meant for the last job must not hit this loop */
+		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
 		if (should_leave())
