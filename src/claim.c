@@ -161,7 +161,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 			{
 				/* a duplicate; the one who has it will publish it again */
 				pg_atomic_fetch_add_u32(&jq_shared->wasted, 1);
-				jq_entry_free(ix);
+				jq_lane_drop(l, ix);
 				continue;
 			}
 			out->keylen = 0;

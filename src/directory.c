@@ -477,7 +477,8 @@ jq_dir_purge_db(Oid db)
 	{
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
 		if (jq_lanes[i].db == db)
-			jq_lane_clear(i, JQ_POS_NOTHING);
+			/* what has no rows is known, and its place may be reused */
+			jq_lane_clear(i, JQ_POS_ALL);
 		LWLockRelease(jq_lane_lock(i));
 	}
 }

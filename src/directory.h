@@ -134,7 +134,7 @@ extern void jq_dir_forget(void);
 extern int jq_dir_lanes_of(Oid db, int *buf);
 extern int jq_dir_lanes_of_group(int group, int *buf, int max);
 
-/* everything memory knows about the database's waiting jobs goes */
+/* the database has no jobs any more: everything memory knows of them goes */
 extern void jq_dir_purge_db(Oid db);
 
 extern void jq_queue_count(int queue_ix, bool completed, TimestampTz ready,

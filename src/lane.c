@@ -87,8 +87,11 @@ lane_search(JqLane *l, JqPos pos, uint32 *before)
 	return JQ_NIL;
 }
 
-/* false: an entry of that place is there already */
-static bool
+/*
+ * Put the entry in its place.  If one is there already this is a duplicate, and
+ * is freed; what counted on it counts on the other.
+ */
+static void
 lane_insert(JqLane *l, uint32 ix)
 {
 	JqEntry *e = JQ_ENTRY(ix);
@@ -98,8 +101,17 @@ lane_insert(JqLane *l, uint32 ix)
 
 	if (l->tail[0] == JQ_NIL || jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) < 0)
 		memcpy(before, l->tail, sizeof(before));
-	else if (lane_search(l, pos, before) != JQ_NIL)
-		return false;
+	else
+	{
+		uint32 twin = lane_search(l, pos, before);
+
+		if (twin != JQ_NIL)
+		{
+			JQ_ENTRY(twin)->flags |= e->flags & JQ_E_UNPARKED;
+			jq_entry_free(ix);
+			return;
+		}
+	}
 	for (lev = 0; lev < e->level; lev++)
 	{
 		uint32 *link = before[lev] == JQ_NIL ?
@@ -112,7 +124,6 @@ lane_insert(JqLane *l, uint32 ix)
 			l->tail[lev] = ix;
 	}
 	l->nready++;
-	return true;
 }
 
 static void
@@ -151,44 +162,73 @@ lane_lower(JqLane *l, JqPos pos)
 	l->cut = jq_pos_min(l->cut, pos);
 }
 
+static void lane_evict_last(JqLane *l);
+
+/* nothing that stays may stand behind what is not known */
+static void
+lane_trim(JqLane *l)
+{
+	while (!l->filling && l->tail[0] != JQ_NIL &&
+		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
+		lane_evict_last(l);
+}
+
+/* an entry that is in nobody's hands any more: the table has its row */
+static void
+lane_forget(JqLane *l, uint32 ix)
+{
+	if (JQ_ENTRY(ix)->flags & JQ_E_DUE)
+		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
+	l->spilled++;
+	lane_lower(l, JQ_ENTRY_POS(ix));
+	jq_entry_free(ix);
+}
+
 /*
- * Give up the largest entry.  If waiters of its key counted on it they are
- * given up with it, else nobody would wake them; they are in the table too.
+ * Waiters of the entry's key that count on this entry, if the key is free: they
+ * are taken off the key.  keep: they go back into the lane, else they are
+ * forgotten; they are in the table too.
  */
+static void
+lane_relieve_waiters(JqLane *l, uint32 ix, bool keep)
+{
+	uint32 waiter;
+
+	if (!(JQ_ENTRY(ix)->flags & JQ_E_UNPARKED))
+		return;
+	waiter = jq_keylock_forget_waiters(ix);
+	while (waiter != JQ_NIL)
+	{
+		uint32 next = JQ_ENTRY(waiter)->next[0];
+
+		l->nparked--;
+		if (keep &&
+			(l->filling || jq_pos_cmp(JQ_ENTRY_POS(waiter), l->frontier) < 0))
+			lane_insert(l, waiter);
+		else
+			lane_forget(l, waiter);
+		waiter = next;
+	}
+}
+
+/* give up the largest entry, and whoever counts on it */
 static void
 lane_evict_last(JqLane *l)
 {
 	uint32 ix = l->tail[0];
-	JqPos pos = JQ_ENTRY_POS(ix);
-	uint8 flags = JQ_ENTRY(ix)->flags;
 
 	lane_unlink(l, ix);
-	if (flags & JQ_E_UNPARKED)
-	{
-		uint32 waiter = jq_keylock_forget_waiters(ix);
+	lane_relieve_waiters(l, ix, false);
+	lane_forget(l, ix);
+	lane_trim(l);
+}
 
-		while (waiter != JQ_NIL)
-		{
-			uint32 next = JQ_ENTRY(waiter)->next[0];
-
-			pos = jq_pos_min(pos, JQ_ENTRY_POS(waiter));
-			flags |= JQ_ENTRY(waiter)->flags;
-			l->nparked--;
-			l->spilled++;
-			jq_entry_free(waiter);
-			waiter = next;
-		}
-	}
+/* taken, but it is not to run: a duplicate of a claimed job; lane lock held */
+void
+jq_lane_drop(JqLane *l, uint32 ix)
+{
+	lane_relieve_waiters(l, ix, true);
 	jq_entry_free(ix);
-	l->spilled++;
-	lane_lower(l, pos);
-
-	/* lowered below entries that stay? then they may not run before it */
-	while (!l->filling && l->tail[0] != JQ_NIL &&
-		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
-		lane_evict_last(l);
-	if (flags & JQ_E_DUE)
-		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
 }
 
 void
@@ -202,6 +242,8 @@ jq_lane_clear(int lane, JqPos frontier)
 	l->cut = frontier;
 	l->want_refill = !jq_pos_is_all(frontier);
 	l->spilled_counted = false;
+	if (jq_pos_is_all(frontier))
+		l->spilled = 0;
 	lane_check(l);
 }
 
@@ -248,8 +290,7 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 			return false;
 		}
 	}
-	if (!lane_insert(l, ix))
-		jq_entry_free(ix);
+	lane_insert(l, ix);
 	return true;
 }
 
@@ -371,9 +412,7 @@ jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 nrows)
 	l = &jq_lanes[lane];
 	l->spilled += nrows;
 	lane_lower(l, pos);
-	while (!l->filling && l->tail[0] != JQ_NIL &&
-		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
-		lane_evict_last(l);
+	lane_trim(l);
 	l->want_refill = true;
 	l->starved = false;
 	lane_check(l);
@@ -397,31 +436,13 @@ jq_lane_return(uint32 entry)
 	if (!l->filling && jq_pos_cmp(JQ_ENTRY_POS(entry), l->frontier) >= 0)
 	{
 		/* the frontier was lowered meanwhile: refill will bring it again */
-		uint32 waiter = jq_keylock_forget_waiters(entry);
-
-		l->spilled++;
-		if (JQ_ENTRY(entry)->flags & JQ_E_DUE)
-			jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
-		jq_entry_free(entry);
-		while (waiter != JQ_NIL)
-		{
-			uint32 next = JQ_ENTRY(waiter)->next[0];
-
-			lane_lower(l, JQ_ENTRY_POS(waiter));
-			if (JQ_ENTRY(waiter)->flags & JQ_E_DUE)
-				jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
-			l->nparked--;
-			l->spilled++;
-			jq_entry_free(waiter);
-			waiter = next;
-		}
-		while (!l->filling && l->tail[0] != JQ_NIL &&
-			   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
-			lane_evict_last(l);
+		lane_relieve_waiters(l, entry, false);
+		lane_forget(l, entry);
+		lane_trim(l);
 		l->want_refill = true;
 	}
-	else if (!lane_insert(l, entry))
-		jq_entry_free(entry);
+	else
+		lane_insert(l, entry);
 	lane_check(l);
 	group = l->group;
 	dbix = l->dbix;
@@ -460,8 +481,7 @@ jq_lane_take_first(JqLane *l)
 void
 jq_lane_untake(JqLane *l, uint32 ix)
 {
-	if (!lane_insert(l, ix))
-		jq_entry_free(ix);
+	lane_insert(l, ix);
 }
 
 /* ---------------------------------------------------------------- refill */
@@ -605,9 +625,7 @@ jq_lane_refill_end(int lane, JqPos upto)
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	l->frontier = jq_pos_min(upto, l->cut);
 	l->filling = false;
-	while (l->tail[0] != JQ_NIL &&
-		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
-		lane_evict_last(l);
+	lane_trim(l);
 	if (jq_pos_is_all(l->frontier))
 	{
 		l->spilled = 0;
@@ -637,9 +655,7 @@ jq_lane_refill_abandon(int lane)
 	{
 		l->frontier = jq_pos_min(l->frontier, l->cut);
 		l->filling = false;
-		while (l->tail[0] != JQ_NIL &&
-			   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
-			lane_evict_last(l);
+		lane_trim(l);
 	}
 	if (!jq_pos_is_all(l->frontier))
 		l->want_refill = true;

@@ -45,6 +45,9 @@ extern uint32 jq_lane_take_first(JqLane *l);
 /* Is there one? */
 extern bool jq_lane_has_first(int lane);
 
+/* Lane lock held: it is not to run at all. */
+extern void jq_lane_drop(JqLane *l, uint32 ix);
+
 /* Lane lock held: and back to its place. */
 extern void jq_lane_untake(JqLane *l, uint32 ix);
 

@@ -99,10 +99,17 @@ new_start(void)
 	return NULL;
 }
 
+/*
+ * No process could be registered for this group, or (-1) a scheduler.  An idle
+ * worker of another group gives up its place; besides, try again soon.
+ */
 static void
-warn_no_slot(void)
+warn_no_slot(int group)
 {
 	TimestampTz now = GetCurrentTimestamp();
+
+	if (jq_slot_evict_idle(group))
+		return; /* its exit wakes us */
 
 	wake_by(TimestampTzPlusMilliseconds(now, 1000));
 	if (now - jq_shared->slots_full_warned < 5 * USECS_PER_MINUTE)
@@ -345,7 +352,7 @@ start_schedulers(void)
 			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 			d->sched_state = JQ_SCHED_NONE;
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
-			warn_no_slot();
+			warn_no_slot(-1);
 			return;
 		}
 	}
@@ -467,7 +474,7 @@ start_worker(int group)
 	args.slot = jq_slot_reserve(group, &args.generation);
 	if (args.slot < 0)
 	{
-		warn_no_slot();
+		warn_no_slot(group);
 		return false;
 	}
 	s->scheduler = false;
@@ -480,7 +487,7 @@ start_worker(int group)
 					   Int32GetDatum(args.slot), &args))
 	{
 		jq_slot_unreserve(args.slot, args.generation);
-		warn_no_slot();
+		warn_no_slot(group);
 		return false;
 	}
 	return true;
