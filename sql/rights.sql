@@ -1,0 +1,114 @@
+-- Who may call and see what.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set common :abs_srcdir /test/regress.sql
+\set ECHO none
+\i :common
+\set ECHO all
+
+CREATE VIEW objects AS
+	SELECT d.classid, d.objid, coalesce(p.proname, c.relname)::text AS name
+	FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'jobqueue'
+	LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+	LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+	WHERE d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
+	  AND d.classid IN ('pg_proc'::regclass, 'pg_class'::regclass);
+CREATE FUNCTION may(role name) RETURNS SETOF text LANGUAGE sql AS $$
+	SELECT name FROM objects WHERE CASE WHEN classid = 'pg_proc'::regclass
+		THEN has_function_privilege(role, objid, 'EXECUTE')
+		WHEN name LIKE '%\_seq' THEN has_sequence_privilege(role, objid, 'USAGE, SELECT, UPDATE')
+		ELSE has_table_privilege(role, objid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER') END
+	ORDER BY name COLLATE "C" $$;
+CREATE ROLE regress_jq_nobody;
+CREATE ROLE regress_jq_use;
+CREATE ROLE regress_jq_monitor;
+CREATE ROLE regress_jq_admin;
+CREATE ROLE regress_jq_pgmon;
+GRANT pg_monitor TO regress_jq_pgmon;
+SELECT jobqueue_grant('regress_jq_use', 'use'), jobqueue_grant('regress_jq_monitor', 'monitor'),
+	jobqueue_grant('regress_jq_admin', 'admin');
+-- nothing for PUBLIC
+SELECT * FROM may('regress_jq_nobody') AS may;
+SELECT * FROM may('regress_jq_pgmon') AS may;
+SELECT * FROM may('regress_jq_use') AS may;
+SELECT * FROM may('regress_jq_monitor') AS may;
+SELECT * FROM may('regress_jq_admin') AS may;
+
+-- some jobs
+SELECT jobqueue_quiesce();
+SELECT jobqueue_enqueue('SELECT 1', '{"secret": 1}', queue => 'rights', keep => '1 day', key => 'of super') > 0 AS id;
+SET ROLE regress_jq_use;
+SELECT jobqueue_enqueue('SELECT 2', '{"mine": 2}', queue => 'rights', keep => '1 day') > 0 AS id;
+RESET ROLE;
+CREATE PROCEDURE looks() LANGUAGE plpgsql AS $$
+DECLARE v text; n bigint;
+BEGIN
+	FOREACH v IN ARRAY '{status,jobs,running,recent,history,keys,workers}'::text[] LOOP
+		BEGIN
+			EXECUTE format('SELECT count(*) FROM jobqueue_%s WHERE %s', v,
+				CASE WHEN v IN ('workers') THEN 'false' WHEN v = 'keys' THEN 'true' ELSE 'queue = ''rights''' END) INTO n;
+			RAISE INFO '% jobqueue_%: %', current_user, v, n;
+		EXCEPTION WHEN insufficient_privilege THEN
+			RAISE INFO '% jobqueue_%: %', current_user, v, SQLERRM;
+		END;
+	END LOOP;
+END $$;
+SET ROLE regress_jq_nobody;
+CALL looks();
+SET ROLE regress_jq_use;
+CALL looks();
+SELECT owner::text, state, args FROM jobqueue_jobs WHERE queue = 'rights' ORDER BY id;
+SELECT ready FROM jobqueue_status WHERE queue = 'rights';
+SET ROLE regress_jq_monitor;
+CALL looks();
+SELECT owner = 'regress_jq_use'::regrole AS of_use, state, args FROM jobqueue_jobs WHERE queue = 'rights' ORDER BY id;
+SELECT ready FROM jobqueue_status WHERE queue = 'rights';
+SET ROLE regress_jq_admin;
+CALL looks();
+SELECT jobqueue_resume();
+RESET ROLE;
+CALL drained();
+CALL wait_until('(SELECT count(*) = 2 FROM jobqueue_recent WHERE queue = ''rights'')');
+SET ROLE regress_jq_use;
+CALL looks();
+SELECT owner::text, result, args FROM jobqueue_history WHERE queue = 'rights' ORDER BY id;
+SELECT owner::text, result FROM jobqueue_recent WHERE queue = 'rights' ORDER BY id;
+SET ROLE regress_jq_monitor;
+CALL looks();
+SELECT owner = 'regress_jq_use'::regrole AS of_use, result, args FROM jobqueue_history WHERE queue = 'rights' ORDER BY id;
+SELECT owner = 'regress_jq_use'::regrole AS of_use, result FROM jobqueue_recent WHERE queue = 'rights' ORDER BY id;
+-- a condition of the looker's is not shown what he may not see
+SET ROLE regress_jq_use;
+CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$ BEGIN RAISE INFO 'saw %', $1; RETURN true; END $$;
+SELECT count(*) FROM jobqueue_history WHERE queue = 'rights' AND pg_temp.leak(command);
+-- calls
+CALL raises($$ SELECT jobqueue_resume() $$);
+CALL raises($$ SELECT jobqueue_quiesce() $$);
+CALL raises($$ SELECT jobqueue_adopt() $$);
+CALL raises($$ SELECT jobqueue_sweep() $$);
+CALL raises($$ SELECT jobqueue_grant('regress_jq_nobody', 'use') $$);
+CALL raises($$ SELECT * FROM jobqueue_job $$);
+CALL raises($$ SELECT * FROM jobqueue_archive $$);
+CALL raises($$ SELECT * FROM jobqueue_meta $$);
+SET ROLE regress_jq_monitor;
+CALL raises($$ SELECT jobqueue_enqueue('SELECT 1') $$);
+CALL raises($$ SELECT jobqueue_cancel(1) $$);
+-- an administrator gives and takes
+SET ROLE regress_jq_admin;
+CALL raises($$ SELECT jobqueue_enqueue('SELECT 1') $$);
+SELECT jobqueue_grant('regress_jq_nobody', 'use');
+SET ROLE regress_jq_nobody;
+SELECT jobqueue_enqueue('SELECT 1') > 0 AS id;
+SET ROLE regress_jq_admin;
+SELECT jobqueue_revoke('regress_jq_nobody', 'use');
+RESET ROLE;
+SELECT * FROM may('regress_jq_nobody') AS may;
+-- what two levels give is kept when one is taken
+SELECT jobqueue_grant('regress_jq_nobody', 'use'), jobqueue_grant('regress_jq_nobody', 'monitor'), jobqueue_revoke('regress_jq_nobody', 'use');
+SELECT count(*) = (SELECT count(*) FROM may('regress_jq_monitor')) AS as_monitor FROM may('regress_jq_nobody');
+CALL drained();
+
+DROP PROCEDURE looks;
+DROP FUNCTION may;
+DROP VIEW objects;
+DROP OWNED BY regress_jq_nobody, regress_jq_use, regress_jq_monitor, regress_jq_admin, regress_jq_pgmon;
+DROP ROLE regress_jq_nobody, regress_jq_use, regress_jq_monitor, regress_jq_admin, regress_jq_pgmon;
