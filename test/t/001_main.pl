@@ -89,10 +89,11 @@ property 'nothing runs before its transaction commits' => sub {
 property 'nothing runs before the locks of its transaction are gone' => sub {
 	sql(<<'END');
 CREATE TABLE locked (x int);
-CREATE FUNCTION meet_locks() RETURNS void LANGUAGE plpgsql AS $$
+INSERT INTO locked SELECT generate_series(1, 100);
+CREATE FUNCTION meet_locks(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-	LOCK TABLE locked IN ACCESS EXCLUSIVE MODE NOWAIT;
-	INSERT INTO ran (what) VALUES (pg_try_advisory_xact_lock(77));
+	PERFORM FROM locked WHERE x = (args->>'i')::int FOR UPDATE NOWAIT;
+	INSERT INTO ran (what) VALUES (pg_try_advisory_xact_lock((args->>'i')::int));
 END $$;
 END
 	my $s = session();
@@ -100,15 +101,13 @@ END
 	# in one session, so that the workers are warm and quick
 	foreach my $i (1 .. 100)
 	{
-		$s->query_safe('BEGIN; LOCK TABLE locked; '
-			  . 'SELECT pg_advisory_xact_lock(77); '
-			  . q{SELECT jobqueue_enqueue('meet_locks', key => 'locks', max_attempts => 1);}
-			  . 'COMMIT');
-		wait_drained() if $i % 20 == 0;
+		$s->query_safe(
+			"BEGIN; UPDATE locked SET x = x WHERE x = $i; SELECT pg_advisory_xact_lock($i);
+			SELECT jobqueue_enqueue('meet_locks', '{\"i\": $i}', max_attempts => 1); COMMIT");
 	}
 	wait_drained();
 	is(sql('SELECT what, count(*) FROM ran GROUP BY 1'),
-		'true|100', 'all jobs met a free table and lock');
+		'true|100', 'all jobs met a free row and lock');
 	forget();
 	sql('DROP TABLE locked');
 };
@@ -144,11 +143,11 @@ property 'a function replaced in the same transaction runs in its new form' =>
 			SELECT jobqueue_enqueue('changing', key => 'changing'); COMMIT");
 	}
 	wait_drained();
-	is( sql('SELECT count(DISTINCT what), count(*) FROM ran'),
-		'50|50', 'each form ran once');
-	is( sql('SELECT count(*) FROM (SELECT what::int - row_number() OVER (ORDER BY job) AS d FROM ran) x WHERE d <> 0'),
+	is(sql('SELECT count(*) FROM ran'), 50, 'all ran');
+	# never in an older form; a newer one may have come meanwhile
+	is( sql('SELECT count(*) FROM (SELECT what::int < row_number() OVER (ORDER BY job) AS old FROM ran) x WHERE old'),
 		0,
-		'each in the job that was enqueued with it');
+		'each in the form that was enqueued with it, or a newer one');
 	forget();
   };
 

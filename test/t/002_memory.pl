@@ -7,7 +7,10 @@ use lib $FindBin::RealBin;
 use JobqueueTest;
 use Test::More;
 
-new_node('memory', conf => "jobqueue.max_ready_jobs = 100\n");
+new_node('memory', conf => <<'END');
+jobqueue.max_ready_jobs = 100
+jobqueue.max_workers_per_role = 1
+END
 sql(<<'END');
 CREATE TABLE effects (
 	n bigint GENERATED ALWAYS AS IDENTITY,
@@ -41,15 +44,7 @@ sub check_effects
 	sql('TRUNCATE effects');
 }
 
-property 'full memory: 20,000 jobs of mixed priority from 8 clients' => sub {
-	my $h = start_pgbench($one_job, clients => 8, transactions => 2500);
-
-	ok($h->finish, 'enqueued') or diag ${ $h->{out} };
-	check_effects(20000, 'while they run');
-};
-
 property 'full memory: order is kept where commits were in order' => sub {
-	set_conf('jobqueue.max_workers_per_role' => 1);
 	my $gate = close_gate(1);
 	enqueue('gate', gate => 1, role => 'single', priority => -100);
 	wait_at_gate(1);
@@ -205,8 +200,15 @@ property 'order holds beside a full memory of another role' => sub {
 	check_effects(2500, 'both roles');
 };
 
+property 'full memory: 20,000 jobs of mixed priority from 8 clients' => sub {
+	set_conf('jobqueue.max_workers_per_role' => 0);
+	my $h = start_pgbench($one_job, clients => 8, transactions => 2500);
+
+	ok($h->finish, 'enqueued') or diag ${ $h->{out} };
+	check_effects(20000, 'while they run');
+};
+
 property 'keys and full memory' => sub {
-	set_conf('jobqueue.max_workers_per_role' => undef);
 	my $gate = close_gate(1);
 	enqueue('gate', gate => 1, key => 'hot');
 	wait_at_gate(1);
@@ -220,8 +222,9 @@ property 'keys and full memory' => sub {
 };
 
 property 'restart with a backlog' => sub {
+	set_conf('jobqueue.max_workers_per_role' => undef);
+	node()->restart;
 	forget();
-	set_conf('jobqueue.max_workers_per_role' => 1);
 	my $gate = close_gate(1);
 	enqueue('gate', gate => 1, role => 'single', priority => -100);
 	wait_at_gate(1);

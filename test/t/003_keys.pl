@@ -109,7 +109,7 @@ property 'what waits for a key delays nothing else' => sub {
 	wait_for('SELECT count(*) = 2 FROM ran');
 	is(sql('SELECT count(*) FROM jobqueue_running'),
 		1, 'no worker is busy with them');
-	is(sql('SELECT blocked FROM jobqueue_status'), 100, 'they are blocked');
+	is(sql('SELECT sum(blocked) FROM jobqueue_status'), 100, 'they are blocked');
 	is(sql('SELECT key, waiting FROM jobqueue_keys'), 'x|100', 'on the key');
 	open_gate($gate);
 	wait_drained();
@@ -123,7 +123,7 @@ property 'waiters of a key go by priority, then id' => sub {
 	wait_at_gate(1);
 	enqueue('note', what => "p$_", key => 'x', priority => $_)
 	  foreach (3, 1, 2, 1, 0);
-	wait_for('SELECT blocked = 5 FROM jobqueue_status');
+	wait_for('SELECT sum(blocked) = 5 FROM jobqueue_status');
 	open_gate($gate);
 	wait_drained();
 	is(ran(), 'gate p0 p1 p1 p2 p3', 'in order');
@@ -237,6 +237,7 @@ foreach my $point ('worker-claimed', 'worker-before-delete',
 		my $next = enqueue('note', what => 'next', key => 'x');
 		wait_state($next, 'blocked');
 		sql("SELECT pg_terminate_backend($pid)");
+		release($point);
 		wait_drained();
 		is(sql("SELECT string_agg(what, ' ' ORDER BY what) FROM ran"),
 			'first next', 'both ran once');
@@ -260,6 +261,7 @@ foreach my $point ('fail-before-record', 'fail-after-record')
 		wait_for('SELECT count(*) = 1 FROM ran');
 		pass('its key was free');
 		sql("SELECT pg_terminate_backend($pid)");
+		release($point);
 		wait_drained();
 		is(ran(), 'next second', 'it ran again');
 		is(sql("SELECT attempt FROM ran WHERE what = 'second'"),

@@ -48,7 +48,7 @@ property
 	wait_state($crasher, 'dead');
 	wait_drained();
 	is(crash_count(), 2, 'it crashed the server twice');
-	like(sql("SELECT errors FROM jobqueue_history WHERE id = $crasher"),
+	like(sql("SELECT concat(errors, reason) FROM jobqueue_history WHERE id = $crasher"),
 		qr/crash/i, 'the history says why it is dead');
 	is(sql("SELECT string_agg(what, ' ' ORDER BY what) FROM ran"),
 		'b1 b2 b3 b4', 'the others finished, once');

@@ -223,8 +223,6 @@ CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS
 	$$ BEGIN PERFORM evil.trap(); RETURN pg_catalog.clock_timestamp(); END $$;
 CREATE FUNCTION evil.jobqueue_home() RETURNS bigint LANGUAGE plpgsql AS
 	$$ BEGIN PERFORM evil.trap(); RETURN 0; END $$;
-CREATE FUNCTION evil.jsonb_build_object(VARIADIC "any") RETURNS jsonb
-	LANGUAGE internal AS 'jsonb_build_object';
 CREATE TABLE evil.jobqueue_job (LIKE public.jobqueue_job);
 CREATE TABLE evil.jobqueue_archive (LIKE public.jobqueue_archive);
 CREATE TABLE evil.jobqueue_meta (LIKE public.jobqueue_meta);
@@ -384,8 +382,7 @@ property 'pg_write_all_data does not let one act for others' => sub {
 		note "$query: $error";
 	}
 	is(sql("SELECT owner, command FROM jobqueue_job WHERE id = $waiting"),
-		"$su|note(jsonb)", 'the waiting job is as it was')
-	  or is(sql("SELECT owner FROM jobqueue_job WHERE id = $waiting"), $su, 'its owner');
+		"$su|public.note(pg_catalog.jsonb)", 'the waiting job is as it was');
 	is(sql("SELECT count(*) FROM jobqueue_job WHERE owner::oid <> 'writer'::regrole AND id <> $waiting"),
 		0, 'nobody else has a job');
 	is(sql("SELECT rolsuper FROM pg_roles WHERE rolname = 'writer'"), 'f', 'no superuser');

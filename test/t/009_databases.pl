@@ -45,9 +45,8 @@ sub warm_up
 
 	enqueue('note', what => 'warm', db => $db);
 	enqueue('note', what => 'warm', db => $db, role => 'owner');
-	wait_for('SELECT count(*) = 2 FROM ran', 't', $db);
-	wait_drained(db => $db);
-	forget(db => $db);
+	wait_for(q{SELECT count(*) = 2 FROM ran WHERE what = 'warm'}, 't', $db);
+	sql(q{DELETE FROM ran WHERE what = 'warm'}, db => $db);
 	wait_for("SELECT count(*) = 2 FROM jobqueue_workers WHERE state = 'idle'", 't', $db);
 }
 
@@ -61,6 +60,7 @@ sub our_processes
 property 'two databases at once, the extension in any schema' => sub {
 	new_database('one');
 	new_database('two');
+	$JobqueueTest::tidy_db = 'one';
 	my $gate = close_gate(1, db => 'one');
 	enqueue('gate', gate => 1, key => 'x', db => 'one');
 	wait_at_gate(1);
@@ -82,6 +82,7 @@ property 'two databases at once, the extension in any schema' => sub {
 		wait_drained(db => $db);
 		is(sql(q{SELECT count(*), count(DISTINCT job) FROM ran WHERE what = 'b'}, db => $db),
 			'2000|2000', "all jobs of $db ran once");
+		forget(db => $db);
 	}
 };
 
@@ -89,6 +90,7 @@ property 'the schema is renamed' => sub {
 	sql('ALTER SCHEMA jq RENAME TO qj', db => 'two');
 	sql("SET search_path = public, qj; SELECT jobqueue_enqueue('INSERT INTO ran (what) VALUES (1)')", db => 'two');
 	wait_for("SELECT count(*) = 1 FROM ran WHERE what = '1'", 't', 'two');
+	forget(db => 'two');
 	sql('ALTER SCHEMA qj RENAME TO jq', db => 'two');
 	warm_up('two');
 };
@@ -106,6 +108,7 @@ property 'an unprivileged DROP DATABASE disturbs nobody' => sub {
 	is(our_processes("AND datname = 'one'"), $before, 'they are still there');
 	enqueue('note', what => 'x', db => 'one');
 	wait_drained(db => 'one');
+	forget(db => 'one');
 };
 
 property 'CREATE DATABASE TEMPLATE beside idle workers; the clone is held' => sub {

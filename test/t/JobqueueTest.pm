@@ -30,6 +30,7 @@ our @EXPORT = qw(
 our $node;
 our $superuser;
 our $has_pause;
+our $tidy_db = 'postgres';    # where tidy_up() looks
 my @armed;
 my @sessions;
 
@@ -150,15 +151,25 @@ sub tidy_up
 	{
 		$node->psql('postgres', "SELECT jq_pause_release('$point')");
 	}
+	diag_state() if $failed;
+	$node->psql('postgres', <<'END') if $failed;
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+END
 	foreach my $s (splice @sessions)
 	{
 		eval { $s->quit; };
 	}
 	return unless $failed;
-	diag_state();
-	$node->psql('postgres',
-		'SELECT jobqueue_cancel(id) FROM jobqueue_job; DELETE FROM jobqueue_job');
-	eval { wait_for("SELECT count(*) = 0 FROM jobqueue_running"); };
+	foreach my $query (
+		'SELECT jobqueue_resume()',
+		'SELECT jobqueue_cancel(id) FROM jobqueue_job',
+		'DELETE FROM jobqueue_job', 'DELETE FROM jobqueue_archive',
+		'TRUNCATE ran')
+	{
+		$node->psql($tidy_db, $query);
+	}
+	eval { wait_for('SELECT count(*) = 0 FROM jobqueue_running', 't', $tidy_db); };
 }
 
 # what one wants to see of a failure
@@ -175,7 +186,7 @@ sub diag_state
 	  )
 	{
 		$node->psql(
-			'postgres', $query,
+			$tidy_db, $query,
 			stdout => \$out,
 			on_error_die => 0,
 			timeout => 10);
@@ -323,6 +334,7 @@ sub session
 		on_error_stop => 0,
 		($opt{role} ? (extra_params => [ '-U', $opt{role} ]) : ()));
 
+	$s->set_query_timer_restart;
 	push @sessions, $s;
 	return $s;
 }
@@ -397,7 +409,7 @@ sub start_pgbench
 	my $out = '';
 
 	append_to_file($file, $script);
-	local %ENV = $node->_get_env();
+	local %ENV = $node->_get_env(PGAPPNAME => 'pgbench');
 	my $h = IPC::Run::start(
 		[
 			$node->installed_command('pgbench'), '-n',
