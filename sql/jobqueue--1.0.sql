@@ -62,6 +62,9 @@ INSERT INTO jobqueue_meta (home, database)
 CREATE FUNCTION jobqueue_home() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_home' LANGUAGE C STABLE PARALLEL SAFE;
 
+CREATE FUNCTION jobqueue_at_home() RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_at_home' LANGUAGE C STABLE PARALLEL SAFE;
+
 CREATE SEQUENCE jobqueue_job_id_seq;
 CREATE TABLE jobqueue_job (
 	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
@@ -296,7 +299,7 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 	SELECT j.id, j.queue::text AS queue, j.owner::oid::regrole AS owner,
 		   CASE WHEN r.id IS NOT NULL THEN 'running'
-				WHEN j.home <> jobqueue_home() THEN 'held'
+				WHEN j.home <> jobqueue_home() OR NOT jobqueue_at_home() THEN 'held'
 				WHEN j.run_at > clock_timestamp() THEN 'scheduled'
 				WHEN b.id IS NOT NULL THEN 'blocked'
 				ELSE 'ready' END AS state,
@@ -441,6 +444,8 @@ COMMENT ON POLICY jobqueue_archive_owner ON jobqueue_archive IS
 	'rows of roles that one is a member of';
 COMMENT ON FUNCTION jobqueue_job_trigger() IS
 	'internal: guards rows that do not come through jobqueue_enqueue()';
+COMMENT ON FUNCTION jobqueue_at_home() IS
+	'Whether this database is the one that jobqueue_home() was made for; false in a copy, until jobqueue_adopt() has run there.';
 COMMENT ON FUNCTION jobqueue_home() IS
 	'internal: the identity of this installation';
 

@@ -162,10 +162,29 @@ is_keyword(const char *s)
 	for (end = word; *end && !scanner_isspace(*end); end++)
 		;
 	*end = '\0';
+	if (pg_strcasecmp(word, "commit") == 0 ||
+		pg_strcasecmp(word, "rollback") == 0 ||
+		pg_strcasecmp(word, "begin") == 0 ||
+		pg_strcasecmp(word, "abort") == 0 || pg_strcasecmp(word, "end") == 0)
+		return false; /* refused in any form */
 	kw = ScanKeywordLookup(downcase_truncate_identifier(word, strlen(word),
 														false),
 						   &ScanKeywords);
 	return kw >= 0;
+}
+
+/* a function or procedure of exactly these input arguments */
+static Oid
+find_signature(List *names, int nargs, const Oid *argtypes)
+{
+	FuncCandidateList c;
+
+	for (c = FuncnameGetCandidates(names, nargs, NIL, false, false, false,
+								   true);
+		 c; c = c->next)
+		if (memcmp(c->args, argtypes, nargs * sizeof(Oid)) == 0)
+			return c->oid;
+	return InvalidOid;
 }
 
 static Oid
@@ -175,19 +194,15 @@ find_function(const char *command)
 	Oid argtypes[1] = {JSONBOID};
 	Oid fn;
 
-	fn = LookupFuncName(names, 1, argtypes, true);
+	fn = find_signature(names, 1, argtypes);
 	if (!OidIsValid(fn))
-		fn = LookupFuncName(names, 0, NULL, true);
+		fn = find_signature(names, 0, argtypes);
 	if (!OidIsValid(fn))
 	{
 		FuncCandidateList others;
 
-#if PG_VERSION_NUM >= 190000
-#error "check FuncnameGetCandidates"
-#else
 		others =
 			FuncnameGetCandidates(names, -1, NIL, false, false, false, true);
-#endif
 		if (others != NULL)
 			ereport(
 				ERROR,

@@ -69,10 +69,12 @@ check_owner(Oid owner, int64 id)
 	if (jq_is_admin() ||
 		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)))
 		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("permission denied for job " INT64_FORMAT, id),
-			 errhint("One may act on the jobs of roles one is a member of.")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		 errmsg("permission denied for job " INT64_FORMAT, id),
+		 errhint(
+			 "One may act on the jobs of roles whose privileges one has.")));
 }
 
 /* a waiting job, found and held for this transaction */
@@ -416,6 +418,8 @@ jq_adopt(PG_FUNCTION_ARGS)
 			TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull)));
 	}
 	jq_owner_end(&state);
+	/* whatever is due or expired, it was not looked at before */
+	jq_publish_due(DT_NOBEGIN + 1);
 	CacheInvalidateRelcacheByRelid(t->job);
 	PG_RETURN_INT64((int64) n);
 }

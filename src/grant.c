@@ -37,10 +37,11 @@
 #define VIEWS                                                                  \
 	"jobqueue_status", "jobqueue_jobs", "jobqueue_running", "jobqueue_recent", \
 		"jobqueue_history", "jobqueue_keys", "jobqueue_workers"
-#define VIEW_FUNCTIONS                                                       \
-	"jobqueue_home", "jobqueue_sight", "jobqueue_queue_stats",               \
-		"jobqueue_counts", "jobqueue_running_jobs", "jobqueue_blocked_jobs", \
-		"jobqueue_recent_jobs", "jobqueue_held_keys", "jobqueue_processes"
+#define VIEW_FUNCTIONS                                                         \
+	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
+		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
+		"jobqueue_blocked_jobs", "jobqueue_recent_jobs", "jobqueue_held_keys", \
+		"jobqueue_processes"
 
 /* names of functions and views; what is not there is not granted */
 static const char *const use_members[] = {"jobqueue_enqueue",
@@ -80,7 +81,7 @@ is_listed(const char *const *list, const char *name)
 
 /* EXECUTE on a function of the extension that has no overloads */
 static bool
-may_execute(const char *name)
+role_may_execute(const char *name, Oid role)
 {
 	JqTable *t = jq_table();
 	CatCList *list;
@@ -96,11 +97,17 @@ may_execute(const char *name)
 
 		if (p->pronamespace == t->schema &&
 			getExtensionOfObject(ProcedureRelationId, p->oid) == t->extension &&
-			jq_proc_aclcheck(p->oid, GetUserId(), ACL_EXECUTE) == ACLCHECK_OK)
+			jq_proc_aclcheck(p->oid, role, ACL_EXECUTE) == ACLCHECK_OK)
 			ok = true;
 	}
 	ReleaseSysCacheList(list);
 	return ok;
+}
+
+static bool
+may_execute(const char *name)
+{
+	return role_may_execute(name, GetUserId());
 }
 
 bool
@@ -204,6 +211,7 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 	JqTable *t;
 	Oid role;
 	char *level;
+	const char *name;
 	const char *const *list;
 	JqOwnerState state;
 
@@ -228,8 +236,26 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 				 errmsg("unknown level \"%s\"", level),
 				 errhint("Levels are \"use\", \"monitor\" and \"admin\".")));
 	jq_owner_begin(t, &state);
-	change_members(t, list, quote_identifier(GetUserNameFromId(role, false)),
-				   grant);
+	name = quote_identifier(GetUserNameFromId(role, false));
+	change_members(t, list, name, grant);
+	if (!grant)
+	{
+		/* levels share members: what others still need is given back */
+		static const struct
+		{
+			const char *marker;
+			const char *const *list;
+		} levels[] = {{"jobqueue_enqueue", use_members},
+					  {"jobqueue_monitors", monitor_members},
+					  {"jobqueue_resume", admin_members}};
+		int i;
+
+		CommandCounterIncrement();
+		for (i = 0; i < (int) lengthof(levels); i++)
+			if (levels[i].list != list &&
+				role_may_execute(levels[i].marker, role))
+				change_members(t, levels[i].list, name, true);
+	}
 	jq_owner_end(&state);
 }
 

@@ -43,6 +43,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 bool jq_bookkeeping = false;
 
@@ -69,6 +70,16 @@ relcache_callback(Datum arg, Oid relid)
 		relid == table.ready || relid == table.due || relid == table.expiry ||
 		relid == table.archive || relid == table.sequence)
 		table_valid = false;
+}
+
+/* the name of our schema may have changed */
+static void
+schema_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	(void) arg;
+	(void) cacheid;
+	(void) hashvalue;
+	table_valid = false;
 }
 
 static Oid
@@ -212,6 +223,8 @@ lookup(JqTable *t)
 		MemoryContextReset(table_context);
 	old = MemoryContextSwitchTo(table_context);
 	job_desc = CreateTupleDescCopy(RelationGetDescr(rel));
+	/* columns that somebody has added are not our concern */
+	job_desc->natts = JQ_NCOLS;
 	read_slot = MakeSingleTupleTableSlot(job_desc, &TTSOpsBufferHeapTuple);
 	write_slot = MakeSingleTupleTableSlot(job_desc, &TTSOpsVirtual);
 	MemoryContextSwitchTo(old);
@@ -238,6 +251,7 @@ jq_table(void)
 	if (!callback_registered)
 	{
 		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, schema_callback, (Datum) 0);
 		callback_registered = true;
 	}
 	/* a change may arrive while we look */

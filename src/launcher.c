@@ -108,7 +108,7 @@ warn_no_slot(int group)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (jq_slot_evict_idle(group))
+	if (jq_slot_evict_idle(group, InvalidOid))
 		return; /* its exit wakes us */
 
 	wake_by(TimestampTzPlusMilliseconds(now, 1000));
@@ -457,7 +457,7 @@ start_worker(int group)
 			 errdetail(
 				 "The role cannot log in, and role \"jobqueue_nobody\", as which its workers connect, does not exist or has been changed."),
 			 errhint(
-				 "Run CREATE ROLE jobqueue_nobody LOGIN CONNECTION LIMIT 0.")));
+				 "Run CREATE ROLE (or ALTER ROLE) jobqueue_nobody LOGIN NOSUPERUSER CONNECTION LIMIT 0.")));
 		g->not_before = TimestampTzPlusMilliseconds(now, 60000);
 		wake_by(g->not_before);
 		return false;
@@ -491,6 +491,21 @@ start_worker(int group)
 		return false;
 	}
 	return true;
+}
+
+/*
+ * All places are taken (those of the role, if it is valid): a worker of another
+ * group leaves for this one, an idle one at once; a busy one after its job, if
+ * this group has none at all.  Its exit wakes us.
+ */
+static void
+make_place(int group, Oid role)
+{
+	TimestampTz when = DT_NOEND;
+
+	if (!jq_slot_evict_idle(group, role) && jq_groups[group].nworkers == 0 &&
+		!jq_slot_evict_busy(group, role, &when))
+		wake_by(when);
 }
 
 static void
@@ -532,7 +547,10 @@ start_workers(void)
 				g->wanted = true;
 			}
 			if (workers_of_role(g->role) >= jq_workers_per_role())
-				continue; /* one of them will end or go idle */
+			{
+				make_place(i, g->role);
+				continue;
+			}
 			if (best < 0 || g->last_served < jq_groups[best].last_served)
 				best = i;
 		}
@@ -541,11 +559,7 @@ start_workers(void)
 		if (total >= jobqueue_max_workers)
 		{
 			/* the slot is free when that one has left, which wakes us */
-			TimestampTz when = DT_NOEND;
-
-			if (!jq_slot_evict_idle(best) && jq_groups[best].nworkers == 0 &&
-				!jq_slot_evict_busy(best, &when))
-				wake_by(when);
+			make_place(best, InvalidOid);
 			return;
 		}
 		if (!start_worker(best))

@@ -79,7 +79,7 @@ static Level *levels;
 static int nlevels, maxlevels;
 static PendingKey *keys;
 static int nkeys, maxkeys;
-static TimestampTz first_spilled_due;
+static TimestampTz first_due;
 
 static bool recycle;
 static bool registered;
@@ -116,7 +116,7 @@ forget_all(void)
 	npending = maxpending = 0;
 	nlevels = maxlevels = 0;
 	nkeys = maxkeys = 0;
-	first_spilled_due = DT_NOEND;
+	first_due = DT_NOEND;
 	committed = false;
 	recycle = false;
 }
@@ -213,8 +213,8 @@ jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 		 */
 		if (run_at != DT_NOBEGIN)
 		{
-			if (first_spilled_due == 0 || run_at < first_spilled_due)
-				first_spilled_due = run_at;
+			if (first_due == 0 || run_at < first_due)
+				first_due = run_at;
 			return;
 		}
 		l->spill_from = l->spilled ? jq_pos_min(l->spill_from, pos) : pos;
@@ -226,10 +226,21 @@ jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 }
 
 void
-jq_publish_unknown(Oid owner, const char *queue)
+jq_publish_due(TimestampTz when)
 {
 	enter_level();
-	lanes[pending_lane(owner, queue)].unknown = true;
+	if (first_due == 0 || when < first_due)
+		first_due = when;
+}
+
+void
+jq_publish_unknown(Oid owner, const char *queue)
+{
+	int lane;
+
+	enter_level();
+	lane = pending_lane(owner, queue);
+	lanes[lane].unknown = true;
 }
 
 void
@@ -345,8 +356,8 @@ push_all(void)
 		if (lanes[i].spilled)
 			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
 						  lanes[i].spill_from, lanes[i].nspilled);
-	if (first_spilled_due != 0 && first_spilled_due != DT_NOEND)
-		due = Min(due, first_spilled_due);
+	if (first_due != 0 && first_due != DT_NOEND)
+		due = Min(due, first_due);
 	if (due != DT_NOEND)
 		jq_db_due(dbix, due);
 }
@@ -401,7 +412,7 @@ prepare(void)
 					n++;
 				}
 			}
-		if (first_spilled_due != 0 && first_spilled_due != DT_NOEND)
+		if (first_due != 0 && first_due != DT_NOEND)
 			p.due = true;
 		if (jq_pos_is_all(first))
 			continue;

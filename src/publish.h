@@ -17,6 +17,9 @@ extern void jq_publish_init(void);
 extern void jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 						   TimestampTz run_at);
 
+/* at commit, the scheduler is to look at what is due or expired then */
+extern void jq_publish_due(TimestampTz when);
+
 /* the lane got rows that we know nothing else about */
 extern void jq_publish_unknown(Oid owner, const char *queue);
 

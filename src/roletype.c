@@ -10,6 +10,7 @@
 
 #include "fmgr.h"
 #include "jobtable.h"
+#include "miscadmin.h"
 #include "shmem.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -31,6 +32,15 @@ Datum
 jq_role_out(PG_FUNCTION_ARGS)
 {
 	return DirectFunctionCall1(regroleout, PG_GETARG_DATUM(0));
+}
+
+/* is this the database that the identity was made for? */
+PG_FUNCTION_INFO_V1(jq_at_home);
+Datum
+jq_at_home(PG_FUNCTION_ARGS)
+{
+	(void) fcinfo;
+	PG_RETURN_BOOL(jq_table_required()->meta_database == MyDatabaseId);
 }
 
 PG_FUNCTION_INFO_V1(jq_home);

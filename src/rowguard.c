@@ -21,6 +21,7 @@
 #include "publish.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
@@ -41,7 +42,7 @@ check_acts_for(Oid owner)
 		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 		 errmsg("permission denied to write a job of another role"),
 		 errhint(
-			 "Jobs are enqueued with jobqueue_enqueue(); rows may be written only for roles one is a member of.")));
+			 "Jobs are enqueued with jobqueue_enqueue(); rows may be written only for roles one can become.")));
 }
 
 static Datum
@@ -94,6 +95,56 @@ check_values(HeapTuple tup, TupleDesc desc)
 }
 
 static void
+refuse(const char *column, const char *what)
+{
+	ereport(ERROR, (errcode(ERRCODE_CHECK_VIOLATION),
+					errmsg("invalid value in column \"%s\" of a job", column),
+					errhint("It must be %s.", what)));
+}
+
+static void
+check_range(HeapTuple tup, TupleDesc desc, const char *name, int min)
+{
+	bool isnull;
+	Datum d = column(tup, desc, name, &isnull);
+
+	if (!isnull && DatumGetInt16(d) < min)
+		refuse(name, psprintf("at least %d", min));
+}
+
+static void
+check_not_negative(HeapTuple tup, TupleDesc desc, const char *name)
+{
+	bool isnull;
+	Datum d = column(tup, desc, name, &isnull);
+	Interval zero;
+
+	memset(&zero, 0, sizeof(zero));
+	if (!isnull &&
+		DatumGetInt32(
+			DirectFunctionCall2(interval_cmp, d, IntervalPGetDatum(&zero))) < 0)
+		refuse(name, "a positive interval, or 0");
+}
+
+static void
+check_row(HeapTuple tup, TupleDesc desc)
+{
+	bool isnull;
+	Datum d = column(tup, desc, "kind", &isnull);
+
+	if (!isnull && strchr("fsx", DatumGetChar(d)) == NULL)
+		refuse("kind", "f, s, x or null");
+	d = column(tup, desc, "errors", &isnull);
+	if (!isnull && !JB_ROOT_IS_ARRAY(DatumGetJsonbP(d)))
+		refuse("errors", "an array, or null");
+	check_range(tup, desc, "attempt", 0);
+	check_range(tup, desc, "max_attempts", 1);
+	check_range(tup, desc, "crashes", 0);
+	check_not_negative(tup, desc, "timeout");
+	check_not_negative(tup, desc, "keep");
+}
+
+static void
 note_lane(HeapTuple tup, TupleDesc desc)
 {
 	bool isnull;
@@ -108,6 +159,9 @@ note_lane(HeapTuple tup, TupleDesc desc)
 	if (isnull)
 		return;
 	jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
+	run_at = column(tup, desc, "expires_at", &isnull);
+	if (!isnull)
+		jq_publish_due(Max(DatumGetTimestampTz(run_at), DT_NOBEGIN + 1));
 	run_at = column(tup, desc, "run_at", &isnull);
 	if (!isnull)
 	{
@@ -152,6 +206,7 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 		return PointerGetDatum(new);
 	new = complete_row(new, desc);
 	check_values(new, desc);
+	check_row(new, desc);
 	if (jq_shmem_ready())
 		note_lane(new, desc);
 	return PointerGetDatum(new);

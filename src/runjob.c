@@ -67,10 +67,9 @@ JqCurrent jq_current_job;
 typedef enum Verdict
 {
 	COMPLETED,
-	DROPPED,	   /* nothing to run; republished where needed */
-	PARKED,		   /* waits; the claim has ended already */
-	DOUBTFUL_ROW,  /* somebody is deleting the row */
-	CANCELLED_ROW, /* the row went away while it ran */
+	DROPPED,	  /* nothing to run; republished where needed */
+	PARKED,		  /* waits; the claim has ended already */
+	DOUBTFUL_ROW, /* somebody is deleting the row */
 	EXPIRED,
 	FAILED, /* error in the job */
 	RERUN,	/* error that does not count */
@@ -330,6 +329,19 @@ attempt_it(Attempt *a)
 		CommitTransactionCommand();
 		return fetch == JQ_FETCH_GONE ? DROPPED : DOUBTFUL_ROW;
 	}
+	if (jq_worker_role_changed())
+	{
+		JqItem item;
+
+		/* this session may not be what the role is now: a new one is */
+		item_of_row(&item, &row);
+		UnregisterSnapshot(snapshot);
+		CommitTransactionCommand();
+		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+		jq_claim_end();
+		jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+		return PARKED;
+	}
 	if (!as_expected(a, t, &row))
 	{
 		UnregisterSnapshot(snapshot);
@@ -441,10 +453,8 @@ attempt_it(Attempt *a)
 	}
 	JQ_PAUSE("worker-before-delete");
 	if (!finish_row(a, t, &row, snapshot, isnull ? (Datum) 0 : result))
-	{
-		AbortCurrentTransaction();
-		return CANCELLED_ROW;
-	}
+		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+						errmsg("the row of the job was deleted while it ran")));
 	PopActiveSnapshot();
 	JQ_PAUSE("worker-before-commit");
 	a->committing = true;
@@ -612,8 +622,9 @@ record_failure(Attempt *a, TimestampTz *run_at)
 
 /* the job did not complete: write down why, then let the claim go */
 static void
-end_failed(Attempt *volatile a, bool cancelled)
+end_failed(Attempt *volatile a, bool asked)
 {
+	volatile bool cancelled = asked;
 	volatile bool written = false;
 	TimestampTz run_at = DT_NOEND;
 	volatile JqRecorded recorded = JQ_RECORD_GONE;
@@ -653,6 +664,8 @@ end_failed(Attempt *volatile a, bool cancelled)
 		return;
 	}
 	JQ_PAUSE("fail-after-record");
+	if (!cancelled && recorded == JQ_RECORD_GONE)
+		cancelled = true; /* somebody deleted the row */
 	jq_claim_end();
 	if (recorded == JQ_RECORD_RETRY)
 	{
@@ -704,7 +717,7 @@ jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
 		break;
 	} while (true);
 
-	if (cancelled && verdict != EXPIRED && verdict != CANCELLED_ROW)
+	if (cancelled && verdict != EXPIRED)
 		verdict = FAILED;
 	switch (verdict)
 	{
@@ -715,10 +728,6 @@ jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
 			break;
 		case EXPIRED:
 			note_end(&a, JQ_CANCELLED, "expired");
-			free_keys(&a);
-			break;
-		case CANCELLED_ROW:
-			note_end(&a, JQ_CANCELLED, "its row was deleted while it ran");
 			free_keys(&a);
 			break;
 		case DROPPED:

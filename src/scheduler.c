@@ -355,7 +355,7 @@ publish_due(TimestampTz from)
 	Datum values[4];
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz last = from == DT_NOBEGIN ? DT_NOBEGIN : from - 1;
-	int64 last_id = PG_INT64_MAX;
+	int64 last_id = from == DT_NOBEGIN ? PG_INT64_MIN : PG_INT64_MAX;
 	int n;
 
 	do
@@ -659,6 +659,26 @@ settle_held(TimestampTz unused)
 
 /* ---------------------------------------------------- roles without rights */
 
+/* memory has nothing of that role any more but hints about rows that are gone */
+static void
+forget_role(Oid role)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		char queue[JQ_QUEUE_NAME_MAX + 1];
+		bool mine;
+
+		LWLockAcquire(jq_lane_lock(i), LW_SHARED);
+		mine = jq_lanes[i].db == MyDatabaseId && jq_lanes[i].role == role;
+		strlcpy(queue, jq_lanes[i].queue, sizeof(queue));
+		LWLockRelease(jq_lane_lock(i));
+		if (mine)
+			jq_lane_spill(MyDatabaseId, role, queue, JQ_POS_NOTHING, 0);
+	}
+}
+
 /*
  * All waiting jobs of a role that cannot run any go dead.
  */
@@ -713,6 +733,7 @@ give_up_role(Oid role, const char *sqlstate, const char *message)
 		MemoryContextReset(work_context);
 		CHECK_FOR_INTERRUPTS();
 	} while (n == BATCH && ended > 0);
+	forget_role(role);
 }
 
 static void

@@ -273,7 +273,7 @@ jq_slot_stop_idle(Oid db)
 }
 
 bool
-jq_slot_evict_idle(int group)
+jq_slot_evict_idle(int group, Oid role)
 {
 	int best = -1;
 	int procno = -1;
@@ -284,7 +284,15 @@ jq_slot_evict_idle(int group)
 	{
 		JqSlot *s = &jq_slots[i];
 
+		/* one place at a time: is somebody on his way out already? */
+		if (s->state != JQ_SLOT_FREE && s->stop && s->group != group &&
+			(!OidIsValid(role) || jq_groups[s->group].role == role))
+		{
+			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+			return true;
+		}
 		if (s->state == JQ_SLOT_IDLE && s->group != group && !s->stop &&
+			(!OidIsValid(role) || jq_groups[s->group].role == role) &&
 			(best < 0 || s->idle_since < jq_slots[best].idle_since))
 			best = i;
 	}
@@ -302,7 +310,7 @@ jq_slot_evict_idle(int group)
 #define TIME_SLICE_MS 1000
 
 bool
-jq_slot_evict_busy(int group, TimestampTz *when)
+jq_slot_evict_busy(int group, Oid role, TimestampTz *when)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int best = -1;
@@ -315,7 +323,8 @@ jq_slot_evict_busy(int group, TimestampTz *when)
 		JqSlot *s = &jq_slots[i];
 		int n;
 
-		if (s->state != JQ_SLOT_BUSY || s->group == group || s->written_off)
+		if (s->state != JQ_SLOT_BUSY || s->group == group || s->written_off ||
+			(OidIsValid(role) && jq_groups[s->group].role != role))
 			continue;
 		if (s->stop)
 		{

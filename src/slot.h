@@ -98,13 +98,16 @@ extern void jq_slot_set_busy(void);
 
 /* ask idle workers to leave: of a database, or all (InvalidOid) */
 extern int jq_slot_stop_idle(Oid db);
-/* ask the longest idle worker of another group to leave */
-extern bool jq_slot_evict_idle(int group);
+/*
+ * Ask the longest idle worker of another group to leave; of that role only, if
+ * it is valid.
+ */
+extern bool jq_slot_evict_idle(int group, Oid role);
 /*
  * Ask a busy one to leave after its job, of the group that has most, if it has
  * had its share of time; else *when says when it will have had it.
  */
-extern bool jq_slot_evict_busy(int group, TimestampTz *when);
+extern bool jq_slot_evict_busy(int group, Oid role, TimestampTz *when);
 /* workers that run a job whose cancel was asked for: interrupt them again */
 extern void jq_slot_repeat_cancels(TimestampTz *when);
 

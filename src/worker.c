@@ -89,6 +89,12 @@ role_callback(Datum arg, int cacheid, uint32 hashvalue)
 	role_changed = true;
 }
 
+bool
+jq_worker_role_changed(void)
+{
+	return role_changed;
+}
+
 /* ------------------------------------------------------------------- exit */
 
 static void

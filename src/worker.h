@@ -23,6 +23,9 @@ typedef struct JqWorkerArgs
 /* is this process a worker of ours? */
 extern bool jq_is_worker;
 
+/* has the role, or what it is a member of, changed since the start? */
+extern bool jq_worker_role_changed(void);
+
 /* a SIGINT has arrived since this was cleared */
 extern volatile sig_atomic_t jq_worker_interrupted;
 
