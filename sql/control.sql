@@ -26,7 +26,7 @@ SELECT jobqueue_quiesce();
 SELECT jobqueue_enqueue('note', '{"what": "cancelled"}', tags => '{t}') AS id \gset
 SELECT jobqueue_cancel(:id);
 SELECT jobqueue_cancel(:id), outcome(:id);
-SELECT state, args, tags, reason, expires_at - ended_at AS kept FROM jobqueue_history WHERE id = :id;
+SELECT state, args, tags, reason, date_trunc('second', expires_at - ended_at) AS kept FROM jobqueue_history WHERE id = :id;
 SELECT jobqueue_enqueue('note', '{"what": "scheduled"}', run_at => '2999-01-01') AS id \gset
 SELECT jobqueue_cancel(:id), outcome(:id);
 SELECT jobqueue_cancel(0), jobqueue_cancel(-1), jobqueue_cancel(9223372036854775807);

@@ -67,7 +67,7 @@ SELECT tags[1] AS tag, state, reason, attempt, max_attempts, result, errors->0->
 	errors->0->>'sqlstate' AS sqlstate, errors->0->>'attempt' AS of, errors->0 ? 'at' AS at,
 	ended_at >= started_at AS times
 FROM jobqueue_jobs WHERE queue = 'views' AND ended_at IS NOT NULL ORDER BY tags[1] COLLATE "C";
-SELECT tags[1] AS tag, state, expires_at - ended_at AS kept FROM jobqueue_history
+SELECT tags[1] AS tag, state, date_trunc('second', expires_at - ended_at) AS kept FROM jobqueue_history
 WHERE queue = 'views' ORDER BY tags[1] COLLATE "C";
 SELECT CASE id WHEN :dead THEN 'dead' WHEN :completed THEN 'completed'
 	WHEN :forgotten THEN 'forgotten' WHEN :expired THEN 'expired' END AS job,
