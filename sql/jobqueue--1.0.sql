@@ -372,6 +372,22 @@ BEGIN
 END
 $$;
 
+-- pg_monitor sees all, without arguments.
+GRANT SELECT ON jobqueue_status, jobqueue_jobs, jobqueue_running,
+	jobqueue_recent, jobqueue_history, jobqueue_keys, jobqueue_workers
+	TO pg_monitor;
+GRANT EXECUTE ON FUNCTION jobqueue_home(), jobqueue_at_home(),
+	jobqueue_sight(oid), jobqueue_queue_stats(), jobqueue_counts(),
+	jobqueue_running_jobs(), jobqueue_blocked_jobs(), jobqueue_recent_jobs(),
+	jobqueue_held_keys(), jobqueue_processes()
+	TO pg_monitor;
+DO $$
+BEGIN
+	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO pg_monitor',
+							  pg_catalog.current_schema());
+END
+$$;
+
 -- ---------------------------------------------------------------------------
 -- Comments
 -- ---------------------------------------------------------------------------
@@ -386,7 +402,7 @@ COMMENT ON CAST (jobqueue_role AS pg_catalog.oid) IS
 COMMENT ON CAST (pg_catalog.oid AS jobqueue_role) IS
 	'the role with that OID';
 COMMENT ON CAST (pg_catalog.regrole AS jobqueue_role) IS
-	'the same role';
+	'The role as a jobqueue_role, for assignments.';
 
 COMMENT ON TABLE jobqueue_meta IS
 	'internal: the identity of this installation; its data is not dumped';
@@ -395,7 +411,7 @@ COMMENT ON COLUMN jobqueue_meta.home IS
 COMMENT ON COLUMN jobqueue_meta.database IS
 	'OID of the database the identity belongs to; a copy of the database has another one and holds its jobs';
 COMMENT ON SEQUENCE jobqueue_job_id_seq IS
-	'ids of jobs';
+	'Source of the ids of jobs; its value is part of a dump.';
 COMMENT ON TABLE jobqueue_job IS
 	'live jobs, one row each from enqueue to end; a row is a right to run its command as its owner, so grant nothing on it; read the view jobqueue_jobs';
 COMMENT ON COLUMN jobqueue_job.id IS 'id of the job';

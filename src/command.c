@@ -413,6 +413,15 @@ resolve_sql(const char *command, JqCommand *answer)
 	}
 }
 
+char
+jq_command_kind(const char *command)
+{
+	JqCommand answer;
+
+	resolve_sql(command, &answer);
+	return answer.kind;
+}
+
 /* --------------------------------------------------------------- resolve */
 
 const JqCommand *

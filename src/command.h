@@ -20,6 +20,9 @@ typedef struct JqCommand
  */
 extern const JqCommand *jq_command_resolve(const char *command);
 
+/* the kind of a text that is not a bare name; ERROR if it is no SQL */
+extern char jq_command_kind(const char *command);
+
 /* moves whenever functions, schemas or roles have changed */
 extern uint32 jq_command_generation(void);
 

@@ -27,6 +27,7 @@
 #include "publish.h"
 #include "runjob.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -49,8 +50,10 @@ static int64
 id_argument(FunctionCallInfo fcinfo)
 {
 	if (PG_ARGISNULL(0))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("job id must not be null")));
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("job id must not be null"),
+				 errhint("Give the id that jobqueue_enqueue() returned.")));
 	return PG_GETARG_INT64(0);
 }
 
@@ -121,6 +124,12 @@ static bool
 hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
 {
 	TransactionId xid;
+	LOCKTAG tag;
+
+	/* one transaction at a time acts on a job; deadlocks are found by PostgreSQL */
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, t->job, (uint32) id,
+					   (uint16) (id >> 32));
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 
 	*running = false;
 	for (;;)
@@ -147,7 +156,7 @@ hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
 			case JQ_HOLD_OTHER:
 				if (jq_publish_is_held(id))
 					return true; /* by this very transaction */
-				/* a failure being recorded, or another session: wait for it */
+				/* its failure is being recorded, or its row looked at */
 				(void) WaitLatch(MyLatch,
 								 WL_LATCH_SET | WL_TIMEOUT |
 									 WL_EXIT_ON_PM_DEATH,
@@ -282,11 +291,16 @@ jq_run(PG_FUNCTION_ARGS)
 	int nest;
 
 	CommandCounterIncrement();
+	if (id != 0 && jq_current_job.id == id)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
+						errmsg("job " INT64_FORMAT " cannot run itself", id),
+						errhint("Enqueue another job.")));
 	if (!hold_waiting(t, id, &h, &running))
 	{
 		if (running)
 			ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
-							errmsg("job " INT64_FORMAT " is running", id)));
+							errmsg("job " INT64_FORMAT " is running", id),
+							errhint("Wait for its end, or cancel it.")));
 		no_such_job(id);
 	}
 	if (h.owner != GetUserId())
@@ -350,7 +364,7 @@ jq_run(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
-	if (JQ_ROW_NULL(&h.row, JQ_COL_KEEP))
+	if (!jq_row_wants_keep(&h.row))
 		(void) jq_row_delete(t, id, &h.row, NULL);
 	else
 		(void) jq_archive(t, id, "completed", NULL,
@@ -449,7 +463,8 @@ jq_quiesce(PG_FUNCTION_ARGS)
 			 (timeout->day + INT64CONST(30) * timeout->month) * USECS_PER_DAY;
 	if (us < 0)
 		ereport(ERROR, (errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
-						errmsg("timeout must not be negative")));
+						errmsg("timeout must not be negative"),
+						errhint("0 does not wait.")));
 	dbix = jq_dir_db(MyDatabaseId, true);
 	if (dbix < 0)
 		ereport(ERROR,

@@ -75,7 +75,14 @@ jq_db_due(int dbix, TimestampTz when)
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	db_appears(d);
-	if (when < d->next_due)
+	if (when < 0)
+	{
+		/* long ago, or -infinity: look at all that waits */
+		d->requests |= JQ_REQ_DUE;
+		procno = db_server(d);
+		sooner = true;
+	}
+	else if (when < d->next_due)
 	{
 		d->next_due = when;
 		procno = db_server(d);

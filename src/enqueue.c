@@ -135,7 +135,9 @@ check_session(void)
 			ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg(
-				 "cannot enqueue a job within security-restricted operation")));
+				 "cannot enqueue a job within security-restricted operation"),
+			 errhint(
+				 "Such operations are index builds, ANALYZE and REFRESH MATERIALIZED VIEW.")));
 	if (jq_dir_db(MyDatabaseId, true) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -240,10 +242,11 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 6);
 
 		if (ARR_NDIM(tags) > 1 || array_contains_nulls(tags))
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("tags must be a one-dimensional array without nulls")));
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg(
+						 "tags must be a one-dimensional array without nulls"),
+					 errhint("For example ARRAY['mail', 'urgent'].")));
 		SET(t, JQ_COL_TAGS, PointerGetDatum(tags));
 	}
 

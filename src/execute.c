@@ -242,8 +242,12 @@ lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 	FuncCandidateList c;
 
 	/* as regprocedure's input does, with the rights of the job's role */
-	if (paren == NULL)
-		elog(ERROR, "invalid function signature \"%s\"", command);
+	if (paren == NULL ||
+		(strcmp(paren, "()") != 0 && strcmp(paren, "(pg_catalog.jsonb)") != 0 &&
+		 strcmp(paren, "(jsonb)") != 0))
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg("invalid function signature \"%s\"", command),
+						errhint("Enqueue the job with jobqueue_enqueue().")));
 	name = pnstrdup(command, paren - command);
 	names = textToQualifiedNameList(cstring_to_text(name));
 	nargs = strcmp(paren, "()") == 0 ? 0 : 1;
@@ -264,6 +268,15 @@ lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 	if (!HeapTupleIsValid(tup))
 		elog(ERROR, "cache lookup failed for function %u", f->oid);
 	proc = (Form_pg_proc) GETSTRUCT(tup);
+	if ((proc->prokind != PROKIND_FUNCTION &&
+		 proc->prokind != PROKIND_PROCEDURE) ||
+		(get_typtype(proc->prorettype) == TYPTYPE_PSEUDO &&
+		 proc->prorettype != VOIDOID && proc->prorettype != RECORDOID))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("%s cannot be run as a job", command),
+				 errhint(
+					 "Enqueue it with jobqueue_enqueue(), which says why.")));
 	if (proc->proowner != enqueued_owner && proc->proowner != user &&
 		!superuser_arg(proc->proowner))
 		ereport(

@@ -221,8 +221,13 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 	t = jq_table_required();
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("role and level must not be null")));
+						errmsg("role and level must not be null"),
+						errhint("For example jobqueue_grant('app', 'use').")));
 	role = PG_GETARG_OID(0);
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("role with OID %u does not exist", role),
+						errhint("Levels are given to roles, not to PUBLIC.")));
 	level = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(level, "use") == 0)
 		list = use_members;

@@ -602,6 +602,17 @@ jq_row_max_attempts(const JqRow *row)
 			   JQ_DEFAULT_MAX_ATTEMPTS;
 }
 
+bool
+jq_row_wants_keep(const JqRow *row)
+{
+	Interval *i;
+
+	if (JQ_ROW_NULL(row, JQ_COL_KEEP))
+		return false;
+	i = DatumGetIntervalP(JQ_ROW(row, JQ_COL_KEEP));
+	return i->time > 0 || i->day > 0 || i->month > 0;
+}
+
 /* ---------------------------------------------------------------- refill */
 
 /*

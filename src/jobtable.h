@@ -118,6 +118,8 @@ extern bool jq_row_delete(JqTable *t, int64 id, JqRow *row,
 /* is a row due (and not expired), and where does it stand */
 extern JqPos jq_row_pos(const JqRow *row);
 extern char *jq_row_cstring(const JqRow *row, int col); /* palloc'd, or NULL */
+/* is its result to stay in the history? */
+extern bool jq_row_wants_keep(const JqRow *row);
 extern int jq_row_max_attempts(const JqRow *row);
 
 /*

@@ -329,9 +329,13 @@ push_all(void)
 	if (dbix < 0)
 		return; /* no place for the database: see status */
 	for (i = 0; i < nlanes; i++)
-		if (lanes[i].unknown)
-			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
-						  JQ_POS_NOTHING, 0);
+	{
+		if (!lanes[i].unknown)
+			continue;
+		jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
+					  JQ_POS_NOTHING, 0);
+		jq_db_request(dbix, JQ_REQ_COUNT);
+	}
 	i = 0;
 	while (i < npending)
 	{
@@ -491,6 +495,8 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PARALLEL_COMMIT:
 			jq_bookkeeping = false;
 			committed = nlevels > 0;
+			if (!committed)
+				forget_all(); /* all that there was has been rolled back */
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PARALLEL_ABORT:
@@ -509,13 +515,17 @@ xact_callback(XactEvent event, void *arg)
 						ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg(
-							 "cannot PREPARE a transaction that has cancelled, retried or run a job")));
+							 "cannot PREPARE a transaction that has cancelled or run a job"),
+						 errhint(
+							 "Commit it, or act on the job in a transaction of its own.")));
 			if (nkeys > 0)
 				ereport(
 					ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg(
-						 "cannot PREPARE a transaction that holds a job's key")));
+						 "cannot PREPARE a transaction that holds the key of a job"),
+					 errhint(
+						 "Commit it, or run the job in a transaction of its own.")));
 			break;
 		}
 		case XACT_EVENT_PREPARE:

@@ -126,6 +126,28 @@ check_not_negative(HeapTuple tup, TupleDesc desc, const char *name)
 		refuse(name, "a positive interval, or 0");
 }
 
+/* is the text what jobqueue_enqueue() would have stored with that kind? */
+static void
+check_command(char kind, const char *command)
+{
+	bool ok;
+
+	if (kind == JQ_KIND_FUNCTION)
+	{
+		const char *paren = strrchr(command, '(');
+
+		ok = paren != NULL &&
+			 (strcmp(paren, "()") == 0 || strcmp(paren, "(jsonb)") == 0 ||
+			  strcmp(paren, "(pg_catalog.jsonb)") == 0);
+	}
+	else
+		ok = jq_command_kind(command) == kind;
+	if (!ok)
+		refuse(
+			"command",
+			"of the kind that column \"kind\" says; with a null there, it is looked at as jobqueue_enqueue() does");
+}
+
 static void
 check_row(HeapTuple tup, TupleDesc desc)
 {
@@ -134,6 +156,14 @@ check_row(HeapTuple tup, TupleDesc desc)
 
 	if (!isnull && strchr("fsx", DatumGetChar(d)) == NULL)
 		refuse("kind", "f, s, x or null");
+	if (!isnull)
+	{
+		char kind = DatumGetChar(d);
+
+		d = column(tup, desc, "command", &isnull);
+		if (!isnull)
+			check_command(kind, TextDatumGetCString(d));
+	}
 	d = column(tup, desc, "errors", &isnull);
 	if (!isnull && !JB_ROOT_IS_ARRAY(DatumGetJsonbP(d)))
 		refuse("errors", "an array, or null");

@@ -243,6 +243,7 @@ run_outside(JqRow *row)
 	char *text = jq_row_cstring(row, JQ_COL_COMMAND);
 	ParamListInfo params = makeParamList(1);
 	Oid types[1] = {JSONBOID};
+	List *parsed;
 	RawStmt *raw;
 	List *queries;
 	List *plans;
@@ -256,7 +257,16 @@ run_outside(JqRow *row)
 			PointerGetDatum(PG_DETOAST_DATUM_COPY(JQ_ROW(row, JQ_COL_ARGS)));
 	params->params[0].ptype = JSONBOID;
 	params->params[0].pflags = PARAM_FLAG_CONST;
-	raw = linitial_node(RawStmt, pg_parse_query(text));
+	/* the row may have been written by hand */
+	parsed = pg_parse_query(text);
+	if (list_length(parsed) != 1 || jq_command_kind(text) != JQ_KIND_OUTSIDE)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg(
+				 "the command is not one statement that runs outside a transaction block"),
+			 errhint("Enqueue the job with jobqueue_enqueue().")));
+	raw = linitial_node(RawStmt, parsed);
 	if (analyze_requires_snapshot(raw))
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -275,22 +285,11 @@ run_outside(JqRow *row)
 	PortalDrop(portal, false);
 }
 
-static bool
-wants_keep(const JqRow *row)
-{
-	Interval *i;
-
-	if (JQ_ROW_NULL(row, JQ_COL_KEEP))
-		return false;
-	i = DatumGetIntervalP(JQ_ROW(row, JQ_COL_KEEP));
-	return i->time > 0 || i->day > 0 || i->month > 0;
-}
-
 /* the row leaves the queue, in the open transaction; false: it had left */
 static bool
 finish_row(Attempt *a, JqTable *t, JqRow *row, Snapshot snapshot, Datum result)
 {
-	if (!wants_keep(row))
+	if (!jq_row_wants_keep(row))
 		return jq_row_delete(t, a->job->id, row, snapshot);
 	if (snapshot)
 		UnregisterSnapshot(snapshot);
@@ -727,6 +726,8 @@ jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
 			free_keys(&a);
 			break;
 		case EXPIRED:
+			a.attempt = 0; /* it was never started */
+			a.started_at = 0;
 			note_end(&a, JQ_CANCELLED, "expired");
 			free_keys(&a);
 			break;

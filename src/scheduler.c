@@ -419,6 +419,26 @@ publish_due(TimestampTz from)
 	} while (n == BATCH);
 }
 
+/* the end of a job that no worker had, in the ring */
+static void
+note_end(int64 id, Oid role, const char *queue, JqOutcome outcome, int attempt,
+		 TimestampTz started_at, TimestampTz ended_at, const char *error)
+{
+	JqRecent r;
+
+	memset(&r, 0, offsetof(JqRecent, text));
+	r.id = id;
+	r.db = MyDatabaseId;
+	r.role = role;
+	r.outcome = outcome;
+	r.attempt = attempt;
+	r.started_at = started_at;
+	r.ended_at = ended_at;
+	strlcpy(r.queue, queue, sizeof(r.queue));
+	r.is_error = true;
+	jq_recent_add(&r, error, strlen(error));
+}
+
 static void
 end_expired(TimestampTz unused)
 {
@@ -463,9 +483,14 @@ end_expired(TimestampTz unused)
 							rows[i].run_at);
 			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0, (Datum) 0,
 					   &week);
+			rows[i].run_at = DT_NOEND; /* to be noted below */
 			ended++;
 		}
 		commit();
+		for (i = 0; i < n; i++)
+			if (rows[i].run_at == DT_NOEND)
+				note_end(rows[i].item.id, rows[i].owner, rows[i].queue,
+						 JQ_CANCELLED, 0, 0, GetCurrentTimestamp(), "expired");
 		if (ended == 0)
 			break;
 		MemoryContextReset(work_context);
@@ -621,23 +646,11 @@ settle_failing(JqHeld *h)
 		jq_db_due(dbix, run_at);
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
-	{
-		JqRecent r;
-
-		memset(&r, 0, offsetof(JqRecent, text));
-		r.id = h->id;
-		r.db = MyDatabaseId;
-		r.role = h->role;
-		r.outcome = cancelled				   ? JQ_CANCELLED :
-					recorded == JQ_RECORD_DEAD ? JQ_DEAD :
-												 JQ_FAILED;
-		r.attempt = h->attempt;
-		r.started_at = h->started_at;
-		r.ended_at = h->since;
-		strlcpy(r.queue, h->queue, sizeof(r.queue));
-		r.is_error = true;
-		jq_recent_add(&r, h->error, strlen(h->error));
-	}
+		note_end(h->id, h->role, h->queue,
+				 cancelled					? JQ_CANCELLED :
+				 recorded == JQ_RECORD_DEAD ? JQ_DEAD :
+											  JQ_FAILED,
+				 h->attempt, h->started_at, h->since, h->error);
 }
 
 static void
@@ -1031,9 +1044,11 @@ jq_scheduler_main(Datum arg)
 		timeout = TimestampDifferenceMilliseconds(now, wake);
 		if (timeout > 0)
 		{
-			(void) WaitLatch(
-				MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-				timeout, jq_wait_event(&wait_event, "JobqueueSchedulerMain"));
+			(void) WaitLatch(MyLatch,
+							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 Min(timeout, 60000L),
+							 jq_wait_event(&wait_event,
+										   "JobqueueSchedulerMain"));
 			ResetLatch(MyLatch);
 			QueryCancelPending = false;
 		}
