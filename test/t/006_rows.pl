@@ -315,7 +315,8 @@ property 'an INSERT that is rolled back' => sub {
 
 property 'jobqueue_sweep finds rows that announced themselves to nobody' => sub {
 	sql(q{BEGIN; ALTER TABLE jobqueue_job DISABLE TRIGGER ALL;
-		INSERT INTO jobqueue_job (command, args) VALUES ('note', '{"what": "s"}');
+		INSERT INTO jobqueue_job (command, kind, func_owner, args)
+		SELECT 'public.note(pg_catalog.jsonb)', 'f', proowner, '{"what": "s"}' FROM pg_proc WHERE proname = 'note';
 		ALTER TABLE jobqueue_job ENABLE TRIGGER ALL;
 		ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard; COMMIT});
 	sql('SELECT jobqueue_sweep()');
@@ -342,8 +343,8 @@ property 'a restore into another database is held until jobqueue_adopt' => sub {
 	enqueue('note', what => $_, key => 'k') foreach ('a', 'b');
 	enqueue('note', what => 'due', run_at => '2000-01-01');
 	enqueue('note', what => 'later', run_at => '2100-01-01');
-	my $dead = sql("INSERT INTO jobqueue_archive SELECT 1000000, now(), now(), now(), NULL, home,
-		owner, NULL, 0, 1, 1, 'f', 'dead', 'default', 'note', '{\"what\": \"dead\"}' FROM jobqueue_job LIMIT 1");
+	my $cancelled = enqueue('note', what => 'cancelled', run_at => 'tomorrow');
+	sql("SELECT jobqueue_cancel($cancelled)");
 	dump_and_restore('postgres', 'restored');
 	open_gate($gate);
 	wait_for('SELECT count(*) = 1 FROM jobqueue_job');
@@ -351,19 +352,18 @@ property 'a restore into another database is held until jobqueue_adopt' => sub {
 
 	wait_quiet(db => 'restored');
 	is(ran(db => 'restored'), '', 'not in the copy');
-	is( sql("SELECT state, count(*) FROM jobqueue_jobs WHERE state <> 'dead' GROUP BY 1 ORDER BY 1",
+	is( sql("SELECT state, count(*) FROM jobqueue_jobs WHERE state <> 'cancelled' GROUP BY 1 ORDER BY 1",
 			db => 'restored'),
 		'held|5', 'they are held');
-	is(sql("SELECT held FROM jobqueue_status WHERE queue = 'default'", db => 'restored'),
-		5, 'and counted');
+	wait_for("SELECT held = 5 FROM jobqueue_status WHERE queue = 'default'", 't', 'restored');
 	is(sql('SELECT jobqueue_adopt()', db => 'restored'), 5, 'adopted');
 	wait_for('SELECT count(*) = 1 FROM jobqueue_job', 't', 'restored');
 	is(sql("SELECT string_agg(what, ' ' ORDER BY what) FROM ran", db => 'restored'),
 		'a b due gate', 'they run');
 	is(sql("SELECT state FROM jobqueue_jobs WHERE run_at > now()", db => 'restored'),
 		'scheduled', 'what is due later waits');
-	is(sql('SELECT jobqueue_retry(1000000)', db => 'restored'), 't', 'the history came along');
-	wait_for("SELECT count(*) = 1 FROM ran WHERE what = 'dead'", 't', 'restored');
+	is(sql('SELECT jobqueue_retry(' . $cancelled . ')', db => 'restored'), 't', 'the history came along');
+	wait_for("SELECT count(*) = 1 FROM ran WHERE what = 'cancelled'", 't', 'restored');
 	sql('DROP DATABASE restored WITH (FORCE)');
 	sql('SELECT jobqueue_cancel(id) FROM jobqueue_job; DELETE FROM jobqueue_archive');
 	forget();
@@ -373,10 +373,10 @@ property 'ids after a restore do not collide' => sub {
 	my $id = enqueue('note', what => 'x');
 
 	wait_drained();
-	dump_and_restore('postgres', 'restored');
-	cmp_ok(enqueue('note', what => 'y', db => 'restored'), '>', $id, 'they go on');
-	wait_drained(db => 'restored');
-	sql('DROP DATABASE restored WITH (FORCE)');
+	dump_and_restore('postgres', 'restored2');
+	cmp_ok(enqueue('note', what => 'y', db => 'restored2'), '>', $id, 'they go on');
+	wait_drained(db => 'restored2');
+	sql('DROP DATABASE restored2 WITH (FORCE)');
 	forget();
 };
 
@@ -386,16 +386,16 @@ property 'the job of a dropped role is dead, here and where it is restored' => s
 	my $id = enqueue('note', what => 'no', role => 'leaver');
 	sql('DROP OWNED BY leaver');
 	sql('DROP ROLE leaver');
-	dump_and_restore('postgres', 'restored');
+	dump_and_restore('postgres', 'restored3');
 	sql('SELECT jobqueue_resume()');
 	wait_state($id, 'dead');
 	like(sql("SELECT errors FROM jobqueue_history WHERE id = $id"),
 		qr/role/, 'the error says why');
-	is(sql('SELECT jobqueue_adopt()', db => 'restored'), 1, 'adopted');
-	wait_state($id, 'dead', db => 'restored');
+	sql('SELECT jobqueue_adopt()', db => 'restored3');
+	wait_state($id, 'dead', db => 'restored3');
 	is(ran(), '', 'it did not run here');
-	is(ran(db => 'restored'), '', 'nor there');
-	sql('DROP DATABASE restored WITH (FORCE)');
+	is(ran(db => 'restored3'), '', 'nor there');
+	sql('DROP DATABASE restored3 WITH (FORCE)');
 	sql('DELETE FROM jobqueue_archive');
 };
 

@@ -223,9 +223,13 @@ CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS
 	$$ BEGIN PERFORM evil.trap(); RETURN pg_catalog.clock_timestamp(); END $$;
 CREATE FUNCTION evil.jobqueue_home() RETURNS bigint LANGUAGE plpgsql AS
 	$$ BEGIN PERFORM evil.trap(); RETURN 0; END $$;
+RESET ROLE;
 CREATE TABLE evil.jobqueue_job (LIKE public.jobqueue_job);
 CREATE TABLE evil.jobqueue_archive (LIKE public.jobqueue_archive);
 CREATE TABLE evil.jobqueue_meta (LIKE public.jobqueue_meta);
+ALTER TABLE evil.jobqueue_job OWNER TO mallory;
+ALTER TABLE evil.jobqueue_archive OWNER TO mallory;
+ALTER TABLE evil.jobqueue_meta OWNER TO mallory;
 END
 	sql("ALTER DATABASE postgres SET search_path = evil, pg_catalog, public");
 	node()->restart;

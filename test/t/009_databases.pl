@@ -47,7 +47,7 @@ sub warm_up
 	enqueue('note', what => 'warm', db => $db, role => 'owner');
 	wait_for(q{SELECT count(*) = 2 FROM ran WHERE what = 'warm'}, 't', $db);
 	sql(q{DELETE FROM ran WHERE what = 'warm'}, db => $db);
-	wait_for("SELECT count(*) = 2 FROM jobqueue_workers WHERE state = 'idle'", 't', $db);
+	wait_for("SELECT count(DISTINCT role) = 2 FROM jobqueue_workers WHERE state = 'idle'", 't', $db);
 }
 
 sub our_processes
@@ -93,6 +93,7 @@ property 'the schema is renamed' => sub {
 	forget(db => 'two');
 	sql('ALTER SCHEMA qj RENAME TO jq', db => 'two');
 	warm_up('two');
+	pass('jobs run before and after');
 };
 
 property 'an unprivileged DROP DATABASE disturbs nobody' => sub {
@@ -115,6 +116,7 @@ property 'CREATE DATABASE TEMPLATE beside idle workers; the clone is held' => su
 	enqueue('note', what => 'later', run_at => 'tomorrow', db => 'one');
 	warm_up('one');
 	sql('CREATE DATABASE clone TEMPLATE one', role => 'owner');
+	sql('ALTER DATABASE clone SET search_path = public, jq');
 	is(sql('SELECT state FROM jobqueue_jobs', db => 'clone'), 'held', 'jobs of the clone are held');
 	is(sql('SELECT state FROM jobqueue_jobs', db => 'one'), 'scheduled', 'those of the original are not');
 	sql("UPDATE jobqueue_job SET run_at = NULL", db => 'clone');
@@ -131,6 +133,7 @@ property 'ALTER DATABASE RENAME beside idle workers' => sub {
 	warm_up('clone');
 	sql('ALTER DATABASE clone RENAME TO renamed', role => 'owner')
 	  if sql_error('ALTER DATABASE clone OWNER TO owner') eq '';
+	forget(db => 'renamed');
 	enqueue('note', what => 'after', db => 'renamed');
 	wait_drained(db => 'renamed');
 	is(ran(db => 'renamed'), 'after', 'jobs run after it');

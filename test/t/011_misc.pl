@@ -174,13 +174,13 @@ SKIP:
 property 'more queues than lanes' => sub {
 	node()->append_conf('postgresql.conf', "jobqueue.max_lanes = 8\n");
 	node()->restart;
+	node()->append_conf('postgresql.conf', "jobqueue.max_lanes = 1024\n");
 	foreach my $round (1 .. 2)
 	{
 		sql(q{SELECT count(jobqueue_enqueue('note', '{"what": "q"}', queue => 'queue' || i % 50)) FROM generate_series(1, 500) i});
 		wait_drained();
 	}
 	is(sql('SELECT count(*), max(attempt) FROM ran'), '1000|1', 'all ran');
-	node()->append_conf('postgresql.conf', "jobqueue.max_lanes = 1024\n");
 	forget();
 };
 
