@@ -120,7 +120,7 @@ CREATE TABLE jobqueue_archive (
 	priority	smallint NOT NULL,
 	attempt		smallint NOT NULL,
 	max_attempts smallint,
-	kind		"char" NOT NULL,
+	kind		"char",
 	state		text NOT NULL CHECK (state IN ('completed', 'cancelled', 'dead')),
 	queue		text COLLATE "C" NOT NULL,
 	command		text NOT NULL,

@@ -175,10 +175,31 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 }
 
 void
-jq_db_set_loaded(int dbix, bool loaded)
+jq_db_overflow(int dbix)
 {
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-	jq_dbs[dbix].loaded = loaded;
+	jq_dbs[dbix].loaded = false;
+	jq_dbs[dbix].overflows++;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+uint32
+jq_db_overflows(int dbix)
+{
+	uint32 n;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	n = jq_dbs[dbix].overflows;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	return n;
+}
+
+void
+jq_db_set_loaded(int dbix, uint32 overflows)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	if (jq_dbs[dbix].overflows == overflows)
+		jq_dbs[dbix].loaded = true;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 }
 

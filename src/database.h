@@ -29,7 +29,13 @@ extern uint32 jq_db_take_requests(int dbix, TimestampTz *due_from);
 /* leave if nothing is asked and nothing due before keep_until */
 extern bool jq_db_sched_leave(int dbix, TimestampTz keep_until);
 
-extern void jq_db_set_loaded(int dbix, bool loaded);
+/*
+ * Some rows have no lane: from now on a new lane knows nothing.  A discovery
+ * that began before does not change that.
+ */
+extern void jq_db_overflow(int dbix);
+extern uint32 jq_db_overflows(int dbix);
+extern void jq_db_set_loaded(int dbix, uint32 overflows);
 extern void jq_db_set_absent(int dbix, bool absent);
 extern bool jq_db_is_quiesced(int dbix);
 extern void jq_db_set_quiesced(int dbix, bool quiesced);

@@ -330,8 +330,8 @@ lane_try_reuse(int ix)
 	bool ok;
 
 	LWLockAcquire(jq_lane_lock(ix), LW_EXCLUSIVE);
-	ok = l->nready == 0 && l->nparked == 0 && l->nclaimed == 0 && !l->filling &&
-		 jq_pos_is_all(l->frontier);
+	ok = l->nready == 0 && l->nparked == 0 && l->nclaimed == 0 &&
+		 l->held_back == 0 && !l->filling && jq_pos_is_all(l->frontier);
 	if (ok)
 		lane_remove(ix);
 	LWLockRelease(jq_lane_lock(ix));
@@ -354,10 +354,6 @@ lane_add(Oid db, Oid role, const char *queue)
 		dbix = db_add(db);
 	if (dbix < 0)
 		return -1;
-	group = group_get(db, role, dbix);
-	queue_ix = queue_get(db, queue);
-	if (group < 0 || queue_ix < 0)
-		return -1;
 	for (pass = 0; pass < 2; pass++)
 		for (i = 0; i < jq_shared->nlanes; i++)
 		{
@@ -369,6 +365,11 @@ lane_add(Oid db, Oid role, const char *queue)
 	return -1;
 
 found:
+	/* after a lane has gone, its queue and group may have, too */
+	group = group_get(db, role, dbix);
+	queue_ix = queue_get(db, queue);
+	if (group < 0 || queue_ix < 0)
+		return -1;
 	if (!dir_put(JQ_DIR_LANE, db, role, queue, i))
 		return -1;
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);

@@ -42,6 +42,7 @@ typedef struct JqDb
 	int sched_pid;
 	TimestampTz sched_since;
 	TimestampTz sched_not_before; /* after a failed start */
+	uint32 overflows;			  /* lanes that found no place, ever */
 	bool loaded;				  /* every lane of the table is known */
 	bool absent;				  /* no extension there */
 	bool foreign;				  /* meta names another database: hold all */
@@ -101,6 +102,7 @@ typedef struct JqLane
 								 * known at its end */
 	bool filling;	/* a refill is under way */
 	bool want_refill;
+	int held_back; /* publishers that are not done yet */
 	bool starved;  /* its last refill found no room */
 	uint32 nready; /* read without lock as a hint */
 	uint32 nparked;

@@ -270,35 +270,146 @@ unpark(JqKey *k, bool all)
 	return chain;
 }
 
+#define RELEASE_LANES 8
+
+/* the lanes that have waiters here, ascending; -1: too many to lock them all */
+static int
+lanes_of_waiters(JqKey *k, int *lanes)
+{
+	int n = 0;
+	uint32 ix;
+
+	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
+	{
+		int lane = JQ_ENTRY(ix)->lane;
+		int i;
+		int j;
+
+		for (i = 0; i < n && lanes[i] < lane; i++)
+			;
+		if (i < n && lanes[i] == lane)
+			continue;
+		if (n == RELEASE_LANES)
+			return -1;
+		for (j = n++; j > i; j--)
+			lanes[j] = lanes[j - 1];
+		lanes[i] = lane;
+		if (k->one_lane)
+			break;
+	}
+	return n;
+}
+
+static bool
+is_subset(const int *a, int na, const int *b, int nb)
+{
+	int i = 0;
+	int j;
+
+	for (j = 0; j < nb && i < na; j++)
+		if (b[j] == a[i])
+			i++;
+	return i == na;
+}
+
+/* partition lock held: the key is free; its waiters that may go on now */
+static uint32
+set_free(JqKey *k, uint32 hash, bool all)
+{
+	uint32 chain;
+
+	k->procno = -1;
+	k->pid = 0;
+	k->job = 0;
+	chain = unpark(k, all);
+	if (k->first == JQ_NIL)
+		hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
+	return chain;
+}
+
+/*
+ * The key becomes free, and its first waiters are back in their lanes, in one
+ * section: else a later job of the lane could take the key in between.  So the
+ * locks of the lanes are taken first, in ascending order (the one place where
+ * several lane locks are held), and if the waiters have changed meanwhile, once
+ * more.  Where there are too many lanes for that, their order is not kept.
+ */
 static void
 release_at(int my)
 {
 	JqKeyTag tag = my_keys[my].tag;
 	uint32 hash = my_keys[my].hash;
+	bool all = tag.db == JQ_SUSPECT_DB ||
+			   hash_get_num_entries(jq_keys) > max_keys() / 2;
 	uint32 chain = JQ_NIL;
-	bool full = hash_get_num_entries(jq_keys) > max_keys() / 2;
+	int locked[RELEASE_LANES];
+	int nlocked = 0;
+	bool done = false;
 	JqKey *k;
+	int i;
 
 	/* nothing may come between leaving the key and entering the lane */
 	HOLD_INTERRUPTS();
 	my_keys[my] = my_keys[--n_my_keys];
-	LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
-	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
-	if (k != NULL && k->procno == jq_my_procno() && k->pid == MyProcPid)
+	while (!done)
 	{
-		k->procno = -1;
-		k->pid = 0;
-		k->job = 0;
-		chain = unpark(k, full);
-		if (k->first == JQ_NIL)
-			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE, NULL);
+		int lanes[RELEASE_LANES];
+		int n = 0;
+
+		LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
+		k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
+		if (k == NULL || k->procno != jq_my_procno() || k->pid != MyProcPid)
+			done = true; /* not ours */
+		else
+		{
+			n = lanes_of_waiters(k, lanes);
+			if (n < 0 || is_subset(lanes, n, locked, nlocked))
+			{
+				chain = set_free(k, hash, all || n < 0);
+				done = true;
+			}
+		}
+		LWLockRelease(partition_lock(hash));
+		if (done && n >= 0)
+			break;
+		while (nlocked > 0)
+			LWLockRelease(jq_lane_lock(locked[--nlocked]));
+		for (; nlocked < n; nlocked++)
+		{
+			locked[nlocked] = lanes[nlocked];
+			LWLockAcquire(jq_lane_lock(locked[nlocked]), LW_EXCLUSIVE);
+		}
 	}
-	LWLockRelease(partition_lock(hash));
+
+	if (nlocked > 0)
+	{
+		int returned[RELEASE_LANES] = {0};
+
+		while (chain != JQ_NIL)
+		{
+			uint32 next = JQ_ENTRY(chain)->next[0];
+
+			for (i = 0; i < nlocked; i++)
+				if (locked[i] == JQ_ENTRY(chain)->lane)
+					returned[i]++;
+			jq_lane_take_back(chain);
+			chain = next;
+		}
+		for (i = nlocked - 1; i >= 0; i--)
+			LWLockRelease(jq_lane_lock(locked[i]));
+		for (i = 0; i < nlocked; i++)
+			if (returned[i] > 0)
+				jq_lane_took_back(locked[i], returned[i]);
+	}
 	while (chain != JQ_NIL)
 	{
 		uint32 next = JQ_ENTRY(chain)->next[0];
+		int lane = JQ_ENTRY(chain)->lane;
 
-		jq_lane_return(chain);
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		jq_lane_take_back(chain);
+		LWLockRelease(jq_lane_lock(lane));
+		jq_lane_took_back(lane, 1);
 		chain = next;
 	}
 	RESUME_INTERRUPTS();

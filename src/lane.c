@@ -300,12 +300,23 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 static int
 lane_lock_by_name(Oid db, Oid role, const char *queue, bool create)
 {
+	bool told = false;
+
 	for (;;)
 	{
 		int lane = jq_dir_lane(db, role, queue, create);
 
 		if (lane < 0)
-			return -1;
+		{
+			int dbix = create && !told ? jq_dir_db(db, true) : -1;
+
+			if (dbix < 0)
+				return -1;
+			/* somebody may make the lane just now, thinking it knows all */
+			jq_db_overflow(dbix);
+			told = true;
+			continue;
+		}
 		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 		if (jq_lane_is(&jq_lanes[lane], db, role, queue))
 			return lane;
@@ -422,15 +433,10 @@ jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 nrows)
 }
 
 void
-jq_lane_return(uint32 entry)
+jq_lane_take_back(uint32 entry)
 {
-	int lane = JQ_ENTRY(entry)->lane;
-	JqLane *l = &jq_lanes[lane];
-	int group;
-	int dbix;
-	bool refill;
+	JqLane *l = &jq_lanes[JQ_ENTRY(entry)->lane];
 
-	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	Assert(OidIsValid(l->db));
 	l->nparked--;
 	if (!l->filling && jq_pos_cmp(JQ_ENTRY_POS(entry), l->frontier) >= 0)
@@ -444,13 +450,37 @@ jq_lane_return(uint32 entry)
 	else
 		lane_insert(l, entry);
 	lane_check(l);
+}
+
+void
+jq_lane_took_back(int lane, int n)
+{
+	JqLane *l = &jq_lanes[lane];
+
+	/* what is read here without lock is checked by whoever is woken */
+	if (l->want_refill && OidIsValid(l->db))
+		jq_db_request(l->dbix, JQ_REQ_REFILL);
+	jq_group_wake(l->group, n);
+}
+
+bool
+jq_lane_hold_back(Oid db, Oid role, const char *queue, bool hold)
+{
+	int lane = lane_lock_by_name(db, role, queue, hold);
+	JqLane *l;
+	int group;
+	int n;
+
+	if (lane < 0)
+		return false;
+	l = &jq_lanes[lane];
+	l->held_back += hold ? 1 : -1;
 	group = l->group;
-	dbix = l->dbix;
-	refill = jq_lane_wants_refill(l);
+	n = (int) l->nready;
 	LWLockRelease(jq_lane_lock(lane));
-	if (refill)
-		jq_db_request(dbix, JQ_REQ_REFILL);
-	jq_group_wake(group, 1);
+	if (!hold && n > 0)
+		jq_group_wake(group, n);
+	return true;
 }
 
 bool
@@ -460,7 +490,7 @@ jq_lane_has_first(int lane)
 	bool has;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
-	has = l->head[0] != JQ_NIL &&
+	has = l->head[0] != JQ_NIL && l->held_back == 0 &&
 		  jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0;
 	LWLockRelease(jq_lane_lock(lane));
 	return has;
@@ -471,7 +501,8 @@ jq_lane_take_first(JqLane *l)
 {
 	uint32 ix = l->head[0];
 
-	if (ix == JQ_NIL || jq_pos_cmp(JQ_ENTRY_POS(ix), l->frontier) >= 0)
+	if (ix == JQ_NIL || l->held_back > 0 ||
+		jq_pos_cmp(JQ_ENTRY_POS(ix), l->frontier) >= 0)
 		return JQ_NIL;
 	lane_unlink(l, ix);
 	return ix;

@@ -33,8 +33,18 @@ extern int jq_lane_publish_due(Oid db, Oid role, const char *queue,
 extern void jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos,
 						  int64 nrows);
 
-/* Put back an entry that was out (unparked, or popped and not run). */
-extern void jq_lane_return(uint32 entry);
+/*
+ * Lane lock held: an entry that was parked is back.  After the lock's release,
+ * tell how many.
+ */
+extern void jq_lane_take_back(uint32 entry);
+extern void jq_lane_took_back(int lane, int n);
+
+/*
+ * While somebody publishes rows that have an order among them, nothing is taken
+ * from the lane.  false: there is no place for the lane.
+ */
+extern bool jq_lane_hold_back(Oid db, Oid role, const char *queue, bool hold);
 
 /* Lane lock held: forget all ready entries; the frontier becomes this. */
 extern void jq_lane_clear(int lane, JqPos frontier);

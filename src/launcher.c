@@ -659,7 +659,17 @@ jq_launcher_main(Datum arg)
 		long timeout;
 
 		CHECK_FOR_INTERRUPTS();
-		jq_reload_config();
+		if (ConfigReloadPending)
+		{
+			int workers = jobqueue_max_workers;
+			int per_role = jq_workers_per_role();
+
+			jq_reload_config();
+			/* fewer may be allowed now: all start anew, within the limits */
+			if (jobqueue_max_workers < workers ||
+				jq_workers_per_role() < per_role)
+				jq_slot_stop_idle(InvalidOid);
+		}
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 		wake_at =

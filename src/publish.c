@@ -47,6 +47,8 @@ typedef struct PendingLane
 	bool spilled; /* has rows that are not in the list */
 	JqPos spill_from;
 	int64 nspilled;
+	int npending; /* counted at the push */
+	bool held_back;
 } PendingLane;
 
 typedef struct Pending
@@ -336,6 +338,21 @@ push_all(void)
 					  JQ_POS_NOTHING, 0);
 		jq_db_request(dbix, JQ_REQ_COUNT);
 	}
+	/* first what is not known, so that nothing overtakes it */
+	for (i = 0; i < nlanes; i++)
+	{
+		if (lanes[i].spilled)
+			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
+						  lanes[i].spill_from, lanes[i].nspilled);
+		lanes[i].npending = 0;
+	}
+	for (i = 0; i < npending; i++)
+		if (!pending[i].held && pending[i].run_at == DT_NOBEGIN)
+			lanes[pending[i].lane].npending++;
+	for (i = 0; i < nlanes; i++)
+		if (lanes[i].npending > 1)
+			lanes[i].held_back = jq_lane_hold_back(MyDatabaseId, lanes[i].owner,
+												   lanes[i].queue, true);
 	i = 0;
 	while (i < npending)
 	{
@@ -357,9 +374,9 @@ push_all(void)
 							push_buf, n);
 	}
 	for (i = 0; i < nlanes; i++)
-		if (lanes[i].spilled)
-			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
-						  lanes[i].spill_from, lanes[i].nspilled);
+		if (lanes[i].npending > 1 && lanes[i].held_back)
+			(void) jq_lane_hold_back(MyDatabaseId, lanes[i].owner,
+									 lanes[i].queue, false);
 	if (first_due != 0 && first_due != DT_NOEND)
 		due = Min(due, first_due);
 	if (due != DT_NOEND)
@@ -462,7 +479,7 @@ jq_publish_forget(Oid db)
 
 	if (dbix < 0)
 		return;
-	jq_db_set_loaded(dbix, false);
+	jq_db_overflow(dbix);
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
 		JqLane *l = &jq_lanes[i];

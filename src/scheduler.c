@@ -203,6 +203,7 @@ discover(TimestampTz unused)
 		"   WHERE j.run_at IS NULL AND (j.queue, j.owner::oid) > (l.queue, l.owner)"
 		"   ORDER BY j.queue, j.owner LIMIT 1) n)"
 		" SELECT queue, owner FROM lanes";
+	uint32 overflows = jq_db_overflows(dbix); /* before the snapshot */
 	JqTable *t = begin();
 	bool complete = true;
 	uint64 i;
@@ -231,8 +232,9 @@ discover(TimestampTz unused)
 	}
 	jq_owner_end(&state);
 	commit();
-	jq_db_set_loaded(dbix, complete);
-	if (!complete)
+	if (complete)
+		jq_db_set_loaded(dbix, overflows);
+	else
 	{
 		/* when lanes have emptied there may be place */
 		static TimestampTz warned;
@@ -246,7 +248,7 @@ discover(TimestampTz unused)
 						 jobqueue_max_lanes)));
 		warned = GetCurrentTimestamp();
 		jq_db_request_quietly(dbix, JQ_REQ_DISCOVER);
-		try_again_in(1000);
+		try_again_in(100);
 	}
 	jq_db_request_quietly(dbix, JQ_REQ_REFILL);
 }
