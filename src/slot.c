@@ -102,6 +102,8 @@ slot_free(JqSlot *s)
 	if (s->state == JQ_SLOT_IDLE)
 		jq_groups[s->group].nidle--;
 	jq_groups[s->group].nworkers--;
+	/* it may go with a wake-up that was meant for it: the launcher looks */
+	jq_groups[s->group].wanted = true;
 	s->state = JQ_SLOT_FREE;
 	s->pid = 0;
 	s->procno = -1;

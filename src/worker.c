@@ -146,18 +146,6 @@ worker_exit(int code, Datum arg)
 	jq_keylock_release_all();
 	jq_inflight_clear();
 	jq_slot_detach();
-
-	/* a wake-up that was meant for this process must not be lost with it */
-	{
-		int i;
-
-		for (i = 0; i < n_my_lanes; i++)
-			if (jq_lanes[my_lanes[i]].nready > 0)
-			{
-				jq_group_wake(args.group, 1);
-				break;
-			}
-	}
 }
 
 /* ------------------------------------------------------------------ lanes */
