@@ -493,6 +493,14 @@ start_worker(int group)
 	return true;
 }
 
+static void
+set_wanted(int group, bool wanted)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	jq_groups[group].wanted = wanted;
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
 /*
  * All places are taken (those of the role, if it is valid): a worker of another
  * group leaves for this one, an idle one at once; a busy one after its job, if
@@ -539,12 +547,11 @@ start_workers(void)
 			}
 			if (!group_has_work(i))
 			{
-				LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
-				g->wanted = false;
-				LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+				/* publishers rely on the flag: look once more after it fell */
+				set_wanted(i, false);
 				if (!group_has_work(i))
 					continue;
-				g->wanted = true;
+				set_wanted(i, true);
 			}
 			if (workers_of_role(g->role) >= jq_workers_per_role())
 			{
@@ -562,15 +569,15 @@ start_workers(void)
 			make_place(best, InvalidOid);
 			return;
 		}
+		/* before it can run and want another one */
+		set_wanted(best, false);
 		if (!start_worker(best))
 		{
+			set_wanted(best, true);
 			if (jq_groups[best].not_before > now)
 				continue; /* others may do better */
 			return;
 		}
-		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
-		jq_groups[best].wanted = false;
-		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 	}
 }
 
