@@ -15,6 +15,7 @@
 #include <signal.h>
 
 #include "compat.h"
+#include "database.h"
 #include "guc.h"
 #include "lane.h"
 #include "miscadmin.h"
@@ -221,6 +222,9 @@ jq_group_wake(int group, int n)
 	/* pairs with the lock in jq_slot_set_idle */
 	pg_memory_barrier();
 	if (*(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted)
+		return;
+	/* nobody may take anything; jobqueue_resume() wakes */
+	if (jq_db_is_quiesced(g->dbix))
 		return;
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nslots && g->nidle > 0 && nwake < n &&
