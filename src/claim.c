@@ -171,6 +171,8 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 
 				out->keylen = jq_entry_key(ix, out->key);
 				r = jq_keylock_take(db, out->key, out->keylen, e->id, ix);
+				if (r == JQ_KEY_DUPLICATE)
+					continue;
 				if (r == JQ_KEY_BUSY)
 				{
 					l->nparked++;
@@ -232,7 +234,14 @@ jq_claim_take_turn(JqClaimed *job)
 	JqItem item;
 	uint32 ix;
 	bool taken = true;
+	bool spill = false;
+	JqKeyResult r;
+	Oid db = l->db;
+	Oid role = l->role;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
 
+	/* the lane stays what it is while a job of it is claimed */
+	strlcpy(queue, l->queue, sizeof(queue));
 	memset(&item, 0, sizeof(item));
 	item.id = job->id;
 	item.priority = job->pos.priority;
@@ -242,24 +251,27 @@ jq_claim_take_turn(JqClaimed *job)
 	item.keylen = job->keylen;
 	LWLockAcquire(jq_lane_lock(job->lane), LW_EXCLUSIVE);
 	ix = jq_entry_new(&item, job->lane);
-	if (jq_keylock_take(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY),
-						job->id, ix) == JQ_KEY_BUSY)
+	r = jq_keylock_take(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY),
+						job->id, ix);
+	if (r == JQ_KEY_DUPLICATE)
+	{
+		taken = false;
+		claim_clear(s);
+	}
+	else if (r == JQ_KEY_BUSY)
 	{
 		taken = false;
 		claim_clear(s);
 		if (ix != JQ_NIL)
 			l->nparked++;
 		else
-		{
-			/* no room to remember it: the table does */
-			l->frontier = jq_pos_min(l->frontier, job->pos);
-			l->cut = jq_pos_min(l->cut, job->pos);
-			l->want_refill = true;
-		}
+			spill = true; /* no room to remember it: the table does */
 	}
 	else if (ix != JQ_NIL)
 		jq_entry_free(ix);
 	LWLockRelease(jq_lane_lock(job->lane));
+	if (spill)
+		jq_lane_spill(db, role, queue, job->pos, 1);
 	return taken;
 }
 

@@ -173,6 +173,26 @@ hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
 	}
 }
 
+/*
+ * The row was not found by a statement with the transaction's snapshot.  If it
+ * is there, the transaction cannot go on; its abort lets the job run.
+ */
+static void
+must_be_gone(JqTable *t, int64 id)
+{
+	JqRow row;
+	TransactionId xid;
+
+	CommandCounterIncrement();
+	if (jq_row_fetch(t, id, NULL, NULL, &row, &xid, NULL) != JQ_FETCH_GONE)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent update"),
+			 errhint(
+				 "The job was enqueued or changed after this transaction's snapshot; retry the transaction.")));
+}
+
 PG_FUNCTION_INFO_V1(jq_cancel);
 Datum
 jq_cancel(PG_FUNCTION_ARGS)
@@ -181,6 +201,7 @@ jq_cancel(PG_FUNCTION_ARGS)
 	int64 id = id_argument(fcinfo);
 	Held h;
 	bool running;
+	bool done;
 	Interval week;
 
 	CommandCounterIncrement();
@@ -195,8 +216,10 @@ jq_cancel(PG_FUNCTION_ARGS)
 	}
 	memset(&week, 0, sizeof(week));
 	week.day = 7;
-	PG_RETURN_BOOL(
-		jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0, &week));
+	done = jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0, &week);
+	if (!done)
+		must_be_gone(t, id);
+	PG_RETURN_BOOL(done);
 }
 
 PG_FUNCTION_INFO_V1(jq_retry);
@@ -285,6 +308,7 @@ jq_run(PG_FUNCTION_ARGS)
 	int64 id = id_argument(fcinfo);
 	Held h;
 	bool running;
+	bool done;
 	bool isnull;
 	Datum result;
 	JqCurrent outer = jq_current_job;
@@ -332,6 +356,7 @@ jq_run(PG_FUNCTION_ARGS)
 				jq_publish_key(h.item.key, h.item.keylen);
 				break;
 			case JQ_KEY_BUSY:
+			case JQ_KEY_DUPLICATE:
 				ereport(ERROR,
 						(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						 errmsg("key \"%s\" of job " INT64_FORMAT " is held",
@@ -365,12 +390,19 @@ jq_run(PG_FUNCTION_ARGS)
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
 	if (!jq_row_wants_keep(&h.row))
-		(void) jq_row_delete(t, id, &h.row, NULL);
+		done = jq_row_delete(t, id, &h.row, NULL);
 	else
-		(void) jq_archive(t, id, "completed", NULL,
+		done = jq_archive(t, id, "completed", NULL,
 						  GetCurrentStatementStartTimestamp(),
 						  isnull ? (Datum) 0 : result,
 						  DatumGetIntervalP(JQ_ROW(&h.row, JQ_COL_KEEP)));
+	if (!done)
+	{
+		must_be_gone(t, id);
+		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+						errmsg("the row of the job was deleted while it ran"),
+						errhint("Nothing of it has been done.")));
+	}
 	if (isnull)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(result);

@@ -154,37 +154,52 @@ dir_drop(JqDirKind kind, Oid db, Oid role, const char *name)
 
 /* ------------------------------------------------------------- databases */
 
+static bool lane_try_reuse(int ix);
+
+/* a database without the extension need not be remembered */
+static bool
+db_try_reuse(int ix)
+{
+	JqDb *d = &jq_dbs[ix];
+	bool reuse;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	reuse = d->absent && d->sched_state == JQ_SCHED_NONE;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	/* its lanes know their database by place */
+	for (i = 0; i < jq_shared->nlanes && reuse; i++)
+		if (jq_lanes[i].db == d->oid)
+			reuse = lane_try_reuse(i);
+	if (reuse)
+		dir_drop(JQ_DIR_DB, d->oid, InvalidOid, "");
+	return reuse;
+}
+
 static int
 db_add(Oid db)
 {
+	int pass;
 	int i;
 
-	for (i = 0; i < jq_shared->ndbs; i++)
-	{
-		JqDb *d = &jq_dbs[i];
-		bool reuse = false;
-
-		if (OidIsValid(d->oid))
+	for (pass = 0; pass < 2; pass++)
+		for (i = 0; i < jq_shared->ndbs; i++)
 		{
-			/* a database without the extension need not be remembered */
-			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
-			reuse = d->absent && d->sched_state == JQ_SCHED_NONE;
-			LWLockRelease(jq_lock(JQ_LOCK_DB));
-			if (!reuse)
+			JqDb *d = &jq_dbs[i];
+
+			if (OidIsValid(d->oid) && (pass == 0 || !db_try_reuse(i)))
 				continue;
-			dir_drop(JQ_DIR_DB, d->oid, InvalidOid, "");
+			if (!dir_put(JQ_DIR_DB, db, InvalidOid, "", i))
+				return -1;
+			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+			memset(d, 0, sizeof(*d));
+			d->oid = db;
+			d->next_due = DT_NOEND;
+			d->sched_procno = -1;
+			d->requests = JQ_REQ_ALL;
+			LWLockRelease(jq_lock(JQ_LOCK_DB));
+			return i;
 		}
-		if (!dir_put(JQ_DIR_DB, db, InvalidOid, "", i))
-			return -1;
-		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-		memset(d, 0, sizeof(*d));
-		d->oid = db;
-		d->next_due = DT_NOEND;
-		d->sched_procno = -1;
-		d->requests = JQ_REQ_ALL;
-		LWLockRelease(jq_lock(JQ_LOCK_DB));
-		return i;
-	}
 	return -1;
 }
 
@@ -227,7 +242,10 @@ group_get(Oid db, Oid role, int dbix)
 	int i;
 
 	if (ix >= 0)
+	{
+		jq_groups[ix].dbix = dbix; /* the database may have another place now */
 		return ix;
+	}
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
 		JqGroup *g = &jq_groups[i];

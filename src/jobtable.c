@@ -56,6 +56,7 @@ static MemoryContext table_context;
 static TupleDesc job_desc;
 static TupleTableSlot *read_slot;
 static TupleTableSlot *write_slot;
+static bool reading; /* an error has left read_slot as it was */
 static IndexInfo *pk_info, *ready_info, *due_info, *expiry_info;
 static Oid known_relfile;
 static BlockNumber known_blocks;
@@ -226,6 +227,7 @@ lookup(JqTable *t)
 	/* columns that somebody has added are not our concern */
 	job_desc->natts = JQ_NCOLS;
 	read_slot = MakeSingleTupleTableSlot(job_desc, &TTSOpsBufferHeapTuple);
+	reading = false;
 	write_slot = MakeSingleTupleTableSlot(job_desc, &TTSOpsVirtual);
 	MemoryContextSwitchTo(old);
 	if (t->plain)
@@ -245,6 +247,7 @@ jq_table(void)
 {
 	JqTable t;
 	int tries;
+	volatile bool found;
 
 	if (table_valid)
 		return &table;
@@ -259,11 +262,19 @@ jq_table(void)
 	{
 		memset(&table, 0, sizeof(table));
 		table_valid = true;
-		if (!lookup(&t))
+		found = false;
+		PG_TRY();
 		{
-			table_valid = false;
-			return NULL;
+			found = lookup(&t);
 		}
+		PG_FINALLY();
+		{
+			if (!found)
+				table_valid = false;
+		}
+		PG_END_TRY();
+		if (!found)
+			return NULL;
 		table = t;
 		/* relations opened above are known to the callback from here on */
 	}
@@ -401,6 +412,30 @@ tid_in_table(Relation rel, ItemPointer tid)
 	return block < known_blocks;
 }
 
+/*
+ * The slot for one read.  After an error in the midst of one it names a buffer
+ * that has been released already: then a new one is made.
+ */
+static void
+begin_read(void)
+{
+	if (reading)
+	{
+		MemoryContext old = MemoryContextSwitchTo(table_context);
+
+		read_slot = MakeSingleTupleTableSlot(job_desc, &TTSOpsBufferHeapTuple);
+		MemoryContextSwitchTo(old);
+	}
+	reading = true;
+}
+
+static void
+end_read(void)
+{
+	ExecClearTuple(read_slot);
+	reading = false;
+}
+
 static bool
 slot_has_id(TupleTableSlot *slot, int64 id)
 {
@@ -437,7 +472,7 @@ jq_row_fetch(JqTable *t, int64 id, ItemPointer tid, Snapshot given, JqRow *row,
 	JqFetch result = JQ_FETCH_GONE;
 	bool found;
 
-	ExecClearTuple(read_slot);
+	begin_read();
 	found = tid != NULL && tid_in_table(rel, tid) &&
 			table_tuple_fetch_row_version(rel, tid, snapshot, read_slot) &&
 			slot_has_id(read_slot, id);
@@ -464,7 +499,7 @@ jq_row_fetch(JqTable *t, int64 id, ItemPointer tid, Snapshot given, JqRow *row,
 		row->tid = tup->t_self;
 		heap_deform_tuple(tup, job_desc, row->values, row->nulls);
 	}
-	ExecClearTuple(read_slot);
+	end_read();
 	if (result == JQ_FETCH_FOUND && keep != NULL)
 		*keep = snapshot;
 	else
@@ -645,6 +680,7 @@ read_range(JqTable *t, Relation rel, Relation index, Snapshot snapshot,
 	}
 	scan = jq_index_beginscan(rel, index, snapshot, nkeys);
 	index_rescan(scan, key, nkeys, NULL, 0);
+	begin_read();
 	while (n < max && index_getnext_slot(scan, ForwardScanDirection, read_slot))
 	{
 		bool isnull;
@@ -680,7 +716,7 @@ read_range(JqTable *t, Relation rel, Relation index, Snapshot snapshot,
 		}
 		n++;
 	}
-	ExecClearTuple(read_slot);
+	end_read();
 	index_endscan(scan);
 	return n;
 }

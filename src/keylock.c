@@ -142,31 +142,41 @@ jq_keylock_prepare(void)
 	max_my_keys = max_my_keys == 0 ? 8 : 2 * max_my_keys;
 }
 
-/* put the entry among the waiters, in order */
-static void
+/*
+ * Put the entry among the waiters, in order.  false: the job waits already, as
+ * a refill may have brought it once more; this entry has been freed.
+ */
+static bool
 park(JqKey *k, uint32 ix)
 {
-	uint32 *link;
+	JqEntry *e = JQ_ENTRY(ix);
+	uint32 *link = &k->first;
+	uint32 prev = JQ_NIL;
 
-	JQ_ENTRY(ix)->flags &= ~JQ_E_UNPARKED;
+	e->flags &= ~JQ_E_UNPARKED;
+	if (k->last != JQ_NIL &&
+		jq_pos_cmp(JQ_ENTRY_POS(k->last), JQ_ENTRY_POS(ix)) < 0)
+		link = &JQ_ENTRY(k->last)->next[0];
+	else
+		for (; *link != JQ_NIL &&
+			   jq_pos_cmp(JQ_ENTRY_POS(*link), JQ_ENTRY_POS(ix)) < 0;
+			 link = &JQ_ENTRY(prev)->next[0])
+			prev = *link;
+	if (*link != JQ_NIL && JQ_ENTRY(*link)->id == e->id &&
+		JQ_ENTRY(*link)->lane == e->lane)
+	{
+		jq_entry_free(ix);
+		return false;
+	}
 	k->one_lane =
 		k->first == JQ_NIL ||
 		(k->one_lane && JQ_ENTRY(k->first)->lane == JQ_ENTRY(ix)->lane);
-	if (k->last != JQ_NIL &&
-		jq_pos_cmp(JQ_ENTRY_POS(k->last), JQ_ENTRY_POS(ix)) <= 0)
-		link = &JQ_ENTRY(k->last)->next[0];
-	else
-	{
-		link = &k->first;
-		while (*link != JQ_NIL &&
-			   jq_pos_cmp(JQ_ENTRY_POS(*link), JQ_ENTRY_POS(ix)) <= 0)
-			link = &JQ_ENTRY(*link)->next[0];
-	}
-	JQ_ENTRY(ix)->next[0] = *link;
+	e->next[0] = *link;
 	*link = ix;
-	if (JQ_ENTRY(ix)->next[0] == JQ_NIL)
+	if (e->next[0] == JQ_NIL)
 		k->last = ix;
 	k->nwaiting++;
+	return true;
 }
 
 JqKeyResult
@@ -198,8 +208,8 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry)
 		if (k->procno >= 0)
 		{
 			result = JQ_KEY_BUSY;
-			if (entry != JQ_NIL)
-				park(k, entry);
+			if (entry != JQ_NIL && !park(k, entry))
+				result = JQ_KEY_DUPLICATE;
 		}
 		else
 		{

@@ -27,8 +27,9 @@ typedef struct JqKeyInfo
 typedef enum JqKeyResult
 {
 	JQ_KEY_TAKEN,
-	JQ_KEY_BUSY, /* or parked, where an entry was given */
-	JQ_KEY_FULL	 /* no place in the key table */
+	JQ_KEY_BUSY,	  /* or parked, where an entry was given */
+	JQ_KEY_DUPLICATE, /* busy, and the job is parked there already */
+	JQ_KEY_FULL		  /* no place in the key table */
 } JqKeyResult;
 
 extern Size jq_keylock_size(void);

@@ -125,6 +125,17 @@ warn_no_slot(int group)
 			 jobqueue_max_workers)));
 }
 
+/* in a buffer of its own: the memory context of the moment may live for ever */
+static const char *
+process_name(const char *format, Oid a, Oid b)
+{
+	static char name[BGW_MAXLEN];
+	int n = snprintf(name, sizeof(name), "jobqueue ");
+
+	snprintf(name + n, sizeof(name) - n, format, a, b);
+	return name;
+}
+
 static bool
 start_process(Start *s, const char *function, const char *type,
 			  const char *name, Datum arg, const JqWorkerArgs *extra)
@@ -344,7 +355,7 @@ start_schedulers(void)
 		s->scheduler = true;
 		s->index = i;
 		if (start_process(s, "jq_scheduler_main", "jobqueue scheduler",
-						  psprintf("jobqueue scheduler for database %u", db),
+						  process_name("scheduler for database %u", db, 0),
 						  Int32GetDatum(i), NULL))
 			running++;
 		else
@@ -482,8 +493,8 @@ start_worker(int group)
 	s->group = group;
 	s->generation = args.generation;
 	if (!start_process(s, "jq_worker_main", "jobqueue worker",
-					   psprintf("jobqueue worker for role %u in database %u",
-								g->role, g->db),
+					   process_name("worker for role %u in database %u",
+									g->role, g->db),
 					   Int32GetDatum(args.slot), &args))
 	{
 		jq_slot_unreserve(args.slot, args.generation);
@@ -523,6 +534,8 @@ start_workers(void)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		int best = -1;
+		bool best_none = false;
+		bool none;
 		int total = 0;
 		int i;
 
@@ -558,8 +571,15 @@ start_workers(void)
 				make_place(i, g->role);
 				continue;
 			}
-			if (best < 0 || g->last_served < jq_groups[best].last_served)
+			/* who has none comes first, then who has waited longest */
+			none = g->nworkers == 0;
+			if (best < 0 || (none && !best_none) ||
+				(none == best_none &&
+				 g->last_served < jq_groups[best].last_served))
+			{
 				best = i;
+				best_none = none;
+			}
 		}
 		if (best < 0)
 			return;

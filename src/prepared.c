@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/twophase.h"
+#include "miscadmin.h"
 #include "prepared.h"
 #include "storage/shmem.h"
 
@@ -17,7 +18,8 @@ static JqPrepared *prepared;
 static int
 nprepared(void)
 {
-	return Max(max_prepared_xacts, 1);
+	/* one may be prepared while another, just committed, is still here */
+	return max_prepared_xacts + MaxBackends;
 }
 
 Size

@@ -127,15 +127,14 @@ forget_all(void)
 static void *
 grow(void *array, int n, int *max, Size elem, int first)
 {
+	void *p;
+
 	if (n < *max)
 		return array;
-	if (array == NULL)
-	{
-		*max = first;
-		return MemoryContextAlloc(TopTransactionContext, first * elem);
-	}
-	*max *= 2;
-	return repalloc_huge(array, *max * elem);
+	p = array != NULL ? repalloc_huge(array, 2 * *max * elem) :
+						MemoryContextAlloc(TopTransactionContext, first * elem);
+	*max = array != NULL ? 2 * *max : first;
+	return p;
 }
 
 /* the present subtransaction is about to add something */

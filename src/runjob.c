@@ -35,6 +35,7 @@
 #include "inflight.h"
 #include "keylock.h"
 #include "lane.h"
+#include "mb/pg_wchar.h"
 #include "nodes/params.h"
 #include "parser/analyze.h"
 #include "pause.h"
@@ -194,6 +195,7 @@ as_expected(Attempt *a, JqTable *t, JqRow *row)
 	JqItem item;
 	TimestampTz run_at = DT_NOBEGIN;
 	bool due = true;
+	char *queue;
 
 	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home ||
 		t->meta_database != MyDatabaseId)
@@ -210,12 +212,12 @@ as_expected(Attempt *a, JqTable *t, JqRow *row)
 		item.keylen == a->job->keylen &&
 		(item.keylen == 0 || memcmp(item.key, a->job->key, item.keylen) == 0))
 		return true;
+	queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	/* our own claim must be gone first, or the entry would be dropped */
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_claim_end();
 	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
-				   jq_row_cstring(row, JQ_COL_QUEUE), &item,
-				   due ? DT_NOBEGIN : run_at);
+				   queue, &item, due ? DT_NOBEGIN : run_at);
 	return false;
 }
 
@@ -559,7 +561,14 @@ static void
 leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 				   const char *error)
 {
-	while (!jq_claim_to_held(kind, xid, sqlstate, error))
+	char text[JQ_HELD_ERROR] = "";
+
+	if (jq_slots[jq_my_slot].claim_lane < 0)
+		return; /* the claim had ended already */
+	if (error != NULL)
+		strlcpy(text, error,
+				pg_mbcliplen(error, strlen(error), sizeof(text) - 1) + 1);
+	while (!jq_claim_to_held(kind, xid, sqlstate, text))
 	{
 		/* thousands of failures wait to be recorded: wait with them */
 		(void) WaitLatch(MyLatch,
@@ -596,6 +605,7 @@ record_failure(Attempt *a, TimestampTz *run_at)
 	JqRecorded recorded = JQ_RECORD_GONE;
 	ErrorData *e = a->error;
 
+	MemoryContextSwitchTo(job_context);
 	memset(&f, 0, sizeof(f));
 	f.sqlstate = unpack_sql_state(e->sqlerrcode);
 	f.message = e->message;

@@ -55,6 +55,7 @@
 
 static int dbix;
 static TimestampTz look_again; /* something is to be tried again then */
+static TimestampTz due_seen;   /* rows due up to here have been looked at */
 static MemoryContext work_context;
 
 static void
@@ -360,6 +361,8 @@ publish_due(TimestampTz from)
 	int64 last_id = from == DT_NOBEGIN ? PG_INT64_MIN : PG_INT64_MAX;
 	int n;
 
+	due_seen = now;
+
 	do
 	{
 		JqTable *t = begin();
@@ -504,6 +507,8 @@ end_expired(TimestampTz unused)
 static void
 find_next_due(TimestampTz unused)
 {
+	Oid types[1] = {TIMESTAMPTZOID};
+	Datum values[1];
 	JqTable *t = begin();
 	JqOwnerState state;
 	TimestampTz next = DT_NOEND;
@@ -515,14 +520,16 @@ find_next_due(TimestampTz unused)
 		commit();
 		return;
 	}
+	/* not what is due by now: what became due since then is not published */
+	values[0] = TimestampTzGetDatum(due_seen);
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t,
 					 "SELECT least("
 					 "(SELECT min(run_at) FROM %s.jobqueue_job"
-					 "  WHERE run_at > clock_timestamp()),"
+					 "  WHERE run_at > $1),"
 					 "(SELECT min(expires_at) FROM %s.jobqueue_job"
-					 "  WHERE expires_at > clock_timestamp()))",
-					 0, NULL, NULL, NULL);
+					 "  WHERE expires_at > $1))",
+					 1, types, values, NULL);
 	if (SPI_processed == 1)
 	{
 		Datum d = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,

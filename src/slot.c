@@ -292,6 +292,7 @@ jq_slot_evict_idle(int group, Oid role)
 
 		/* one place at a time: is somebody on his way out already? */
 		if (s->state != JQ_SLOT_FREE && s->stop && s->group != group &&
+			jq_claim_cells[i].id == 0 &&
 			(!OidIsValid(role) || jq_groups[s->group].role == role))
 		{
 			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
@@ -334,7 +335,11 @@ jq_slot_evict_busy(int group, Oid role, TimestampTz *when)
 			continue;
 		if (s->stop)
 		{
-			best = -1; /* one is leaving already */
+			/* it leaves after its job; a long one is not waited for */
+			if (now - s->started_at > TIME_SLICE_MS * INT64CONST(1000))
+				continue;
+			*when = TimestampTzPlusMilliseconds(now, TIME_SLICE_MS);
+			best = -1;
 			break;
 		}
 		n = jq_groups[s->group].nworkers;

@@ -286,6 +286,11 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	PG_END_TRY();
 	if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
 		jq_publish_recycle();
+	if (IsA(stmt, DropdbStmt) && dbix >= 0)
+	{
+		jq_dir_purge_db(db);
+		jq_db_set_absent(dbix, true);
+	}
 	if (IsA(stmt, CreatedbStmt))
 		jq_db_scan_wanted();
 }
