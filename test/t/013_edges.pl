@@ -1,0 +1,96 @@
+# Narrow places: moments and orders that a queue gets wrong at first.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use JobqueueTest;
+use Test::More;
+
+new_node('edges');
+sql(<<'END');
+CREATE ROLE app LOGIN;
+SELECT jobqueue_grant('app', 'use');
+CREATE TABLE done (id bigint);
+GRANT ALL ON done TO PUBLIC;
+CREATE FUNCTION mark() RETURNS void LANGUAGE sql AS
+	$$ INSERT INTO done SELECT id FROM jobqueue_current() $$;
+END
+
+# the error of a query in a session that goes on
+sub fails
+{
+	my ($s, $query) = @_;
+
+	$s->query($query);
+	my $error = $s->{stderr};
+	$s->{stderr} = '';
+	return $error;
+}
+
+property 'jobs that fall due while others are being published all run' => sub {
+	sql(q{SELECT count(jobqueue_enqueue('mark', run_at => clock_timestamp() + i * interval '0.3 ms'))
+		FROM generate_series(1, 3000) i});
+	wait_drained();
+	is(sql('SELECT count(*), count(DISTINCT id) FROM done'), '3000|3000', 'each once');
+	sql('TRUNCATE done');
+};
+
+property 'an error while the tables are looked up leaves a session usable' => sub {
+	my $locker = session();
+	my $s = session();
+
+	$locker->query_safe('BEGIN; LOCK TABLE jobqueue_job IN ACCESS EXCLUSIVE MODE');
+	like(fails($s, q{SET lock_timeout = '50ms'; SELECT jobqueue_enqueue('mark')}),
+		qr/lock timeout/, 'the first one fails');
+	$locker->query_safe('COMMIT');
+	$s->query_safe(q{RESET lock_timeout; SELECT jobqueue_enqueue('mark')});
+	wait_drained();
+	is(sql('SELECT count(*) FROM done'), 1, 'the second one ran');
+	sql('TRUNCATE done');
+	$_->quit foreach $locker, $s;
+};
+
+property 'a cancel under an older snapshot is an error and strands nothing' => sub {
+	my $s = session();
+
+	sql('SELECT jobqueue_quiesce()');
+	$s->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM done');
+	my $id = sql(q{SELECT jobqueue_enqueue('mark')});
+	like(fails($s, "SELECT jobqueue_cancel($id)"),
+		qr/could not serialize access/, 'it says so');
+	$s->query_safe('ROLLBACK');
+	sql('SELECT jobqueue_resume()');
+	wait_drained();
+	is(sql('SELECT count(*) FROM done'), 1, 'the job ran');
+	sql('TRUNCATE done');
+	$s->quit;
+};
+
+property 'a rolled-back savepoint leaves nothing for the next transaction' => sub {
+	my $s = session();
+
+	$s->query_safe(q{BEGIN; SAVEPOINT a; SELECT jobqueue_enqueue('mark'); ROLLBACK TO a; COMMIT});
+	$s->query_safe(q{SELECT jobqueue_enqueue('mark')});
+	wait_drained();
+	is(sql('SELECT count(*) FROM done'), 1, 'only the second');
+	sql('TRUNCATE done');
+	$s->quit;
+};
+
+property 'a hand-written row cannot crash a worker' => sub {
+	foreach my $row (q{'x', 'BEGIN'}, q{'x', ''}, q{'x', 'SELECT 1; SELECT 2'},
+		q{'f', 'pg_catalog.row_number()'}, q{'q', 'SELECT 1'}, q{'f', 'SELECT 1'})
+	{
+		# past the guard, too
+		sql("SET session_replication_role = replica; ALTER TABLE jobqueue_job DISABLE TRIGGER ALL;
+			INSERT INTO jobqueue_job (kind, command, max_attempts) VALUES ($row, 1);
+			ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard; SELECT jobqueue_sweep()");
+	}
+	wait_for(q{SELECT count(*) = 6 FROM jobqueue_history WHERE state = 'dead'});
+	is(sql('SELECT count(*) FROM jobqueue_job'), 0, 'all are dead');
+	is(sql(q{SELECT count(*) FROM jobqueue_history WHERE reason LIKE '%crash%'}), 0, 'by errors');
+	sql('DELETE FROM jobqueue_archive');
+};
+
+done_testing();
