@@ -222,7 +222,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 void
 jq_claim_set_running(void)
 {
-	/* the owner alone looks at this, in its exit hook */
+	/* it matters to its owner alone, in the exit hook; a view may lag */
 	jq_slots[jq_my_slot].claim_state = JQ_CLAIM_RUNNING;
 }
 

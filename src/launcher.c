@@ -695,7 +695,7 @@ jq_launcher_main(Datum arg)
 			/* fewer may be allowed now: all start anew, within the limits */
 			if (jobqueue_max_workers < workers ||
 				jq_workers_per_role() < per_role)
-				jq_slot_stop_idle(InvalidOid);
+				jq_slot_stop_idle(InvalidOid, InvalidOid);
 		}
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);

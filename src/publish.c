@@ -84,6 +84,7 @@ static int nkeys, maxkeys;
 static TimestampTz first_due;
 
 static bool recycle;
+static Oid recycle_role; /* InvalidOid = all */
 static bool registered;
 static bool committed; /* push at the next AFTER_LOCKS */
 static char prepare_gid[256];
@@ -280,9 +281,10 @@ jq_publish_is_held(int64 id)
 }
 
 void
-jq_publish_recycle(void)
+jq_publish_recycle(Oid role)
 {
 	enter_level();
+	recycle_role = recycle && recycle_role != role ? InvalidOid : role;
 	recycle = true;
 }
 
@@ -599,7 +601,7 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 	JQ_PAUSE("enqueue-before-publish");
 	let_go(0, 0, false);
 	if (recycle)
-		jq_slot_stop_idle(InvalidOid);
+		jq_slot_stop_idle(InvalidOid, recycle_role);
 	push_all();
 	forget_all();
 }

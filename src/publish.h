@@ -48,8 +48,11 @@ extern void jq_publish_prepared(const struct JqPrepared *p);
 /* memory is to forget what it knows about this database's waiting jobs */
 extern void jq_publish_forget(Oid db);
 
-/* at commit, workers are to start anew: settings of roles have changed */
-extern void jq_publish_recycle(void);
+/*
+ * At commit, workers of the role (InvalidOid: all) are to start anew: settings
+ * have changed.  Nobody can disturb the workers of roles that he may not alter.
+ */
+extern void jq_publish_recycle(Oid role);
 
 /* was this job enqueued by the transaction that is still open? */
 extern bool jq_publish_is_mine(int64 id);

@@ -1028,7 +1028,7 @@ jq_scheduler_main(Datum arg)
 
 			if (stop &&
 				jq_db_sched_leave(dbix, template ?
-											now :
+											now + USECS_PER_SEC :
 											now + IDLE_MS * INT64CONST(1000)))
 				break;
 		}

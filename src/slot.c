@@ -250,7 +250,7 @@ jq_group_wake(int group, int n)
 }
 
 int
-jq_slot_stop_idle(Oid db)
+jq_slot_stop_idle(Oid db, Oid role)
 {
 	int n = 0;
 	int i;
@@ -262,7 +262,8 @@ jq_slot_stop_idle(Oid db)
 
 		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 		if (s->state != JQ_SLOT_FREE &&
-			(!OidIsValid(db) || jq_groups[s->group].db == db))
+			(!OidIsValid(db) || jq_groups[s->group].db == db) &&
+			(!OidIsValid(role) || jq_groups[s->group].role == role))
 		{
 			s->stop = true; /* a busy one leaves after its job */
 			if (s->state == JQ_SLOT_IDLE)

@@ -96,8 +96,8 @@ extern void jq_slot_ready(void);
 extern void jq_slot_set_idle(void);
 extern void jq_slot_set_busy(void);
 
-/* ask idle workers to leave: of a database, or all (InvalidOid) */
-extern int jq_slot_stop_idle(Oid db);
+/* ask workers to leave when idle: of a database, of a role (InvalidOid: any) */
+extern int jq_slot_stop_idle(Oid db, Oid role);
 /*
  * Ask the longest idle worker of another group to leave; of that role only, if
  * it is valid.

@@ -145,7 +145,7 @@ leave_database(Oid db, int dbix)
 		bool busy = false;
 		int i;
 
-		jq_slot_stop_idle(db);
+		jq_slot_stop_idle(db, InvalidOid);
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 		jq_dbs[dbix].leave = true;
 		procno = jq_dbs[dbix].sched_state == JQ_SCHED_RUNNING ?
@@ -284,8 +284,11 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			return_to_database(dbix);
 	}
 	PG_END_TRY();
-	if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
-		jq_publish_recycle();
+	if (IsA(stmt, AlterRoleSetStmt) && ((AlterRoleSetStmt *) stmt)->role)
+		jq_publish_recycle(
+			get_rolespec_oid(((AlterRoleSetStmt *) stmt)->role, false));
+	else if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
+		jq_publish_recycle(InvalidOid);
 	if (IsA(stmt, DropdbStmt) && dbix >= 0)
 	{
 		jq_dir_purge_db(db);
