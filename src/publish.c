@@ -332,28 +332,32 @@ push_all(void)
 	if (dbix < 0)
 		return; /* no place for the database: see status */
 	for (i = 0; i < nlanes; i++)
-	{
-		if (!lanes[i].unknown)
-			continue;
-		jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
-					  JQ_POS_NOTHING, 0);
-		jq_db_request(dbix, JQ_REQ_COUNT);
-	}
-	/* first what is not known, so that nothing overtakes it */
-	for (i = 0; i < nlanes; i++)
-	{
-		if (lanes[i].spilled)
-			jq_lane_spill(MyDatabaseId, lanes[i].owner, lanes[i].queue,
-						  lanes[i].spill_from, lanes[i].nspilled);
 		lanes[i].npending = 0;
-	}
 	for (i = 0; i < npending; i++)
 		if (!pending[i].held && pending[i].run_at == DT_NOBEGIN)
 			lanes[pending[i].lane].npending++;
+	/*
+	 * Nothing is taken until all is there.  First what is not known, so that
+	 * nothing overtakes it; but a refill may bring that at once, before the
+	 * smaller ones of the list.
+	 */
 	for (i = 0; i < nlanes; i++)
-		if (lanes[i].npending > 1)
-			lanes[i].held_back = jq_lane_hold_back(MyDatabaseId, lanes[i].owner,
-												   lanes[i].queue, true);
+	{
+		PendingLane *l = &lanes[i];
+
+		if (l->npending > 1 || (l->npending > 0 && (l->spilled || l->unknown)))
+			l->held_back =
+				jq_lane_hold_back(MyDatabaseId, l->owner, l->queue, true);
+		if (l->unknown)
+		{
+			jq_lane_spill(MyDatabaseId, l->owner, l->queue, JQ_POS_NOTHING, 0);
+			jq_db_request(dbix, JQ_REQ_COUNT);
+		}
+		if (l->spilled)
+			jq_lane_spill(MyDatabaseId, l->owner, l->queue, l->spill_from,
+						  l->nspilled);
+	}
+	JQ_PAUSE("enqueue-before-push");
 	i = 0;
 	while (i < npending)
 	{
@@ -375,7 +379,7 @@ push_all(void)
 							push_buf, n);
 	}
 	for (i = 0; i < nlanes; i++)
-		if (lanes[i].npending > 1 && lanes[i].held_back)
+		if (lanes[i].held_back)
 			(void) jq_lane_hold_back(MyDatabaseId, lanes[i].owner,
 									 lanes[i].queue, false);
 	if (first_due != 0 && first_due != DT_NOEND)
