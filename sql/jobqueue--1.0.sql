@@ -102,9 +102,13 @@ CREATE TABLE jobqueue_job (
 ALTER SEQUENCE jobqueue_job_id_seq OWNED BY jobqueue_job.id;
 CREATE INDEX jobqueue_job_ready ON jobqueue_job (queue, owner, priority, id)
 	WHERE run_at IS NULL;
+-- what waits for a key, where memory does not hold all that does
+CREATE INDEX jobqueue_job_key ON jobqueue_job
+	(pg_catalog.hashtextextended(key, 0), priority, id)
+	WHERE key IS NOT NULL;
 CREATE INDEX jobqueue_job_due ON jobqueue_job (run_at, id)
 	WHERE run_at IS NOT NULL;
-CREATE INDEX jobqueue_job_expiry ON jobqueue_job (expires_at)
+CREATE INDEX jobqueue_job_expiry ON jobqueue_job (expires_at, id)
 	WHERE expires_at IS NOT NULL;
 
 -- dead, cancelled and kept jobs; users read the view jobqueue_history
@@ -136,7 +140,7 @@ CREATE TABLE jobqueue_archive (
 	reason		text,
 	CONSTRAINT jobqueue_archive_pkey PRIMARY KEY (id)
 );
-CREATE INDEX jobqueue_archive_expiry ON jobqueue_archive (expires_at)
+CREATE INDEX jobqueue_archive_expiry ON jobqueue_archive (expires_at, id)
 	WHERE expires_at IS NOT NULL;
 CREATE INDEX jobqueue_archive_dead ON jobqueue_archive (queue)
 	WHERE state = 'dead';
@@ -239,7 +243,7 @@ CREATE FUNCTION jobqueue_queue_stats(
 	OUT completed bigint, OUT failed bigint,
 	OUT completed_per_minute bigint, OUT failed_per_minute bigint,
 	OUT wait_p50 float8, OUT wait_p99 float8,
-	OUT run_p50 float8, OUT run_p99 float8)
+	OUT run_p50 float8, OUT run_p99 float8, OUT wasted bigint)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_queue_stats' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_counts(
@@ -251,7 +255,8 @@ CREATE FUNCTION jobqueue_running_jobs(
 	OUT attempt int, OUT started_at timestamptz, OUT command text)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_running_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key text)
+CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key text,
+	OUT from_priority int, OUT from_id bigint)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_blocked_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_recent_jobs(
@@ -290,6 +295,7 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 		   coalesce(s.failed, 0) AS failed,
 		   coalesce(s.completed_per_minute, 0) AS completed_per_minute,
 		   coalesce(s.failed_per_minute, 0) AS failed_per_minute,
+		   coalesce(s.wasted, 0) AS wasted,
 		   make_interval(secs => s.wait_p50) AS wait_p50,
 		   make_interval(secs => s.wait_p99) AS wait_p99,
 		   make_interval(secs => s.run_p50) AS run_p50,
@@ -301,7 +307,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   CASE WHEN r.id IS NOT NULL THEN 'running'
 				WHEN j.home <> jobqueue_home() OR NOT jobqueue_at_home() THEN 'held'
 				WHEN j.run_at > clock_timestamp() THEN 'scheduled'
-				WHEN b.id IS NOT NULL THEN 'blocked'
+				WHEN b.id IS NOT NULL OR k.key IS NOT NULL THEN 'blocked'
 				ELSE 'ready' END AS state,
 		   j.command,
 		   CASE WHEN x.sight = 2 THEN j.args END AS args,
@@ -315,6 +321,8 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner) AS sight) x
 		 LEFT JOIN jobqueue_running_jobs() r ON r.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() b ON b.id = j.id
+		 LEFT JOIN jobqueue_blocked_jobs() k ON k.key = j.key
+			AND (j.priority::int, j.id) >= (k.from_priority, k.from_id)
 	WHERE x.sight > 0
 	UNION ALL
 	SELECT h.id, h.queue, h.owner::oid::regrole, h.state, h.command,

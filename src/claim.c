@@ -124,6 +124,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 	bool got = false;
 	bool refill = false;
 	bool more = true;
+	bool ask = false;
 	int dbix = -1;
 
 	if (s->claim_lane >= 0 && s->claim_lane != lane)
@@ -157,27 +158,23 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 			if (ix == JQ_NIL)
 				break;
 			e = JQ_ENTRY(ix);
+			out->keylen = e->keylen > 0 ? jq_entry_key(ix, out->key) : 0;
 			if (jq_claim_is_out(db, e->id))
 			{
 				/* a duplicate; the one who has it will publish it again */
-				pg_atomic_fetch_add_u32(&jq_shared->wasted, 1);
+				pg_atomic_fetch_add_u64(&jq_queues[l->queue_ix].wasted, 1);
 				jq_lane_drop(l, ix);
+				if (out->keylen > 0)
+					ask |= jq_keylock_dropped(db, out->key, out->keylen);
 				continue;
 			}
-			out->keylen = 0;
-			if (e->keylen > 0)
+			if (out->keylen > 0)
 			{
-				JqKeyResult r;
+				JqKeyResult r =
+					jq_keylock_take(db, out->key, out->keylen, e->id, ix, &ask);
 
-				out->keylen = jq_entry_key(ix, out->key);
-				r = jq_keylock_take(db, out->key, out->keylen, e->id, ix);
-				if (r == JQ_KEY_DUPLICATE)
+				if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
 					continue;
-				if (r == JQ_KEY_BUSY)
-				{
-					l->nparked++;
-					continue;
-				}
 				if (r == JQ_KEY_FULL)
 				{
 					jq_lane_untake(l, ix);
@@ -212,8 +209,9 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 		}
 		LWLockRelease(jq_lane_lock(lane));
 	}
-	if (refill)
-		jq_db_request(dbix, JQ_REQ_REFILL);
+	if (refill || ask)
+		jq_db_request(dbix,
+					  (refill ? JQ_REQ_REFILL : 0) | (ask ? JQ_REQ_KEYS : 0));
 	if (pg_atomic_read_u32(&jq_shared->starved) != 0)
 		jq_claim_unstarve();
 	return got;
@@ -235,6 +233,7 @@ jq_claim_take_turn(JqClaimed *job)
 	uint32 ix;
 	bool taken = true;
 	bool spill = false;
+	bool ask;
 	JqKeyResult r;
 	Oid db = l->db;
 	Oid role = l->role;
@@ -252,26 +251,18 @@ jq_claim_take_turn(JqClaimed *job)
 	LWLockAcquire(jq_lane_lock(job->lane), LW_EXCLUSIVE);
 	ix = jq_entry_new(&item, job->lane);
 	r = jq_keylock_take(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY),
-						job->id, ix);
-	if (r == JQ_KEY_DUPLICATE)
+						job->id, ix, &ask);
+	if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
 	{
 		taken = false;
 		claim_clear(s);
-	}
-	else if (r == JQ_KEY_BUSY)
-	{
-		taken = false;
-		claim_clear(s);
-		if (ix != JQ_NIL)
-			l->nparked++;
-		else
-			spill = true; /* no room to remember it: the table does */
+		spill = ix == JQ_NIL; /* no room to remember it: the table does */
 	}
 	else if (ix != JQ_NIL)
 		jq_entry_free(ix);
 	LWLockRelease(jq_lane_lock(job->lane));
 	if (spill)
-		jq_lane_spill(db, role, queue, job->pos, 1);
+		jq_lane_spill(db, role, queue, job->pos, job->id, 1);
 	return taken;
 }
 

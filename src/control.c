@@ -347,16 +347,18 @@ jq_run(PG_FUNCTION_ARGS)
 	if (h.item.keylen > 0 &&
 		!jq_keylock_mine(MyDatabaseId, h.item.key, h.item.keylen))
 	{
+		bool ask = false;
+
 		jq_publish_reserve_key();
 		jq_keylock_prepare();
 		switch (jq_keylock_take(MyDatabaseId, h.item.key, h.item.keylen, id,
-								JQ_NIL))
+								JQ_NIL, &ask))
 		{
 			case JQ_KEY_TAKEN:
 				jq_publish_key(h.item.key, h.item.keylen);
 				break;
 			case JQ_KEY_BUSY:
-			case JQ_KEY_DUPLICATE:
+			case JQ_KEY_GONE:
 				ereport(ERROR,
 						(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						 errmsg("key \"%s\" of job " INT64_FORMAT " is held",

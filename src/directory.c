@@ -13,6 +13,7 @@
 
 #include "directory.h"
 #include "guc.h"
+#include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "storage/shmem.h"
@@ -348,8 +349,9 @@ lane_try_reuse(int ix)
 	bool ok;
 
 	LWLockAcquire(jq_lane_lock(ix), LW_EXCLUSIVE);
-	ok = l->nready == 0 && l->nparked == 0 && l->nclaimed == 0 &&
-		 l->held_back == 0 && !l->filling && jq_pos_is_all(l->frontier);
+	ok = l->nready == 0 && pg_atomic_read_u32(&l->nparked) == 0 &&
+		 l->nclaimed == 0 && l->held_back == 0 && !l->filling &&
+		 jq_pos_is_all(l->frontier) && jq_pos_is_all(l->count_pos);
 	if (ok)
 		lane_remove(ix);
 	LWLockRelease(jq_lane_lock(ix));
@@ -410,7 +412,9 @@ found:
 	 * lane that is new come through publish, all of them.
 	 */
 	l->frontier = loaded ? JQ_POS_ALL : JQ_POS_NOTHING;
-	l->spilled_counted = loaded;
+	l->low_id = loaded ? PG_INT64_MAX : PG_INT64_MIN;
+	l->count_pos = l->frontier;
+	pg_atomic_init_u32(&l->nparked, 0);
 	l->want_refill = !loaded;
 	l->cut = JQ_POS_ALL;
 	l->next_in_group = jq_groups[group].first_lane;
@@ -460,6 +464,17 @@ jq_dir_lane(Oid db, Oid role, const char *queue, bool create)
 }
 
 int
+jq_dir_queue(Oid db, const char *name)
+{
+	int ix;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
+	ix = dir_get(JQ_DIR_QUEUE, db, InvalidOid, name);
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	return ix;
+}
+
+int
 jq_dir_lanes_of(Oid db, int *buf)
 {
 	int n = 0;
@@ -500,6 +515,7 @@ jq_dir_purge_db(Oid db)
 			jq_lane_clear(i, JQ_POS_ALL);
 		LWLockRelease(jq_lane_lock(i));
 	}
+	jq_keylock_purge(db);
 }
 
 /* -------------------------------------------------------------- counters */

@@ -20,9 +20,11 @@
 #define JQ_REQ_REFILL 0x02	 /* some lane wants entries */
 #define JQ_REQ_DUE 0x04		 /* look at all waiting rows, not only the next */
 #define JQ_REQ_FAILED 0x08	 /* a claim is "failing" or "doubtful" */
-#define JQ_REQ_COUNT 0x10	 /* count what memory cannot know */
+#define JQ_REQ_COUNT 0x10	 /* count what memory cannot know, all of it */
 #define JQ_REQ_GROUP 0x20	 /* some role cannot be served: look at it */
-#define JQ_REQ_ALL 0x3f
+#define JQ_REQ_RECOUNT 0x40	 /* go on counting where it is not known */
+#define JQ_REQ_KEYS 0x80	 /* spilled keys want rows */
+#define JQ_REQ_ALL 0xff
 
 typedef enum JqSchedState
 {
@@ -81,7 +83,8 @@ typedef struct JqQueue
 	pg_atomic_uint32 failed_now;
 	pg_atomic_uint32 completed_before; /* the minute before */
 	pg_atomic_uint32 failed_before;
-	pg_atomic_uint64 held; /* rows of another home, when last counted */
+	pg_atomic_uint64 held;	 /* rows of another home, when last counted */
+	pg_atomic_uint64 wasted; /* entries that a worker took in vain */
 	pg_atomic_uint32 wait_hist[JQ_HISTOGRAM];
 	pg_atomic_uint32 run_hist[JQ_HISTOGRAM];
 } JqQueue;
@@ -99,17 +102,20 @@ typedef struct JqLane
 	/* the rest: lane lock */
 	JqPos frontier; /* every ready row before it is known */
 	JqPos cut;		/* while filling: what may be claimed to be
-								 * known at its end */
+								   * known at its end */
+	int64 low_id;	/* no unknown row has a smaller id */
 	bool filling;	/* a refill is under way */
 	bool want_refill;
-	int held_back; /* publishers that are not done yet */
-	bool starved;  /* its last refill found no room */
-	uint32 nready; /* read without lock as a hint */
-	uint32 nparked;
-	uint32 low_water; /* refill when nready falls to it */
+	int held_back;			  /* publishers that are not done yet */
+	bool starved;			  /* its last refill found no room */
+	uint32 nready;			  /* read without lock as a hint */
+	pg_atomic_uint32 nparked; /* waiting for keys; less under key locks, too */
+	uint32 low_water;		  /* refill when nready falls to it */
 	uint32 nclaimed;
-	int64 spilled; /* ready rows beyond the frontier, estimated */
-	bool spilled_counted;
+	int64 spilled; /* ready rows beyond the frontier, of which those
+						 * before count_pos are counted */
+	int64 held;	   /* rows of another home, as far as counted */
+	JqPos count_pos;
 	uint32 head[JQ_LEVELS];
 	uint32 tail[JQ_LEVELS];
 } JqLane;
@@ -125,6 +131,8 @@ extern void jq_directory_init(void);
 /* Index of a thing, or -1: unknown, or (create) no place left. */
 extern int jq_dir_db(Oid db, bool create);
 extern int jq_dir_lane(Oid db, Oid role, const char *queue, bool create);
+
+extern int jq_dir_queue(Oid db, const char *name);
 
 /* The lane's identity; the caller holds its lock or JQ_LOCK_DIR. */
 extern bool jq_lane_is(const JqLane *l, Oid db, Oid role, const char *queue);

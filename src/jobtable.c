@@ -57,7 +57,7 @@ static TupleDesc job_desc;
 static TupleTableSlot *read_slot;
 static TupleTableSlot *write_slot;
 static bool reading; /* an error has left read_slot as it was */
-static IndexInfo *pk_info, *ready_info, *due_info, *expiry_info;
+static IndexInfo *pk_info, *ready_info, *due_info, *expiry_info, *key_info;
 static Oid known_relfile;
 static BlockNumber known_blocks;
 
@@ -69,7 +69,7 @@ relcache_callback(Datum arg, Oid relid)
 	(void) arg;
 	if (relid == InvalidOid || relid == table.job || relid == table.pk ||
 		relid == table.ready || relid == table.due || relid == table.expiry ||
-		relid == table.archive || relid == table.sequence)
+		relid == table.key || relid == table.archive || relid == table.sequence)
 		table_valid = false;
 }
 
@@ -152,7 +152,7 @@ is_plain(Relation rel)
 	if (constr != NULL &&
 		(constr->num_check > 0 || constr->has_generated_stored))
 		return false;
-	return list_length(RelationGetIndexList(rel)) == 4;
+	return list_length(RelationGetIndexList(rel)) == 5;
 }
 
 static IndexInfo *
@@ -184,14 +184,15 @@ lookup(JqTable *t)
 	t->ready = member(t->schema, t->extension, "jobqueue_job_ready");
 	t->due = member(t->schema, t->extension, "jobqueue_job_due");
 	t->expiry = member(t->schema, t->extension, "jobqueue_job_expiry");
+	t->key = member(t->schema, t->extension, "jobqueue_job_key");
 	t->sequence = member(t->schema, t->extension, "jobqueue_job_id_seq");
 	t->archive = member(t->schema, t->extension, "jobqueue_archive");
 	meta = member(t->schema, t->extension, "jobqueue_meta");
 	if (!OidIsValid(t->job) || !OidIsValid(meta))
 		return false; /* CREATE EXTENSION is under way */
 	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->due) ||
-		!OidIsValid(t->expiry) || !OidIsValid(t->sequence) ||
-		!OidIsValid(t->archive))
+		!OidIsValid(t->expiry) || !OidIsValid(t->key) ||
+		!OidIsValid(t->sequence) || !OidIsValid(t->archive))
 	{
 		if (creating_extension)
 			return false;
@@ -236,6 +237,7 @@ lookup(JqTable *t)
 		ready_info = index_info(t->ready);
 		due_info = index_info(t->due);
 		expiry_info = index_info(t->expiry);
+		key_info = index_info(t->key);
 	}
 	known_relfile = InvalidOid;
 	table_close(rel, NoLock);
@@ -306,6 +308,14 @@ insert_index(Oid relid, IndexInfo *info, Relation heap, ItemPointer tid,
 
 	index_insert(index, values, nonulls, tid, heap, unique, false, info);
 	index_close(index, NoLock);
+}
+
+/* as the index on it has it: hashtextextended(key, 0) */
+static Datum
+key_hash(Datum key)
+{
+	return DirectFunctionCall2Coll(hashtextextended, C_COLLATION_OID, key,
+								   Int64GetDatum(0));
 }
 
 static void
@@ -389,7 +399,15 @@ jq_row_insert(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 	if (!nulls[JQ_COL_EXPIRES_AT - 1])
 	{
 		key[0] = values[JQ_COL_EXPIRES_AT - 1];
+		key[1] = values[JQ_COL_ID - 1];
 		insert_index(t->expiry, expiry_info, rel, tid, key, UNIQUE_CHECK_NO);
+	}
+	if (!nulls[JQ_COL_KEY - 1])
+	{
+		key[0] = key_hash(values[JQ_COL_KEY - 1]);
+		key[1] = values[JQ_COL_PRIORITY - 1];
+		key[2] = values[JQ_COL_ID - 1];
+		insert_index(t->key, key_info, rel, tid, key, UNIQUE_CHECK_NO);
 	}
 	pgstat_count_heap_insert(rel, 1);
 	table_close(rel, NoLock);
@@ -648,109 +666,387 @@ jq_row_wants_keep(const JqRow *row)
 	return i->time > 0 || i->day > 0 || i->month > 0;
 }
 
-/* ---------------------------------------------------------------- refill */
+/* --------------------------------------------------------- reading in order */
 
-/*
- * Read one range of the ready index: priority = p and id >= from, or (all)
- * priority > p.
- */
-static int
-read_range(JqTable *t, Relation rel, Relation index, Snapshot snapshot,
-		   Datum queue, Oid owner, int priority, int64 from, bool above,
-		   JqItem *items, int n, int max, JqPos *last)
+/* what a row says that is of use to memory; the key is copied */
+static void
+item_of_slot(JqItem *item, TupleTableSlot *slot)
 {
-	ScanKeyData key[4];
-	int nkeys = 3;
-	IndexScanDesc scan;
+	bool isnull;
+	Datum d;
 
-	ScanKeyInit(&key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, queue);
+	memset(item, 0, sizeof(*item));
+	item->id = DatumGetInt64(slot_getattr(slot, JQ_COL_ID, &isnull));
+	item->priority =
+		DatumGetInt16(slot_getattr(slot, JQ_COL_PRIORITY, &isnull));
+	item->tid = slot->tts_tid;
+	d = slot_getattr(slot, JQ_COL_KEY, &isnull);
+	if (!isnull)
+	{
+		text *key = DatumGetTextPP(d);
+		int len = VARSIZE_ANY_EXHDR(key);
+
+		if (len > 0 && len <= JQ_KEY_MAX)
+		{
+			char *copy = palloc(len);
+
+			memcpy(copy, VARDATA_ANY(key), len);
+			item->key = copy;
+			item->keylen = len;
+		}
+	}
+}
+
+/* a lane's part of the ready index */
+typedef struct LaneScan
+{
+	JqTable *t;
+	Relation rel;
+	Relation index;
+	Snapshot snapshot;
+	Datum queue;
+	Oid owner;
+	IndexScanDesc rows;
+	IndexScanDesc jump;
+} LaneScan;
+
+static void
+lane_scan_open(LaneScan *s, JqTable *t, const char *queue, Oid owner)
+{
+	s->t = t;
+	s->rel = table_open(t->job, AccessShareLock);
+	s->index = index_open(t->ready, AccessShareLock);
+	s->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	s->queue = CStringGetTextDatum(queue);
+	s->owner = owner;
+	s->rows = jq_index_beginscan(s->rel, s->index, s->snapshot, 4);
+	s->jump = jq_index_beginscan(s->rel, s->index, s->snapshot, 3);
+	s->jump->xs_want_itup = true;
+	begin_read();
+}
+
+static void
+lane_scan_close(LaneScan *s)
+{
+	end_read();
+	index_endscan(s->rows);
+	index_endscan(s->jump);
+	UnregisterSnapshot(s->snapshot);
+	index_close(s->index, AccessShareLock);
+	table_close(s->rel, AccessShareLock);
+}
+
+static void
+lane_scan_keys(LaneScan *s, ScanKeyData *key, StrategyNumber strategy,
+			   RegProcedure proc, int priority)
+{
+	ScanKeyInit(&key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, s->queue);
 	key[0].sk_collation = C_COLLATION_OID;
 	ScanKeyInit(&key[1], 2, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(owner));
-	if (above)
-		ScanKeyInit(&key[2], 3, BTGreaterStrategyNumber, F_INT2GT,
-					Int16GetDatum(priority));
+				ObjectIdGetDatum(s->owner));
+	ScanKeyInit(&key[2], 3, strategy, proc, Int16GetDatum(priority));
+}
+
+/*
+ * The next larger priority that stands in the index, be its rows alive or not;
+ * false: there is none.
+ */
+static bool
+lane_scan_jump(LaneScan *s, int32 *priority)
+{
+	ScanKeyData key[3];
+	bool isnull;
+
+	if (*priority >= PG_INT16_MAX)
+		return false;
+	if (*priority < PG_INT16_MIN)
+		lane_scan_keys(s, key, BTGreaterEqualStrategyNumber, F_INT2GE,
+					   PG_INT16_MIN);
 	else
+		lane_scan_keys(s, key, BTGreaterStrategyNumber, F_INT2GT, *priority);
+	index_rescan(s->jump, key, 3, NULL, 0);
+	if (index_getnext_tid(s->jump, ForwardScanDirection) == NULL)
+		return false;
+	*priority =
+		DatumGetInt16(index_getattr(s->jump->xs_itup, 3,
+									RelationGetDescr(s->index), &isnull));
+	return true;
+}
+
+/* the rows of one priority, ids from here on */
+static void
+lane_scan_start(LaneScan *s, int priority, int64 id)
+{
+	ScanKeyData key[4];
+
+	lane_scan_keys(s, key, BTEqualStrategyNumber, F_INT2EQ, priority);
+	ScanKeyInit(&key[3], 4, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(id));
+	index_rescan(s->rows, key, 4, NULL, 0);
+}
+
+/*
+ * Go over the live rows in order, as long as visit() says so.  Returns up to
+ * where everything has been visited.
+ */
+static JqPos
+lane_scan(LaneScan *s, JqPos from, int64 low_id,
+		  bool (*visit)(LaneScan *s, void *arg), void *arg)
+{
+	int32 priority = from.priority;
+	int64 id = Max(from.id, low_id);
+
+	if (priority < PG_INT16_MIN)
 	{
-		ScanKeyInit(&key[2], 3, BTEqualStrategyNumber, F_INT2EQ,
-					Int16GetDatum(priority));
-		ScanKeyInit(&key[3], 4, BTGreaterEqualStrategyNumber, F_INT8GE,
-					Int64GetDatum(from));
-		nkeys = 4;
+		if (!lane_scan_jump(s, &priority))
+			return JQ_POS_ALL;
+		id = low_id;
 	}
-	scan = jq_index_beginscan(rel, index, snapshot, nkeys);
-	index_rescan(scan, key, nkeys, NULL, 0);
-	begin_read();
-	while (n < max && index_getnext_slot(scan, ForwardScanDirection, read_slot))
+	for (;;)
+	{
+		lane_scan_start(s, priority, id);
+		while (index_getnext_slot(s->rows, ForwardScanDirection, read_slot))
+		{
+			bool isnull;
+			int64 at =
+				DatumGetInt64(slot_getattr(read_slot, JQ_COL_ID, &isnull));
+
+			CHECK_FOR_INTERRUPTS();
+			if (!visit(s, arg))
+				return jq_pos_make(priority, at + 1);
+		}
+		if (!lane_scan_jump(s, &priority))
+			return JQ_POS_ALL;
+		id = low_id;
+	}
+}
+
+static bool
+at_home(LaneScan *s)
+{
+	bool isnull;
+
+	return s->t->meta_database == MyDatabaseId &&
+		   DatumGetInt64(slot_getattr(read_slot, JQ_COL_HOME, &isnull)) ==
+			   s->t->home;
+}
+
+static bool
+read_visit(LaneScan *s, void *arg)
+{
+	JqReader *r = arg;
+	JqItem *item = &r->items[r->n];
+
+	r->max_visits--;
+	if (at_home(s))
+	{
+		int passed;
+
+		item_of_slot(item, read_slot);
+		passed = r->pass == NULL ? 0 : r->pass(item);
+		if (passed == 0)
+			r->n++;
+		else if (passed == 2)
+			r->npassed++;
+	}
+	return r->n < r->max && r->max_visits > 0;
+}
+
+void
+jq_rows_ready(JqTable *t, const char *queue, Oid owner, JqPos from,
+			  int64 low_id, JqReader *r)
+{
+	LaneScan s;
+
+	r->n = 0;
+	r->npassed = 0;
+	lane_scan_open(&s, t, queue, owner);
+	r->upto = lane_scan(&s, from, low_id, read_visit, r);
+	lane_scan_close(&s);
+}
+
+typedef struct Count
+{
+	JqPos first;
+	int visits;
+	int64 n;
+	int64 held;
+} Count;
+
+static bool
+count_visit(LaneScan *s, void *arg)
+{
+	Count *c = arg;
+
+	if (at_home(s))
 	{
 		bool isnull;
-		JqItem *item = &items[n];
-		Datum d;
+		JqPos pos;
 
-		CHECK_FOR_INTERRUPTS();
-		item->id = DatumGetInt64(slot_getattr(read_slot, JQ_COL_ID, &isnull));
-		item->priority =
+		pos.id = DatumGetInt64(slot_getattr(read_slot, JQ_COL_ID, &isnull));
+		pos.priority =
 			DatumGetInt16(slot_getattr(read_slot, JQ_COL_PRIORITY, &isnull));
-		*last = jq_pos_make(item->priority, item->id);
-		d = slot_getattr(read_slot, JQ_COL_HOME, &isnull);
-		if (DatumGetInt64(d) != t->home)
-			continue;
-		item->tid = read_slot->tts_tid;
-		item->flags = 0;
-		item->keylen = 0;
-		item->key = NULL;
-		d = slot_getattr(read_slot, JQ_COL_KEY, &isnull);
-		if (!isnull)
-		{
-			text *key_text = DatumGetTextPP(d);
-			int len = VARSIZE_ANY_EXHDR(key_text);
-			char *copy;
-
-			if (len > 0 && len <= JQ_KEY_MAX)
-			{
-				copy = palloc(len);
-				memcpy(copy, VARDATA_ANY(key_text), len);
-				item->key = copy;
-				item->keylen = len;
-			}
-		}
-		n++;
+		if (jq_pos_cmp(pos, c->first) >= 0)
+			c->n++;
 	}
-	end_read();
-	index_endscan(scan);
-	return n;
+	else
+		c->held++;
+	return --c->visits > 0;
+}
+
+int64
+jq_rows_count(JqTable *t, const char *queue, Oid owner, JqPos from, JqPos first,
+			  int max_visits, int64 *held, JqPos *upto)
+{
+	LaneScan s;
+	Count c = {first, max_visits, 0, 0};
+
+	lane_scan_open(&s, t, queue, owner);
+	*upto = lane_scan(&s, from, PG_INT64_MIN, count_visit, &c);
+	lane_scan_close(&s);
+	*held = c.held;
+	return c.n;
+}
+
+/* a row of the key that memory may have now? */
+static bool
+read_key_row(JqTable *t, const char *key, int keylen, TimestampTz now,
+			 JqKeyRow *r)
+{
+	bool isnull;
+	Datum d;
+
+	item_of_slot(&r->item, read_slot);
+	if (r->item.keylen != keylen || memcmp(r->item.key, key, keylen) != 0)
+		return false; /* another key of the same hash */
+	if (DatumGetInt64(slot_getattr(read_slot, JQ_COL_HOME, &isnull)) != t->home)
+		return false;
+	d = slot_getattr(read_slot, JQ_COL_RUN_AT, &isnull);
+	if (!isnull)
+	{
+		if (DatumGetTimestampTz(d) > now)
+			return false; /* comes when it is due */
+		r->item.flags = JQ_E_DUE;
+	}
+	r->owner = DatumGetObjectId(slot_getattr(read_slot, JQ_COL_OWNER, &isnull));
+	r->queue =
+		TextDatumGetCString(slot_getattr(read_slot, JQ_COL_QUEUE, &isnull));
+	return true;
 }
 
 int
-jq_rows_ready(JqTable *t, const char *queue, Oid owner, JqPos from,
-			  JqItem *items, int max, JqPos *upto)
+jq_rows_of_key(JqTable *t, const char *key, int keylen, JqPos from,
+			   JqKeyRow *rows, int max, JqPos *upto)
 {
 	Relation rel = table_open(t->job, AccessShareLock);
-	Relation index = index_open(t->ready, AccessShareLock);
+	Relation index = index_open(t->key, AccessShareLock);
 	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
-	Datum name = CStringGetTextDatum(queue);
-	JqPos last = from;
+	Datum hash =
+		key_hash(PointerGetDatum(cstring_to_text_with_len(key, keylen)));
+	TimestampTz now = GetCurrentTimestamp();
+	ScanKeyData keys[3];
 	int n = 0;
-	int priority = from.priority;
+	int pass;
 
-	if (priority < PG_INT16_MIN)
-		n = read_range(t, rel, index, snapshot, name, owner, PG_INT16_MIN,
-					   PG_INT64_MIN, false, items, n, max, &last);
-	else
-		n = read_range(t, rel, index, snapshot, name, owner, priority, from.id,
-					   false, items, n, max, &last);
-	if (n < max)
-		n = read_range(t, rel, index, snapshot, name, owner,
-					   Max(priority, PG_INT16_MIN), 0, true, items, n, max,
-					   &last);
-	if (n < max)
-		*upto = JQ_POS_ALL;
-	else
-		*upto = jq_pos_make(last.priority, last.id + 1);
+	*upto = JQ_POS_ALL;
+	begin_read();
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT8EQ, hash);
+	/* the rest of the first priority, then all larger ones */
+	for (pass = from.priority < PG_INT16_MIN ? 1 : 0; pass < 2 && n < max;
+		 pass++)
+	{
+		int nkeys = pass == 0 ? 3 : 2;
+		IndexScanDesc scan = jq_index_beginscan(rel, index, snapshot, nkeys);
+
+		if (pass == 0)
+		{
+			ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT2EQ,
+						Int16GetDatum(from.priority));
+			ScanKeyInit(&keys[2], 3, BTGreaterEqualStrategyNumber, F_INT8GE,
+						Int64GetDatum(from.id));
+		}
+		else if (from.priority < PG_INT16_MIN)
+			ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_INT2GE,
+						Int16GetDatum(PG_INT16_MIN));
+		else
+			ScanKeyInit(&keys[1], 2, BTGreaterStrategyNumber, F_INT2GT,
+						Int16GetDatum(from.priority));
+		index_rescan(scan, keys, nkeys, NULL, 0);
+		while (n < max &&
+			   index_getnext_slot(scan, ForwardScanDirection, read_slot))
+		{
+			CHECK_FOR_INTERRUPTS();
+			if (!read_key_row(t, key, keylen, now, &rows[n]))
+				continue;
+			n++;
+			if (n == max)
+				*upto = jq_pos_make(rows[n - 1].item.priority,
+									rows[n - 1].item.id + 1);
+		}
+		index_endscan(scan);
+	}
+	end_read();
 	UnregisterSnapshot(snapshot);
 	index_close(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
 	return n;
+}
+
+/* the first entry of the ready index within these keys, alive or not */
+static bool
+first_entry(Relation rel, Relation index, ScanKeyData *key, int nkeys,
+			char *queue, Oid *owner)
+{
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	IndexScanDesc scan = jq_index_beginscan(rel, index, snapshot, nkeys);
+	bool found;
+
+	scan->xs_want_itup = true;
+	index_rescan(scan, key, nkeys, NULL, 0);
+	found = index_getnext_tid(scan, ForwardScanDirection) != NULL;
+	if (found)
+	{
+		TupleDesc desc = RelationGetDescr(index);
+		bool isnull;
+		Datum d = index_getattr(scan->xs_itup, 1, desc, &isnull);
+
+		text_to_cstring_buffer(DatumGetTextPP(d), queue, NAMEDATALEN);
+		*owner =
+			DatumGetObjectId(index_getattr(scan->xs_itup, 2, desc, &isnull));
+	}
+	index_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	return found;
+}
+
+bool
+jq_next_lane(JqTable *t, char *queue, Oid *owner, bool first)
+{
+	Relation rel = table_open(t->job, AccessShareLock);
+	Relation index = index_open(t->ready, AccessShareLock);
+	Datum name = CStringGetTextDatum(first ? "" : queue);
+	ScanKeyData key[2];
+	bool found = false;
+
+	if (!first)
+	{
+		/* the next owner of this queue */
+		ScanKeyInit(&key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, name);
+		key[0].sk_collation = C_COLLATION_OID;
+		ScanKeyInit(&key[1], 2, BTGreaterStrategyNumber, F_OIDGT,
+					ObjectIdGetDatum(*owner));
+		found = first_entry(rel, index, key, 2, queue, owner);
+	}
+	if (!found)
+	{
+		/* the next queue */
+		ScanKeyInit(&key[0], 1, BTGreaterStrategyNumber, F_TEXT_GT, name);
+		key[0].sk_collation = C_COLLATION_OID;
+		found = first_entry(rel, index, key, 1, queue, owner);
+	}
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
 }
 
 /* ------------------------------------------------------------ statements */

@@ -18,11 +18,27 @@
  * that no one will release.
  *
  * Waiters stand in order of (priority, id).
+ *
+ * Spilled keys.  Only some waiters are kept in memory, fewer when memory is
+ * short.  One more, and the largest is forgotten: the key is "spilled", and has a
+ * frontier of its own.  Every row of the key before it that is ready is in memory
+ * or known to its lane as beyond the lane's frontier; for those from it on the
+ * key answers: lanes pass over them, workers drop them.  When few waiters are
+ * left the scheduler reads the next rows from the index of keys and publishes
+ * them to their lanes.  The rules are those of a lane's refill (lane.c):
+ *
+ *	forget	lowers frontier and cut to the row (min)
+ *	refill	begin: filling, cut = ALL; then the snapshot; read: frontier =
+ *			min(what was read, cut); publish; end.  At the end of the index the
+ *			key is not spilled any more.
+ *
+ * A spilled key stays in the table even if nobody holds it or waits.
  */
 #include "postgres.h"
 
 #include "common/hashfn.h"
 #include "compat.h"
+#include "database.h"
 #include "guc.h"
 #include "keylock.h"
 #include "lane.h"
@@ -50,6 +66,17 @@ typedef struct JqKey
 	uint32 last;
 	uint32 nwaiting;
 	bool one_lane; /* all waiters are of one lane */
+	bool spilled;
+	bool want; /* the scheduler has been asked for a refill */
+	bool filling;
+	JqPos frontier; /* of a spilled key */
+	JqPos cut;
+	JqPos fill_from;
+	int brought;	/* entries of the last refill that no worker has met yet */
+	int64 nspilled; /* rows in the table only: of those before counted, */
+	JqPos counted;	/* not counting what refills before refilled brought */
+	JqPos refilled;
+	int spill_lane; /* one of the lanes they belong to */
 } JqKey;
 
 static HTAB *jq_keys;
@@ -90,7 +117,8 @@ tag_match(const void *a, const void *b, Size keysize)
 static long
 max_keys(void)
 {
-	return 4 * (MaxBackends + max_worker_processes) + 1024;
+	return 4 * (MaxBackends + max_worker_processes) + 1024 +
+		   jobqueue_max_ready_jobs / 16;
 }
 
 Size
@@ -142,6 +170,94 @@ jq_keylock_prepare(void)
 	max_my_keys = max_my_keys == 0 ? 8 : 2 * max_my_keys;
 }
 
+/* ----------------------------------------------------------- spilled keys */
+
+/* how many waiters a key may have in memory, as long as that has room */
+static uint32
+max_waiters(void)
+{
+	int nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
+
+	if (nfree > jq_shared->nentries / 4)
+		return 64;
+	return nfree > jq_shared->nentries / 16 ? 16 : 2;
+}
+
+/* the row at pos is in the table only; was: in memory until now */
+static void
+spill_from(JqKey *k, JqPos pos, int lane, bool was)
+{
+	if (!k->spilled)
+	{
+		k->spilled = true;
+		k->frontier = JQ_POS_ALL;
+		k->counted = k->refilled = JQ_POS_NOTHING;
+		k->nspilled = 0;
+		k->brought = 0;
+		pg_atomic_fetch_add_u32(&jq_shared->spilled_keys, 1);
+	}
+	k->frontier = jq_pos_min(k->frontier, pos);
+	k->cut = jq_pos_min(k->cut, pos);
+	k->spill_lane = lane;
+	if (was || jq_pos_cmp(pos, k->refilled) < 0)
+		k->nspilled++;
+	else if (jq_pos_cmp(pos, k->counted) > 0)
+	{
+		k->counted = pos;
+		k->nspilled++;
+	}
+}
+
+static void
+set_unspilled(JqKey *k)
+{
+	if (k->spilled)
+		pg_atomic_fetch_sub_u32(&jq_shared->spilled_keys, 1);
+	k->spilled = k->want = k->filling = false;
+	k->nspilled = 0;
+}
+
+/* forget the largest waiter */
+static void
+spill_last(JqKey *k)
+{
+	uint32 *link = &k->first;
+	uint32 prev = JQ_NIL;
+	uint32 ix;
+
+	while (*link != k->last)
+	{
+		prev = *link;
+		link = &JQ_ENTRY(prev)->next[0];
+	}
+	ix = *link;
+	*link = JQ_NIL;
+	k->last = prev;
+	k->nwaiting--;
+	spill_from(k, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->lane, true);
+	pg_atomic_fetch_sub_u32(&jq_lanes[JQ_ENTRY(ix)->lane].nparked, 1);
+	jq_entry_free(ix);
+}
+
+/* is it time to ask for the next rows of the key?  If so, it has been noted. */
+static bool
+wants_refill(JqKey *k)
+{
+	if (!k->spilled || k->want || k->filling)
+		return false;
+	if (k->nwaiting > 0 && (k->brought > 0 || k->nwaiting > max_waiters() / 2))
+		return false;
+	return k->want = true;
+}
+
+/* nobody holds it, waits for it, or has rows in the table only */
+static void
+remove_if_unused(JqKey *k, uint32 hash)
+{
+	if (k->procno < 0 && k->first == JQ_NIL && !k->spilled)
+		hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
+}
+
 /*
  * Put the entry among the waiters, in order.  false: the job waits already, as
  * a refill may have brought it once more; this entry has been freed.
@@ -179,37 +295,84 @@ park(JqKey *k, uint32 ix)
 	return true;
 }
 
+/*
+ * The key is held, or (free) the entry is not the next of it: park it, or forget
+ * it if the key answers for its row.
+ */
+static JqKeyResult
+wait_for(JqKey *k, uint32 ix)
+{
+	JqPos pos = JQ_ENTRY_POS(ix);
+
+	if (k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
+	{
+		spill_from(k, pos, JQ_ENTRY(ix)->lane, false);
+		jq_entry_free(ix);
+		return JQ_KEY_GONE;
+	}
+	if (!park(k, ix))
+		return JQ_KEY_GONE;
+	pg_atomic_fetch_add_u32(&jq_lanes[JQ_ENTRY(ix)->lane].nparked, 1);
+	/* suspects are few, and no index has them together */
+	if (k->tag.db != JQ_SUSPECT_DB && k->nwaiting > max_waiters())
+		spill_last(k);
+	return JQ_KEY_BUSY;
+}
+
+static JqKey *
+enter_key(const JqKeyTag *tag, uint32 hash)
+{
+	bool found;
+	JqKey *k = hash_search_with_hash_value(jq_keys, tag, hash, HASH_ENTER_NULL,
+										   &found);
+
+	if (k != NULL && !found)
+	{
+		memset((char *) k + sizeof(JqKeyTag), 0,
+			   sizeof(JqKey) - sizeof(JqKeyTag));
+		k->procno = -1;
+		k->first = k->last = JQ_NIL;
+		k->one_lane = true;
+		k->cut = JQ_POS_ALL;
+	}
+	return k;
+}
+
 JqKeyResult
-jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry)
+jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
+				bool *ask)
 {
 	JqKeyTag tag;
 	uint32 hash;
 	JqKey *k;
-	bool found;
 	JqKeyResult result;
 
 	Assert(n_my_keys < max_my_keys);
 	make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
 	LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
-	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_ENTER_NULL,
-									&found);
+	k = enter_key(&tag, hash);
+	if (k == NULL)
+	{
+		/* whoever removes a key from now on wakes us; look once more */
+		pg_atomic_write_u32(&jq_shared->keys_full, 1);
+		k = enter_key(&tag, hash);
+	}
 	if (k == NULL)
 		result = JQ_KEY_FULL;
 	else
 	{
-		if (!found)
-		{
-			k->procno = -1;
-			k->first = k->last = JQ_NIL;
-			k->nwaiting = 0;
-			k->one_lane = true;
-		}
+		if (entry != JQ_NIL && k->brought > 0)
+			k->brought--;
 		if (k->procno >= 0)
+			result = entry == JQ_NIL ? JQ_KEY_BUSY : wait_for(k, entry);
+		else if (entry != JQ_NIL && k->spilled &&
+				 jq_pos_cmp(JQ_ENTRY_POS(entry), k->frontier) >= 0 &&
+				 !(JQ_ENTRY(entry)->flags & JQ_E_UNPARKED))
 		{
-			result = JQ_KEY_BUSY;
-			if (entry != JQ_NIL && !park(k, entry))
-				result = JQ_KEY_DUPLICATE;
+			/* free, but smaller ones may be in the table */
+			result = wait_for(k, entry);
+			*ask |= wants_refill(k);
 		}
 		else
 		{
@@ -324,7 +487,7 @@ is_subset(const int *a, int na, const int *b, int nb)
 
 /* partition lock held: the key is free; its waiters that may go on now */
 static uint32
-set_free(JqKey *k, uint32 hash, bool all)
+set_free(JqKey *k, uint32 hash, bool all, bool *ask)
 {
 	uint32 chain;
 
@@ -332,9 +495,32 @@ set_free(JqKey *k, uint32 hash, bool all)
 	k->pid = 0;
 	k->job = 0;
 	chain = unpark(k, all);
-	if (k->first == JQ_NIL)
-		hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
+	*ask = wants_refill(k);
+	remove_if_unused(k, hash);
 	return chain;
+}
+
+static void
+ask_refill(Oid db)
+{
+	int dbix = jq_dir_db(db, false);
+
+	if (dbix >= 0)
+		jq_db_request(dbix, JQ_REQ_KEYS);
+}
+
+/* there may be a place for a key again: wake who could not have one */
+static void
+wake_for_keys(void)
+{
+	int i;
+
+	if (!jq_keylock_full() ||
+		pg_atomic_exchange_u32(&jq_shared->keys_full, 0) == 0)
+		return;
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (OidIsValid(jq_groups[i].db))
+			jq_group_wake(i, 1);
 }
 
 /*
@@ -355,6 +541,7 @@ release_at(int my)
 	int locked[RELEASE_LANES];
 	int nlocked = 0;
 	bool done = false;
+	bool ask = false;
 	JqKey *k;
 	int i;
 
@@ -375,7 +562,7 @@ release_at(int my)
 			n = lanes_of_waiters(k, lanes);
 			if (n < 0 || is_subset(lanes, n, locked, nlocked))
 			{
-				chain = set_free(k, hash, all || n < 0);
+				chain = set_free(k, hash, all || n < 0, &ask);
 				done = true;
 			}
 		}
@@ -422,6 +609,9 @@ release_at(int my)
 		jq_lane_took_back(lane, 1);
 		chain = next;
 	}
+	if (ask)
+		ask_refill(tag.db);
+	wake_for_keys();
 	RESUME_INTERRUPTS();
 }
 
@@ -498,22 +688,134 @@ jq_keylock_forget_waiters(uint32 entry)
 				link = &JQ_ENTRY(ix)->next[0];
 			}
 		}
-		if (k->first == JQ_NIL)
-			hash_search_with_hash_value(jq_keys, &tag, hash, HASH_REMOVE, NULL);
+		if (wants_refill(k))
+			/* rare; nobody is sure to ask after the locks */
+			jq_db_request(jq_lanes[lane].dbix, JQ_REQ_KEYS);
+		remove_if_unused(k, hash);
 	}
 	LWLockRelease(partition_lock(hash));
 	return chain;
 }
 
-/* ----------------------------------------------------------------- views */
+/* ----------------------------------------------------- refill of one key */
+
+static JqKey *
+find_key(Oid db, const char *key, int len, uint32 *hash)
+{
+	JqKeyTag tag;
+
+	make_tag(&tag, db, key, len);
+	*hash = tag_hash_text(&tag, 0);
+	LWLockAcquire(partition_lock(*hash), LW_EXCLUSIVE);
+	return hash_search_with_hash_value(jq_keys, &tag, *hash, HASH_FIND, NULL);
+}
+
+JqKeyAnswer
+jq_keylock_answers_for(Oid db, const JqItem *item)
+{
+	JqPos pos = jq_pos_make(item->priority, item->id);
+	JqKeyAnswer answer = JQ_ANSWER_NO;
+	JqKey *k;
+	uint32 hash;
+
+	if (item->keylen == 0 || pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+		return JQ_ANSWER_NO;
+	k = find_key(db, item->key, item->keylen, &hash);
+	if (k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
+	{
+		answer = JQ_ANSWER_YES;
+		if (jq_pos_cmp(pos, k->counted) > 0)
+		{
+			answer = JQ_ANSWER_NEW;
+			k->counted = pos;
+			k->nspilled++;
+		}
+	}
+	LWLockRelease(partition_lock(hash));
+	return answer;
+}
+
+bool
+jq_keylock_dropped(Oid db, const char *key, int len)
+{
+	JqKey *k;
+	uint32 hash;
+	bool ask;
+
+	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+		return false;
+	k = find_key(db, key, len, &hash);
+	ask = k != NULL && k->procno < 0 && k->first == JQ_NIL && wants_refill(k);
+	LWLockRelease(partition_lock(hash));
+	return ask;
+}
+
+bool
+jq_keylock_refill_begin(Oid db, const JqKeyWant *want, JqPos *from, int *room)
+{
+	uint32 hash;
+	JqKey *k = find_key(db, want->key, want->len, &hash);
+	bool ok = k != NULL && k->spilled && !k->filling;
+
+	if (ok)
+	{
+		k->want = false;
+		k->filling = true;
+		k->cut = JQ_POS_ALL;
+		k->fill_from = k->frontier;
+		*from = k->frontier;
+		*room = (int) Max(max_waiters(), k->nwaiting + 1) - (int) k->nwaiting;
+	}
+	LWLockRelease(partition_lock(hash));
+	return ok;
+}
+
+void
+jq_keylock_refill_read(Oid db, const JqKeyWant *want, JqPos upto, int n)
+{
+	uint32 hash;
+	JqKey *k = find_key(db, want->key, want->len, &hash);
+
+	if (k != NULL && k->filling)
+	{
+		k->frontier = jq_pos_min(upto, k->cut);
+		k->refilled = upto;
+		k->brought = n;
+		k->nspilled = Max(k->nspilled - n, 0);
+	}
+	LWLockRelease(partition_lock(hash));
+}
+
+bool
+jq_keylock_refill_end(Oid db, const JqKeyWant *want)
+{
+	uint32 hash;
+	JqKey *k = find_key(db, want->key, want->len, &hash);
+	bool ask = false;
+
+	if (k != NULL && k->filling)
+	{
+		k->filling = false;
+		if (jq_pos_is_all(k->frontier))
+			set_unspilled(k);
+		else if (k->procno < 0 && k->first == JQ_NIL)
+			ask = wants_refill(k); /* all that was read may have run by now */
+		remove_if_unused(k, hash);
+	}
+	LWLockRelease(partition_lock(hash));
+	wake_for_keys();
+	return ask;
+}
+
+/* ---------------------------------------------------- all keys of a database */
 
 static void
-lock_all(void)
+lock_all(LWLockMode mode)
 {
 	int i;
 
 	for (i = 0; i < JQ_KEY_PARTITIONS; i++)
-		LWLockAcquire(jq_key_lock(i), LW_SHARED);
+		LWLockAcquire(jq_key_lock(i), mode);
 }
 
 static void
@@ -525,6 +827,107 @@ unlock_all(void)
 		LWLockRelease(jq_key_lock(i));
 }
 
+#define WANTING_AT_ONCE 64
+
+JqKeyWant *
+jq_keylock_wanting(Oid db, int *n)
+{
+	JqKeyWant *list = palloc(WANTING_AT_ONCE * sizeof(JqKeyWant));
+	HASH_SEQ_STATUS seq;
+	JqKey *k;
+
+	*n = 0;
+	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+		return list;
+	lock_all(LW_SHARED);
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+	{
+		if (k->tag.db != db || !k->want)
+			continue;
+		list[*n].len = (int) k->tag.len;
+		memcpy(list[*n].key, k->tag.text, sizeof(list[*n].key));
+		if (++*n == WANTING_AT_ONCE)
+		{
+			hash_seq_term(&seq);
+			break;
+		}
+	}
+	unlock_all();
+	return list;
+}
+
+/* a change of all spilled keys of a database */
+static void
+for_spilled(Oid db, void (*change)(JqKey *k))
+{
+	HASH_SEQ_STATUS seq;
+	JqKey *k;
+
+	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+		return;
+	lock_all(LW_EXCLUSIVE);
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+		if (k->tag.db == db && k->spilled)
+		{
+			change(k);
+			remove_if_unused(k, tag_hash_text(&k->tag, 0));
+		}
+	unlock_all();
+}
+
+static void
+abandon(JqKey *k)
+{
+	if (k->filling)
+		k->frontier = jq_pos_min(k->frontier, k->fill_from);
+	k->filling = false;
+	k->want = true;
+}
+
+void
+jq_keylock_refill_abandon(Oid db)
+{
+	for_spilled(db, abandon);
+}
+
+void
+jq_keylock_purge(Oid db)
+{
+	for_spilled(db, set_unspilled);
+	wake_for_keys();
+}
+
+static void
+forget(JqKey *k)
+{
+	k->frontier = k->cut = k->fill_from = JQ_POS_NOTHING;
+	k->want = true;
+}
+
+void
+jq_keylock_forget(Oid db)
+{
+	for_spilled(db, forget);
+}
+
+void
+jq_keylock_count_spilled(Oid db, int64 *per_queue)
+{
+	HASH_SEQ_STATUS seq;
+	JqKey *k;
+
+	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+		return;
+	lock_all(LW_SHARED);
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+		if (k->tag.db == db && k->spilled)
+			per_queue[jq_lanes[k->spill_lane].queue_ix] += k->nspilled;
+	unlock_all();
+}
+
 JqKeyInfo *
 jq_keylock_list(Oid db, int *n)
 {
@@ -534,7 +937,7 @@ jq_keylock_list(Oid db, int *n)
 	JqKey *k;
 
 	*n = 0;
-	lock_all();
+	lock_all(LW_SHARED);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
 	{
@@ -544,7 +947,9 @@ jq_keylock_list(Oid db, int *n)
 		list[*n].pid = k->procno >= 0 ? k->pid : 0;
 		list[*n].job = k->job;
 		list[*n].since = k->since;
-		list[*n].waiting = k->nwaiting;
+		list[*n].waiting = k->nwaiting + k->nspilled;
+		list[*n].spilled = k->spilled;
+		list[*n].frontier = k->frontier;
 		(*n)++;
 	}
 	unlock_all();
@@ -560,7 +965,7 @@ jq_keylock_parked(Oid db, int *n)
 	JqKey *k;
 
 	*n = 0;
-	lock_all();
+	lock_all(LW_SHARED);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
 	{

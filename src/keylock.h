@@ -22,14 +22,17 @@ typedef struct JqKeyInfo
 	int64 job;
 	TimestampTz since;
 	int64 waiting;
+	bool spilled; /* from here on its rows are in the table only */
+	JqPos frontier;
 } JqKeyInfo;
 
 typedef enum JqKeyResult
 {
 	JQ_KEY_TAKEN,
-	JQ_KEY_BUSY,	  /* or parked, where an entry was given */
-	JQ_KEY_DUPLICATE, /* busy, and the job is parked there already */
-	JQ_KEY_FULL		  /* no place in the key table */
+	JQ_KEY_BUSY, /* or parked, where an entry was given */
+	JQ_KEY_GONE, /* the entry is not needed: it was parked there already, or
+				  * the key answers for its row */
+	JQ_KEY_FULL	 /* no place in the key table */
 } JqKeyResult;
 
 extern Size jq_keylock_size(void);
@@ -41,10 +44,17 @@ extern void jq_keylock_prepare(void);
 /*
  * Take the key for this process and the job.  If it is held, and entry is not
  * JQ_NIL, park the entry on it in the same section.  An entry's lane lock is
- * held by the caller.
+ * held by the caller.  *ask: the key wants a refill (JQ_REQ_KEYS).
  */
 extern JqKeyResult jq_keylock_take(Oid db, const char *key, int len, int64 job,
-								   uint32 entry);
+								   uint32 entry, bool *ask);
+
+/* no place in the key table until one becomes free */
+static inline bool
+jq_keylock_full(void)
+{
+	return pg_atomic_read_u32(&jq_shared->keys_full) != 0;
+}
 
 /*
  * Give back a key of this process: unpark the first waiter of each lane.  Takes
@@ -63,6 +73,46 @@ extern bool jq_keylock_mine(Oid db, const char *key, int len);
  * returned as a chain by next[0].
  */
 extern uint32 jq_keylock_forget_waiters(uint32 entry);
+
+/* ---- spilled keys; see keylock.c ---- */
+
+/* does a spilled key answer for that row, and did not count it yet? */
+typedef enum JqKeyAnswer
+{
+	JQ_ANSWER_NO,
+	JQ_ANSWER_YES,
+	JQ_ANSWER_NEW
+} JqKeyAnswer;
+
+extern JqKeyAnswer jq_keylock_answers_for(Oid db, const JqItem *item);
+/* rows that keys answer for are added to their queue's element */
+extern void jq_keylock_count_spilled(Oid db, int64 *per_queue);
+/*
+ * The entry of a job of that key has been dropped: does the key want a refill
+ * now?
+ */
+extern bool jq_keylock_dropped(Oid db, const char *key, int len);
+
+/* ---- by the scheduler: keys that want rows; palloc'd ---- */
+typedef struct JqKeyWant
+{
+	int len;
+	char key[JQ_KEY_MAX + 1];
+} JqKeyWant;
+
+extern JqKeyWant *jq_keylock_wanting(Oid db, int *n);
+extern bool jq_keylock_refill_begin(Oid db, const JqKeyWant *k, JqPos *from,
+									int *room);
+/* everything before upto has been read, n rows */
+extern void jq_keylock_refill_read(Oid db, const JqKeyWant *k, JqPos upto,
+								   int n);
+/* what was read has been published; does it want more? */
+extern bool jq_keylock_refill_end(Oid db, const JqKeyWant *k);
+/* a scheduler died in a refill: what it had read is read again */
+extern void jq_keylock_refill_abandon(Oid db);
+/* the database has no jobs; or: forget what the keys know */
+extern void jq_keylock_purge(Oid db);
+extern void jq_keylock_forget(Oid db);
 
 /* all keys of a database, and the ids parked on them; palloc'd */
 extern JqKeyInfo *jq_keylock_list(Oid db, int *n);

@@ -21,6 +21,17 @@
  *			is given up, since rows before it may be unknown.
  *	take	only entries before the frontier are given out, so that nothing
  *			overtakes rows that a refill has not brought yet.
+ *
+ * Rows of a spilled key are the exception: from the key's own frontier on the
+ * key answers for them, refills of the lane pass over them; see keylock.c.
+ *
+ * low_id.  Whoever lowers the frontier says from which id on rows may be
+ * unknown; it is forgotten when everything is known.  A refill does not touch
+ * index entries below it: where an old snapshot is held they are many, and dead.
+ *
+ * Numbers.  spilled counts rows beyond the frontier.  After a start, or when rows
+ * came by hand, the scheduler counts in steps: up to count_pos the number is
+ * right, and kept up to date.
  */
 #include "postgres.h"
 
@@ -33,7 +44,7 @@
 
 #define PUSH_CHUNK 256	 /* entries pushed in one hold of the lock */
 #define LANE_RESERVE 16	 /* entries a lane may have when memory is short */
-#define REFILL_MAX 20000 /* rows read by one refill */
+#define REFILL_MAX 20000 /* rows brought by one refill */
 
 /* ------------------------------------------------------------- skip list */
 
@@ -91,7 +102,7 @@ lane_search(JqLane *l, JqPos pos, uint32 *before)
  * Put the entry in its place.  If one is there already this is a duplicate, and
  * is freed; what counted on it counts on the other.
  */
-static void
+static bool
 lane_insert(JqLane *l, uint32 ix)
 {
 	JqEntry *e = JQ_ENTRY(ix);
@@ -109,7 +120,7 @@ lane_insert(JqLane *l, uint32 ix)
 		{
 			JQ_ENTRY(twin)->flags |= e->flags & JQ_E_UNPARKED;
 			jq_entry_free(ix);
-			return;
+			return false;
 		}
 	}
 	for (lev = 0; lev < e->level; lev++)
@@ -124,6 +135,7 @@ lane_insert(JqLane *l, uint32 ix)
 			l->tail[lev] = ix;
 	}
 	l->nready++;
+	return true;
 }
 
 static void
@@ -154,12 +166,39 @@ lane_unlink(JqLane *l, uint32 ix)
 
 /* rows from pos on are no longer known */
 static void
-lane_lower(JqLane *l, JqPos pos)
+lane_lower(JqLane *l, JqPos pos, int64 low_id)
 {
 	if (jq_pos_is_all(l->frontier))
 		l->low_water = l->nready / 2;
 	l->frontier = jq_pos_min(l->frontier, pos);
 	l->cut = jq_pos_min(l->cut, pos);
+	l->low_id = Min(l->low_id, low_id);
+}
+
+/* rows at pos are in the table only */
+static void
+lane_count_spilled(JqLane *l, JqPos pos, int64 n)
+{
+	if (jq_pos_cmp(pos, l->count_pos) < 0)
+		l->spilled = Max(l->spilled + n, 0);
+}
+
+/* the numbers are not right any more */
+static void
+lane_uncount(JqLane *l)
+{
+	pg_atomic_fetch_sub_u64(&jq_queues[l->queue_ix].held, l->held);
+	l->held = 0;
+	l->spilled = 0;
+	l->count_pos = JQ_POS_NOTHING;
+}
+
+/* one row is in the table only */
+static void
+lane_spill_row(JqLane *l, JqPos pos)
+{
+	lane_count_spilled(l, pos, 1);
+	lane_lower(l, pos, pos.id);
 }
 
 static void lane_evict_last(JqLane *l);
@@ -179,8 +218,7 @@ lane_forget(JqLane *l, uint32 ix)
 {
 	if (JQ_ENTRY(ix)->flags & JQ_E_DUE)
 		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
-	l->spilled++;
-	lane_lower(l, JQ_ENTRY_POS(ix));
+	lane_spill_row(l, JQ_ENTRY_POS(ix));
 	jq_entry_free(ix);
 }
 
@@ -201,10 +239,10 @@ lane_relieve_waiters(JqLane *l, uint32 ix, bool keep)
 	{
 		uint32 next = JQ_ENTRY(waiter)->next[0];
 
-		l->nparked--;
+		pg_atomic_fetch_sub_u32(&l->nparked, 1);
 		if (keep &&
 			(l->filling || jq_pos_cmp(JQ_ENTRY_POS(waiter), l->frontier) < 0))
-			lane_insert(l, waiter);
+			(void) lane_insert(l, waiter);
 		else
 			lane_forget(l, waiter);
 		waiter = next;
@@ -240,10 +278,11 @@ jq_lane_clear(int lane, JqPos frontier)
 		lane_evict_last(l);
 	l->frontier = frontier;
 	l->cut = frontier;
+	l->low_id = jq_pos_is_all(frontier) ? PG_INT64_MAX : PG_INT64_MIN;
 	l->want_refill = !jq_pos_is_all(frontier);
-	l->spilled_counted = false;
+	lane_uncount(l);
 	if (jq_pos_is_all(frontier))
-		l->spilled = 0;
+		l->count_pos = JQ_POS_ALL;
 	lane_check(l);
 }
 
@@ -255,10 +294,15 @@ jq_lane_wants_refill(JqLane *l)
 	return l->want_refill || l->nready <= l->low_water;
 }
 
-/*
- * Accept one item, lane lock held.  Returns whether it is in memory now.
- */
-static bool
+typedef enum Offered
+{
+	REFUSED,  /* in the table only, and the lane knows */
+	ACCEPTED, /* new in memory */
+	KNOWN	  /* was there already */
+} Offered;
+
+/* Accept one item, lane lock held. */
+static Offered
 lane_offer(JqLane *l, int lane, const JqItem *item)
 {
 	JqPos pos = jq_pos_make(item->priority, item->id);
@@ -266,9 +310,8 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 
 	if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0)
 	{
-		l->spilled++;
-		lane_lower(l, pos);
-		return false;
+		lane_spill_row(l, pos);
+		return REFUSED;
 	}
 	for (;;)
 	{
@@ -279,19 +322,17 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 		if (l->tail[0] == JQ_NIL ||
 			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) <= 0)
 		{
-			l->spilled++;
-			lane_lower(l, pos);
-			return false;
+			lane_spill_row(l, pos);
+			return REFUSED;
 		}
 		lane_evict_last(l);
 		if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0)
 		{
-			l->spilled++;
-			return false;
+			lane_spill_row(l, pos);
+			return REFUSED;
 		}
 	}
-	lane_insert(l, ix);
-	return true;
+	return lane_insert(l, ix) ? ACCEPTED : KNOWN;
 }
 
 /*
@@ -364,7 +405,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		l = &jq_lanes[lane];
 		for (; done < end; done++)
 		{
-			if (lane_offer(l, lane, &items[done]))
+			if (lane_offer(l, lane, &items[done]) != REFUSED)
 				got++;
 			else if (refused != NULL)
 				refused[done] = true;
@@ -409,11 +450,13 @@ jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n)
 }
 
 void
-jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 nrows)
+jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 low_id,
+			  int64 nrows)
 {
 	int lane = lane_lock_by_name(db, role, queue, true);
 	JqLane *l;
 	int dbix;
+	bool count = false;
 
 	if (lane < 0)
 	{
@@ -421,15 +464,21 @@ jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 nrows)
 		return;
 	}
 	l = &jq_lanes[lane];
-	l->spilled += nrows;
-	lane_lower(l, pos);
+	if (jq_pos_cmp(pos, JQ_POS_NOTHING) == 0)
+	{
+		low_id = PG_INT64_MIN;
+		lane_uncount(l);
+		count = true;
+	}
+	lane_count_spilled(l, pos, nrows);
+	lane_lower(l, pos, low_id);
 	lane_trim(l);
 	l->want_refill = true;
 	l->starved = false;
 	lane_check(l);
 	dbix = l->dbix;
 	LWLockRelease(jq_lane_lock(lane));
-	jq_db_request(dbix, JQ_REQ_REFILL);
+	jq_db_request(dbix, JQ_REQ_REFILL | (count ? JQ_REQ_RECOUNT : 0));
 }
 
 void
@@ -438,7 +487,7 @@ jq_lane_take_back(uint32 entry)
 	JqLane *l = &jq_lanes[JQ_ENTRY(entry)->lane];
 
 	Assert(OidIsValid(l->db));
-	l->nparked--;
+	pg_atomic_fetch_sub_u32(&l->nparked, 1);
 	if (!l->filling && jq_pos_cmp(JQ_ENTRY_POS(entry), l->frontier) >= 0)
 	{
 		/* the frontier was lowered meanwhile: refill will bring it again */
@@ -448,7 +497,7 @@ jq_lane_take_back(uint32 entry)
 		l->want_refill = true;
 	}
 	else
-		lane_insert(l, entry);
+		(void) lane_insert(l, entry);
 	lane_check(l);
 }
 
@@ -491,7 +540,8 @@ jq_lane_has_first(int lane)
 
 	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
 	has = l->head[0] != JQ_NIL && l->held_back == 0 &&
-		  jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0;
+		  jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0 &&
+		  (JQ_ENTRY(l->head[0])->keylen == 0 || !jq_keylock_full());
 	LWLockRelease(jq_lane_lock(lane));
 	return has;
 }
@@ -512,7 +562,7 @@ jq_lane_take_first(JqLane *l)
 void
 jq_lane_untake(JqLane *l, uint32 ix)
 {
-	lane_insert(l, ix);
+	(void) lane_insert(l, ix);
 }
 
 /* ---------------------------------------------------------------- refill */
@@ -546,12 +596,9 @@ make_room(int lane, int want)
 	}
 }
 
-/*
- * Open a refill: from where to read and how many rows at the most.  false:
- * nothing to do, or no room.
- */
+/* Open a refill.  false: nothing to do, or no room. */
 bool
-jq_lane_refill_begin(int lane, JqPos *from, int *room)
+jq_lane_refill_begin(int lane, JqRefill *r)
 {
 	JqLane *l = &jq_lanes[lane];
 	int want = Min(REFILL_MAX, Max(jq_shared->nentries / 4, LANE_RESERVE));
@@ -583,8 +630,9 @@ jq_lane_refill_begin(int lane, JqPos *from, int *room)
 		{
 			l->filling = true;
 			l->cut = JQ_POS_ALL;
-			*from = l->frontier;
-			*room = Min(want, nfree);
+			r->from = l->frontier;
+			r->low_id = l->low_id;
+			r->room = Min(want, nfree);
 			ok = true;
 		}
 	}
@@ -617,16 +665,19 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 				done = n;
 				break;
 			}
-			if (jq_claim_is_out(l->db, items[done].id))
-				;
-			else if (lane_offer(l, lane, &items[done]))
-			{
-				got++;
-				if (l->spilled > 0)
-					l->spilled--;
-			}
-			else
-				l->spilled--; /* offered and refused: counted twice */
+			if (!jq_claim_is_out(l->db, items[done].id))
+				switch (lane_offer(l, lane, &items[done]))
+				{
+					case ACCEPTED:
+						got++;
+						lane_count_spilled(l, pos, -1);
+						break;
+					case REFUSED: /* counted once more */
+						lane_count_spilled(l, pos, -1);
+						break;
+					case KNOWN:
+						break;
+				}
 			/* known up to here, unless this very row found no room */
 			pos.id++;
 			pos = jq_pos_min(pos, l->cut);
@@ -641,11 +692,8 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 	}
 }
 
-/*
- * All rows before upto have been read (JQ_POS_ALL: the end of the index).
- */
 void
-jq_lane_refill_end(int lane, JqPos upto)
+jq_lane_refill_end(int lane, JqPos upto, int64 passed)
 {
 	JqLane *l = &jq_lanes[lane];
 	int group;
@@ -660,8 +708,10 @@ jq_lane_refill_end(int lane, JqPos upto)
 	if (jq_pos_is_all(l->frontier))
 	{
 		l->spilled = 0;
-		l->spilled_counted = true;
+		l->low_id = PG_INT64_MAX;
 	}
+	else
+		lane_count_spilled(l, upto, -passed);
 	l->low_water = l->nready / 2;
 	lane_check(l);
 	group = l->group;
@@ -692,5 +742,49 @@ jq_lane_refill_abandon(int lane)
 		l->want_refill = true;
 	l->starved = false;
 	lane_check(l);
+	LWLockRelease(jq_lane_lock(lane));
+}
+
+/* ---------------------------------------------------------------- numbers */
+
+bool
+jq_lane_count_from(int lane, JqPos *from, JqPos *frontier)
+{
+	JqLane *l = &jq_lanes[lane];
+	bool more;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	more = OidIsValid(l->db) && !jq_pos_is_all(l->count_pos);
+	*from = l->count_pos;
+	*frontier = l->frontier;
+	LWLockRelease(jq_lane_lock(lane));
+	return more;
+}
+
+void
+jq_lane_counted(int lane, JqPos from, JqPos upto, int64 n, int64 held)
+{
+	JqLane *l = &jq_lanes[lane];
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	/* unless it was reset in the meantime */
+	if (OidIsValid(l->db) && jq_pos_cmp(l->count_pos, from) == 0)
+	{
+		l->count_pos = upto;
+		l->spilled += n;
+		l->held += held;
+		pg_atomic_fetch_add_u64(&jq_queues[l->queue_ix].held, held);
+	}
+	LWLockRelease(jq_lane_lock(lane));
+}
+
+void
+jq_lane_uncount(int lane)
+{
+	JqLane *l = &jq_lanes[lane];
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	if (OidIsValid(l->db))
+		lane_uncount(l);
 	LWLockRelease(jq_lane_lock(lane));
 }

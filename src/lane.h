@@ -27,11 +27,12 @@ extern int jq_lane_publish_due(Oid db, Oid role, const char *queue,
 							   JqItem *items, int n);
 
 /*
- * Rows from pos on exist that memory does not know: the lane forgets that it
- * knew.  nrows is added to the estimate of spilled rows.
+ * Rows from pos on exist that memory does not know, none of them with an id
+ * below low_id: the lane forgets that it knew.  nrows is added to the number of
+ * spilled rows.  JQ_POS_NOTHING: nobody knows which, nor how many.
  */
 extern void jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos,
-						  int64 nrows);
+						  int64 low_id, int64 nrows);
 
 /*
  * Lane lock held: an entry that was parked is back.  After the lock's release,
@@ -64,11 +65,32 @@ extern void jq_lane_untake(JqLane *l, uint32 ix);
 /* Lane lock held: should the scheduler refill this lane now? */
 extern bool jq_lane_wants_refill(JqLane *l);
 
-/* ---- refill, by the scheduler only; see lane.c ---- */
-extern bool jq_lane_refill_begin(int lane, JqPos *from, int *room);
+/* ---- by the scheduler only; see lane.c ---- */
+typedef struct JqRefill
+{
+	JqPos from; /* where to read */
+	int64 low_id;
+	int room; /* how many rows at the most */
+} JqRefill;
+
+extern bool jq_lane_refill_begin(int lane, JqRefill *r);
 extern void jq_lane_refill_add(int lane, const JqItem *items, int n);
-extern void jq_lane_refill_end(int lane, JqPos upto);
+/*
+ * All rows before upto have been read (JQ_POS_ALL: the end of the index);
+ * passed: how many rows of spilled keys were among them.
+ */
+extern void jq_lane_refill_end(int lane, JqPos upto, int64 passed);
 extern void jq_lane_refill_abandon(int lane);
+
+/*
+ * Counting: where to go on (false: all is counted), and which rows are beyond
+ * the frontier; and what was found up to there.
+ */
+extern bool jq_lane_count_from(int lane, JqPos *from, JqPos *frontier);
+extern void jq_lane_counted(int lane, JqPos from, JqPos upto, int64 n,
+							int64 held);
+/* count from the start */
+extern void jq_lane_uncount(int lane);
 
 /* wake workers of the group for n new entries */
 extern void jq_group_wake(int group, int n);

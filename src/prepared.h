@@ -16,6 +16,7 @@ typedef struct JqPreparedLane
 	Oid role;
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	JqPos first; /* its smallest ready row */
+	int64 low_id;
 	int64 nrows;
 } JqPreparedLane;
 

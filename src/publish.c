@@ -46,6 +46,7 @@ typedef struct PendingLane
 	bool unknown; /* got rows past us */
 	bool spilled; /* has rows that are not in the list */
 	JqPos spill_from;
+	int64 spill_low_id;
 	int64 nspilled;
 	int npending; /* counted at the push */
 	bool held_back;
@@ -220,6 +221,8 @@ jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 			return;
 		}
 		l->spill_from = l->spilled ? jq_pos_min(l->spill_from, pos) : pos;
+		l->spill_low_id =
+			l->spilled ? Min(l->spill_low_id, item->id) : item->id;
 		l->spilled = true;
 		l->nspilled++;
 		return;
@@ -349,13 +352,11 @@ push_all(void)
 			l->held_back =
 				jq_lane_hold_back(MyDatabaseId, l->owner, l->queue, true);
 		if (l->unknown)
-		{
-			jq_lane_spill(MyDatabaseId, l->owner, l->queue, JQ_POS_NOTHING, 0);
-			jq_db_request(dbix, JQ_REQ_COUNT);
-		}
+			jq_lane_spill(MyDatabaseId, l->owner, l->queue, JQ_POS_NOTHING, 0,
+						  0);
 		if (l->spilled)
 			jq_lane_spill(MyDatabaseId, l->owner, l->queue, l->spill_from,
-						  l->nspilled);
+						  l->spill_low_id, l->nspilled);
 	}
 	JQ_PAUSE("enqueue-before-push");
 	i = 0;
@@ -420,6 +421,7 @@ prepare(void)
 	{
 		PendingLane *l = &lanes[i];
 		JqPos first = l->spilled ? l->spill_from : JQ_POS_ALL;
+		int64 low_id = l->spilled ? l->spill_low_id : PG_INT64_MAX;
 		int64 n = l->nspilled;
 		int j;
 
@@ -435,6 +437,7 @@ prepare(void)
 					first =
 						jq_pos_min(first, jq_pos_make(pending[j].item.priority,
 													  pending[j].item.id));
+					low_id = Min(low_id, pending[j].item.id);
 					n++;
 				}
 			}
@@ -451,6 +454,7 @@ prepare(void)
 		strlcpy(p.lanes[p.nlanes].queue, l->queue,
 				sizeof(p.lanes[p.nlanes].queue));
 		p.lanes[p.nlanes].first = first;
+		p.lanes[p.nlanes].low_id = low_id;
 		p.lanes[p.nlanes].nrows = n;
 		p.nlanes++;
 	}
@@ -470,7 +474,7 @@ jq_publish_prepared(const JqPrepared *p)
 	}
 	for (i = 0; i < p->nlanes; i++)
 		jq_lane_spill(p->db, p->lanes[i].role, p->lanes[i].queue,
-					  p->lanes[i].first, p->lanes[i].nrows);
+					  p->lanes[i].first, p->lanes[i].low_id, p->lanes[i].nrows);
 	dbix = jq_dir_db(p->db, true);
 	if (p->due && dbix >= 0)
 		jq_db_request(dbix, JQ_REQ_DUE);
@@ -492,6 +496,7 @@ jq_publish_forget(Oid db)
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
 		if (l->db == db)
 		{
+			l->low_id = PG_INT64_MIN;
 			if (l->filling)
 				l->cut = JQ_POS_NOTHING; /* all it reads is given up */
 			else
@@ -501,8 +506,9 @@ jq_publish_forget(Oid db)
 		}
 		LWLockRelease(jq_lane_lock(i));
 	}
-	jq_db_request(dbix,
-				  JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_DUE | JQ_REQ_COUNT);
+	jq_keylock_forget(db);
+	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_KEYS |
+							JQ_REQ_DUE | JQ_REQ_COUNT);
 }
 
 /* ------------------------------------------------------------- callbacks */

@@ -311,6 +311,7 @@ attempt_it(Attempt *a)
 	bool isnull = true;
 	int64 timeout;
 	char kind;
+	bool ask = false;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -381,7 +382,7 @@ attempt_it(Attempt *a)
 		}
 		if (a->job->keylen > 0 &&
 			jq_keylock_take(MyDatabaseId, a->job->key, a->job->keylen,
-							a->job->id, JQ_NIL) != JQ_KEY_TAKEN)
+							a->job->id, JQ_NIL, &ask) != JQ_KEY_TAKEN)
 		{
 			/* somebody took the key in between: from the start again */
 			JqItem item;
@@ -742,7 +743,7 @@ jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
 			free_keys(&a);
 			break;
 		case DROPPED:
-			pg_atomic_fetch_add_u32(&jq_shared->wasted, 1);
+			pg_atomic_fetch_add_u64(&jq_queues[queue_ix].wasted, 1);
 			free_keys(&a);
 			break;
 		case PARKED:

@@ -106,7 +106,8 @@ shmem_startup(void)
 		jq_shared->launcher_procno = -1;
 		pg_atomic_init_u32(&jq_shared->starved, 0);
 		pg_atomic_init_u32(&jq_shared->nheld, 0);
-		pg_atomic_init_u32(&jq_shared->wasted, 0);
+		pg_atomic_init_u32(&jq_shared->spilled_keys, 0);
+		pg_atomic_init_u32(&jq_shared->keys_full, 0);
 	}
 	jq_pool_init();
 	jq_directory_init();

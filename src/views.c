@@ -53,17 +53,20 @@ Datum
 jq_queue_stats(PG_FUNCTION_ARGS)
 {
 	int i;
+	int64 *of_keys;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
+	of_keys = palloc0(jq_shared->nlanes * sizeof(int64));
+	jq_keylock_count_spilled(MyDatabaseId, of_keys);
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
 		JqQueue *q = &jq_queues[i];
-		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
+		int64 ready = 0, blocked = of_keys[i], running = 0, spilled = 0;
 		bool estimated = false;
 		bool seen = jq_sight_of(InvalidOid) > 0;
-		Datum values[15];
-		bool nulls[15];
+		Datum values[16];
+		bool nulls[16];
 		uint64 minute = (uint64) (GetCurrentTimestamp() / USECS_PER_MINUTE);
 		int64 age;
 		double p;
@@ -86,12 +89,12 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 			if (l->db == MyDatabaseId && l->role == role)
 			{
 				ready += l->nready;
-				blocked += l->nparked;
+				blocked += pg_atomic_read_u32(&l->nparked);
 				running += l->nclaimed;
 				if (!jq_pos_is_all(l->frontier))
 				{
-					spilled += Max(l->spilled, 0);
-					estimated = true;
+					spilled += l->spilled;
+					estimated |= !jq_pos_is_all(l->count_pos);
 				}
 			}
 			LWLockRelease(jq_lane_lock(k));
@@ -125,6 +128,7 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 			nulls[11 + k] = p < 0;
 			values[11 + k] = Float8GetDatum(p);
 		}
+		values[15] = Int64GetDatum(pg_atomic_read_u64(&q->wasted));
 		put(fcinfo, values, nulls);
 	}
 	return (Datum) 0;
@@ -291,6 +295,7 @@ Datum
 jq_blocked_jobs(PG_FUNCTION_ARGS)
 {
 	int64 *ids;
+	JqKeyInfo *keys;
 	int n, i;
 
 	jq_shmem_check();
@@ -298,14 +303,27 @@ jq_blocked_jobs(PG_FUNCTION_ARGS)
 	ids = jq_keylock_parked(MyDatabaseId, &n);
 	for (i = 0; i < n; i++)
 	{
-		Datum values[2];
-		bool nulls[2] = {false, true};
+		Datum values[4] = {Int64GetDatum(ids[i])};
+		bool nulls[4] = {false, true, true, true};
 
-		values[0] = Int64GetDatum(ids[i]);
-		values[1] = (Datum) 0;
 		put(fcinfo, values, nulls);
 	}
 	pfree(ids);
+	/* of a spilled key, all from here on */
+	keys = jq_keylock_list(MyDatabaseId, &n);
+	for (i = 0; i < n; i++)
+	{
+		Datum values[4] = {0};
+		bool nulls[4] = {true, false, false, false};
+
+		if (!keys[i].spilled)
+			continue;
+		values[1] = memory_text(keys[i].key);
+		values[2] = Int32GetDatum(keys[i].frontier.priority);
+		values[3] = Int64GetDatum(keys[i].frontier.id);
+		put(fcinfo, values, nulls);
+	}
+	pfree(keys);
 	return (Datum) 0;
 }
 

@@ -187,7 +187,7 @@ pgbench_tps()
 		$db >"$dir/pgbench.out" 2>&1 || die "$(cat "$dir/pgbench.out")"
 	tps=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$dir/pgbench.out")
 	[ -n "$tps" ] || die "$(cat "$dir/pgbench.out")"
-	echo "$tps"
+	calc "$tps"
 }
 
 # pgbench_latency ROLE SECONDS SCRIPT: p50 and p99 in ms, of one client

@@ -1,0 +1,310 @@
+/*
+ * due.c
+ *		Part of a scheduler: rows whose time has come, or has run out.
+ *
+ * Where an old snapshot is held, the index entries of what was due before are
+ * still there, dead.  So a look goes on where the last one ended, unless all of
+ * it is asked for.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "claim.h"
+#include "database.h"
+#include "executor/spi.h"
+#include "failure.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "publish.h"
+#include "scheduler.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+static TimestampTz due_seen; /* rows due up to here have been looked at */
+static TimestampTz expiry_seen = DT_NOBEGIN; /* and those that expire */
+static TimestampTz prune_seen = DT_NOBEGIN;	 /* and those of the archive */
+
+/* rows that found no room in memory become ready in the table */
+static void
+make_ready(JqTable *t, JqFoundRow *rows, int n)
+{
+	Datum *ids = palloc(n * sizeof(Datum));
+	int nids = 0;
+	Oid types[1] = {INT8ARRAYOID};
+	Datum values[1];
+	JqOwnerState state;
+	int i;
+
+	for (i = 0; i < n; i++)
+		if (rows[i].item.flags & JQ_E_REFUSED)
+			ids[nids++] = Int64GetDatum(rows[i].item.id);
+	if (nids == 0)
+		return;
+	values[0] = PointerGetDatum(
+		construct_array(ids, nids, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 "UPDATE %s.jobqueue_job SET run_at = NULL WHERE id IN ("
+					 " SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)"
+					 " AND run_at <= clock_timestamp() FOR UPDATE SKIP LOCKED)",
+					 1, types, values, NULL);
+	if (SPI_processed < (uint64) nids)
+	{
+		/* somebody has a row locked: look at all of them once more */
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_DUE);
+		jq_sched_again_in(1000);
+	}
+	jq_owner_end(&state);
+}
+
+void
+jq_sched_publish_due(TimestampTz from)
+{
+	static const char *const sql =
+		"SELECT " JQ_SCHED_COLUMNS " FROM %s.jobqueue_job"
+		" WHERE run_at <= $1 AND (run_at, id) > ($2, $3) AND home = $4"
+		" ORDER BY run_at, id LIMIT 500";
+	Oid types[4] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID};
+	Datum values[4];
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz last = from == DT_NOBEGIN ? DT_NOBEGIN : from - 1;
+	int64 last_id = from == DT_NOBEGIN ? PG_INT64_MIN : PG_INT64_MAX;
+	int n;
+
+	due_seen = now;
+
+	do
+	{
+		JqTable *t = jq_sched_begin();
+		JqOwnerState state;
+		JqFoundRow *rows;
+		int i, j;
+
+		if (t == NULL || t->meta_database != MyDatabaseId)
+		{
+			jq_sched_commit();
+			return;
+		}
+		values[0] = TimestampTzGetDatum(now);
+		values[1] = TimestampTzGetDatum(last);
+		values[2] = Int64GetDatum(last_id);
+		values[3] = Int64GetDatum(t->home);
+		jq_owner_begin(t, &state);
+		jq_owner_execute(t, sql, 4, types, values, NULL);
+		rows = jq_sched_rows(&n);
+		jq_owner_end(&state);
+		for (i = 0; i < n; i = j)
+		{
+			JqItem items[JQ_SCHED_BATCH];
+			int src[JQ_SCHED_BATCH];
+			int m = 0;
+
+			for (j = i; j < n && rows[j].owner == rows[i].owner &&
+						strcmp(rows[j].queue, rows[i].queue) == 0;
+				 j++)
+				if (!jq_claim_is_out(MyDatabaseId, rows[j].item.id))
+				{
+					src[m] = j;
+					items[m++] = rows[j].item;
+				}
+			if (m == 0)
+				continue;
+			jq_lane_publish_due(MyDatabaseId, rows[i].owner, rows[i].queue,
+								items, m);
+			while (m-- > 0)
+				rows[src[m]].item.flags = items[m].flags;
+		}
+		make_ready(t, rows, n);
+		jq_sched_commit();
+		/* those are found by refill now; until then the lane does not know */
+		for (i = 0; i < n; i++)
+			if (rows[i].item.flags & JQ_E_REFUSED)
+			{
+				rows[i].item.flags = 0;
+				jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
+								&rows[i].item, 1);
+			}
+		if (n > 0)
+		{
+			last = rows[n - 1].run_at;
+			last_id = rows[n - 1].item.id;
+		}
+		MemoryContextReset(jq_sched_context);
+		CHECK_FOR_INTERRUPTS();
+	} while (n == JQ_SCHED_BATCH);
+}
+
+void
+jq_sched_end_expired(TimestampTz from)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz last = Min(from, expiry_seen);
+	int64 last_id = PG_INT64_MIN;
+	bool all = true;
+	int n;
+
+	do
+	{
+		JqTable *t = jq_sched_begin();
+		JqOwnerState state;
+		JqFoundRow *rows;
+		Oid types[4] = {INT8OID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID};
+		Datum values[4];
+		Interval week;
+		int i;
+
+		if (t == NULL)
+		{
+			jq_sched_commit();
+			return;
+		}
+		memset(&week, 0, sizeof(week));
+		week.day = 7;
+		values[0] = Int64GetDatum(t->home);
+		values[1] = TimestampTzGetDatum(last);
+		values[2] = Int64GetDatum(last_id);
+		values[3] = TimestampTzGetDatum(now);
+		jq_owner_begin(t, &state);
+		jq_owner_execute(
+			t,
+			"SELECT " JQ_SCHED_COLUMNS ", expires_at FROM %s.jobqueue_job"
+			" WHERE (expires_at, id) > ($2, $3) AND expires_at <= $4"
+			" AND home = $1"
+			" ORDER BY expires_at, id LIMIT 500 FOR UPDATE SKIP LOCKED",
+			4, types, values, NULL);
+		rows = jq_sched_rows(&n);
+		if (n > 0)
+		{
+			bool isnull;
+
+			last_id = rows[n - 1].item.id;
+			last = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[n - 1],
+													 SPI_tuptable->tupdesc, 8,
+													 &isnull));
+		}
+		jq_owner_end(&state);
+		for (i = 0; i < n; i++)
+		{
+			/* what runs was started in time */
+			if (jq_claim_hold(MyDatabaseId, rows[i].owner, rows[i].queue,
+							  rows[i].item.id) != JQ_HOLD_DONE)
+			{
+				all = false;
+				continue;
+			}
+			jq_publish_held(rows[i].owner, rows[i].queue, &rows[i].item,
+							rows[i].run_at);
+			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0, (Datum) 0,
+					   &week);
+			rows[i].run_at = DT_NOEND; /* to be noted below */
+		}
+		jq_sched_commit();
+		for (i = 0; i < n; i++)
+			if (rows[i].run_at == DT_NOEND)
+				jq_sched_note_end(rows[i].item.id, rows[i].owner, rows[i].queue,
+								  JQ_CANCELLED, 0, 0, GetCurrentTimestamp(),
+								  "expired");
+		MemoryContextReset(jq_sched_context);
+		CHECK_FOR_INTERRUPTS();
+	} while (n == JQ_SCHED_BATCH);
+	if (all)
+		expiry_seen = now;
+}
+
+/* when is the next row due, or expired? */
+void
+jq_sched_find_next_due(TimestampTz unused)
+{
+	Oid types[1] = {TIMESTAMPTZOID};
+	Datum values[1];
+	JqTable *t = jq_sched_begin();
+	JqOwnerState state;
+	TimestampTz next = DT_NOEND;
+	bool isnull;
+
+	(void) unused;
+	if (t == NULL)
+	{
+		jq_sched_commit();
+		return;
+	}
+	/* not what is due by now: what became due since then is not published */
+	values[0] = TimestampTzGetDatum(due_seen);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 "SELECT least("
+					 "(SELECT min(run_at) FROM %s.jobqueue_job"
+					 "  WHERE run_at > $1),"
+					 "(SELECT min(expires_at) FROM %s.jobqueue_job"
+					 "  WHERE expires_at > $1))",
+					 1, types, values, NULL);
+	if (SPI_processed == 1)
+	{
+		Datum d = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+								&isnull);
+
+		if (!isnull)
+			next = DatumGetTimestampTz(d);
+	}
+	jq_owner_end(&state);
+	jq_sched_commit();
+	if (next != DT_NOEND)
+		jq_db_due(jq_sched_dbix, next);
+}
+
+/* what is in the archive for long enough */
+void
+jq_sched_prune(TimestampTz unused)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz last = prune_seen;
+	int64 last_id = PG_INT64_MIN;
+	int64 n;
+
+	(void) unused;
+	do
+	{
+		JqTable *t = jq_sched_begin();
+		Oid types[3] = {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID};
+		Datum values[3];
+		JqOwnerState state;
+		bool isnull;
+
+		if (t == NULL)
+		{
+			jq_sched_commit();
+			return;
+		}
+		values[0] = TimestampTzGetDatum(last);
+		values[1] = Int64GetDatum(last_id);
+		values[2] = TimestampTzGetDatum(now);
+		jq_owner_begin(t, &state);
+		jq_owner_execute(
+			t,
+			"WITH gone AS (DELETE FROM %s.jobqueue_archive WHERE id IN ("
+			"  SELECT id FROM %s.jobqueue_archive"
+			"  WHERE (expires_at, id) > ($1, $2) AND expires_at <= $3"
+			"  ORDER BY expires_at, id LIMIT 1000 FOR UPDATE SKIP LOCKED)"
+			" RETURNING expires_at, id)"
+			" SELECT expires_at, id, count(*) OVER () FROM gone"
+			" ORDER BY expires_at DESC, id DESC LIMIT 1",
+			3, types, values, NULL);
+		n = 0;
+		if (SPI_processed > 0)
+		{
+			HeapTuple tup = SPI_tuptable->vals[0];
+			TupleDesc desc = SPI_tuptable->tupdesc;
+
+			last = DatumGetTimestampTz(SPI_getbinval(tup, desc, 1, &isnull));
+			last_id = DatumGetInt64(SPI_getbinval(tup, desc, 2, &isnull));
+			n = DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
+		}
+		jq_owner_end(&state);
+		jq_sched_commit();
+		CHECK_FOR_INTERRUPTS();
+	} while (n == 1000);
+	/* a transaction may commit an end that is older than it */
+	prune_seen = now - USECS_PER_HOUR;
+}

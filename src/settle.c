@@ -1,0 +1,323 @@
+/*
+ * settle.c
+ *		Part of a scheduler: jobs that nobody else answers for.
+ *
+ * Suspects ran in a process that died by itself; claims in the table are of
+ * workers that are gone, or of rows that somebody is deleting; and the jobs of
+ * roles that are gone, or may not connect, end here.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "claim.h"
+#include "compat.h"
+#include "database.h"
+#include "executor/spi.h"
+#include "failure.h"
+#include "inflight.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "pause.h"
+#include "publish.h"
+#include "recent.h"
+#include "scheduler.h"
+#include "storage/procarray.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#define SHUTDOWN_GRACE_MS 200
+
+/* ---------------------------------------------------------------- suspects */
+
+void
+jq_sched_settle_suspects(TimestampTz unused)
+{
+	int n, i;
+	JqSuspect *list = jq_inflight_suspects(MyDatabaseId, &n);
+
+	(void) unused;
+	for (i = 0; i < n; i++)
+	{
+		JqTable *t = jq_sched_begin();
+		bool dead = false;
+
+		if (t != NULL)
+			dead = jq_record_crash(t, list[i].id, list[i].alone);
+		/* must be on disk before the next crash can come */
+		ForceSyncCommit();
+		jq_sched_commit();
+		jq_inflight_settled(MyDatabaseId, list[i].id);
+		if (dead)
+			ereport(LOG,
+					(errmsg("job " INT64_FORMAT
+							" is dead: the server crashed twice while it ran",
+							list[i].id)));
+	}
+}
+
+/* ------------------------------------------------- failing, doubtful claims */
+
+static void
+publish_row(JqRow *row, JqTable *t)
+{
+	JqItem item;
+	TimestampTz run_at = DT_NOBEGIN;
+	char *key = jq_row_cstring(row, JQ_COL_KEY);
+
+	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home)
+		return;
+	memset(&item, 0, sizeof(item));
+	item.id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	item.priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
+	item.tid = row->tid;
+	if (key != NULL)
+	{
+		item.key = key;
+		item.keylen = Min(strlen(key), JQ_KEY_MAX);
+	}
+	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
+	{
+		item.flags = JQ_E_DUE;
+		run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
+		if (run_at <= GetCurrentTimestamp())
+			run_at = DT_NOBEGIN;
+	}
+	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
+				   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
+}
+
+static void
+settle_doubtful(JqHeld *h)
+{
+	JqTable *t;
+	JqRow row;
+	TransactionId xid;
+	JqFetch fetch = JQ_FETCH_GONE;
+
+	if (TransactionIdIsValid(h->xid) ?
+			TransactionIdIsInProgress(h->xid) :
+			h->since + USECS_PER_SEC > GetCurrentTimestamp())
+	{
+		/* the longer it lasts, the more seldom we look */
+		int64 age = (GetCurrentTimestamp() - h->since) / 1000;
+
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
+		jq_sched_again_in(age < 1000 ? 20 : age < 10000 ? 100 : 1000);
+		return;
+	}
+	t = jq_sched_begin();
+	if (t != NULL)
+		fetch = jq_row_fetch(t, h->id, NULL, NULL, &row, &xid, NULL);
+	jq_sched_commit();
+	if (fetch == JQ_FETCH_DOUBTFUL)
+	{
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
+		jq_sched_again_in(100);
+		return;
+	}
+	HOLD_INTERRUPTS();
+	jq_claim_unhold(MyDatabaseId, h->id);
+	if (fetch == JQ_FETCH_FOUND)
+		publish_row(&row, t);
+	RESUME_INTERRUPTS();
+}
+
+static void
+settle_failing(JqHeld *h)
+{
+	JqTable *t;
+	JqFailure f;
+	JqRecorded recorded = JQ_RECORD_GONE;
+	TimestampTz run_at = DT_NOEND;
+	bool cancelled = strcmp(h->sqlstate, "CANCL") == 0;
+
+	/*
+	 * A server that shuts down terminates workers too, and a job is not to be
+	 * charged for that.  If it does, this process is gone before the time is
+	 * over.
+	 */
+	if (h->since + SHUTDOWN_GRACE_MS * INT64CONST(1000) > GetCurrentTimestamp())
+	{
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
+		jq_sched_again_in(SHUTDOWN_GRACE_MS);
+		return;
+	}
+	JQ_PAUSE("scheduler-before-record");
+	memset(&f, 0, sizeof(f));
+	f.sqlstate = h->sqlstate;
+	f.message = h->error;
+	f.started_at = h->started_at;
+	t = jq_sched_begin();
+	if (t != NULL && cancelled)
+	{
+		Interval week;
+
+		memset(&week, 0, sizeof(week));
+		week.day = 7;
+		jq_archive(t, h->id, "cancelled", "cancelled while it ran",
+				   h->started_at, (Datum) 0, &week);
+	}
+	else if (t != NULL)
+		recorded = jq_record_failure(t, h->id, &f, &run_at);
+	HOLD_INTERRUPTS();
+	jq_sched_commit();
+	jq_claim_unhold(MyDatabaseId, h->id);
+	if (recorded == JQ_RECORD_RETRY)
+		jq_db_due(jq_sched_dbix, run_at);
+	RESUME_INTERRUPTS();
+	if (recorded != JQ_RECORD_GONE || cancelled)
+		jq_sched_note_end(h->id, h->role, h->queue,
+						  cancelled					 ? JQ_CANCELLED :
+						  recorded == JQ_RECORD_DEAD ? JQ_DEAD :
+													   JQ_FAILED,
+						  h->attempt, h->started_at, h->since, h->error);
+}
+
+void
+jq_sched_settle_held(TimestampTz unused)
+{
+	int n, i;
+	JqHeld *list = jq_claim_list(MyDatabaseId, &n);
+
+	(void) unused;
+	for (i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (list[i].kind == JQ_HELD_FAILING)
+			settle_failing(&list[i]);
+		else
+			settle_doubtful(&list[i]);
+	}
+}
+
+/* ---------------------------------------------------- roles without rights */
+
+/* memory has nothing of that role any more but hints about rows that are gone */
+static void
+forget_role(Oid role)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		char queue[JQ_QUEUE_NAME_MAX + 1];
+		bool mine;
+
+		LWLockAcquire(jq_lane_lock(i), LW_SHARED);
+		mine = jq_lanes[i].db == MyDatabaseId && jq_lanes[i].role == role;
+		strlcpy(queue, jq_lanes[i].queue, sizeof(queue));
+		LWLockRelease(jq_lane_lock(i));
+		if (mine)
+			jq_lane_spill(MyDatabaseId, role, queue, JQ_POS_NOTHING, 0, 0);
+	}
+}
+
+/*
+ * All waiting jobs of a role that cannot run any go dead.
+ */
+static void
+give_up_role(Oid role, const char *sqlstate, const char *message)
+{
+	int n;
+	int ended;
+
+	do
+	{
+		JqTable *t = jq_sched_begin();
+		Oid types[1] = {OIDOID};
+		Datum values[1];
+		JqOwnerState state;
+		JqFoundRow *rows;
+		int i;
+
+		ended = 0;
+		if (t == NULL)
+		{
+			jq_sched_commit();
+			return;
+		}
+		values[0] = ObjectIdGetDatum(role);
+		jq_owner_begin(t, &state);
+		jq_owner_execute(t,
+						 "SELECT " JQ_SCHED_COLUMNS " FROM %s.jobqueue_job"
+						 " WHERE owner::oid = $1 LIMIT 500",
+						 1, types, values, NULL);
+		rows = jq_sched_rows(&n);
+		jq_owner_end(&state);
+		for (i = 0; i < n; i++)
+		{
+			JqFailure f;
+			TimestampTz run_at;
+
+			if (jq_claim_hold(MyDatabaseId, rows[i].owner, rows[i].queue,
+							  rows[i].item.id) != JQ_HOLD_DONE)
+				continue;
+			jq_publish_held(rows[i].owner, rows[i].queue, &rows[i].item,
+							rows[i].run_at);
+			memset(&f, 0, sizeof(f));
+			f.sqlstate = sqlstate;
+			f.message = message;
+			f.reason = message;
+			f.final = true;
+			jq_record_failure(t, rows[i].item.id, &f, &run_at);
+			ended++;
+		}
+		jq_sched_commit();
+		MemoryContextReset(jq_sched_context);
+		CHECK_FOR_INTERRUPTS();
+	} while (n == JQ_SCHED_BATCH && ended > 0);
+	forget_role(role);
+}
+
+void
+jq_sched_check_roles(TimestampTz unused)
+{
+	int *list = palloc(jq_shared->nlanes * sizeof(int));
+	int n = jq_dir_lanes_of(MyDatabaseId, list);
+	Oid *roles = palloc(Max(n, 1) * sizeof(Oid));
+	int i;
+
+	(void) unused;
+	for (i = 0; i < n; i++)
+		roles[i] = jq_lanes[list[i]].role;
+	for (i = 0; i < n; i++)
+	{
+		Oid role = roles[i];
+		char message[256];
+		int j;
+		bool exists, connects = true;
+
+		for (j = 0; j < i; j++)
+			if (roles[j] == role)
+				break;
+		if (j < i)
+			continue;
+		(void) jq_sched_begin();
+		exists = SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role));
+		if (exists)
+			connects = jq_database_aclcheck(MyDatabaseId, role, ACL_CONNECT) ==
+					   ACLCHECK_OK;
+		jq_sched_commit();
+		if (exists && connects)
+			continue;
+		if (!exists)
+			snprintf(message, sizeof(message),
+					 "role with OID %u does not exist", role);
+		else
+			snprintf(message, sizeof(message),
+					 "the role has no CONNECT privilege on the database");
+		/* give_up_role resets the context */
+		{
+			Oid *copy = MemoryContextAlloc(TopMemoryContext, n * sizeof(Oid));
+
+			memcpy(copy, roles, n * sizeof(Oid));
+			give_up_role(role, exists ? "42501" : "42704", message);
+			roles = MemoryContextAlloc(jq_sched_context, n * sizeof(Oid));
+			memcpy(roles, copy, n * sizeof(Oid));
+			pfree(copy);
+		}
+	}
+}
