@@ -62,6 +62,7 @@ typedef struct JqTable
 	Oid expiry;
 	Oid sequence;
 	Oid archive;
+	Oid queue_version; /* sequence */
 	int64 home;
 	Oid meta_database;
 	bool plain; /* no columns, triggers, indexes of others:

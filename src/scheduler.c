@@ -8,6 +8,7 @@
  * runs only statements of ours.  In this order it
  *
  *		settles suspects	jobs that ran in a process that died by itself
+ *		reads settings		of the queues; until then nothing is taken from lanes
  *		discovers lanes		which (queue, owner) have ready rows
  *		refills lanes		see lane.c
  *		publishes due rows	whose run_at has come
@@ -23,6 +24,7 @@
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "compat.h"
+#include "configure.h"
 #include "database.h"
 #include "executor/spi.h"
 #include "failure.h"
@@ -36,6 +38,7 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "publish.h"
+#include "queue.h"
 #include "recent.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -186,6 +189,39 @@ settle_suspects(TimestampTz unused)
 					(errmsg("job " INT64_FORMAT
 							" is dead: the server crashed twice while it ran",
 							list[i].id)));
+	}
+}
+
+/* ---------------------------------------------------------------- settings */
+
+static void
+read_settings(TimestampTz unused)
+{
+	JqQueueRow *rows;
+	int n;
+	JqQueueSeen *seen = jq_queue_load_begin(dbix);
+	JqTable *t = begin();
+
+	(void) unused;
+	if (t == NULL)
+	{
+		commit();
+		return;
+	}
+	rows = jq_settings_read(t, &n);
+	commit();
+	JQ_PAUSE("settings-after-snapshot");
+	if (!jq_queue_load(dbix, seen, rows, n))
+	{
+		static TimestampTz warned;
+
+		if (GetCurrentTimestamp() - warned > 5 * USECS_PER_MINUTE)
+			ereport(WARNING,
+					(errmsg(
+						 "more queues have settings than memory has place for"),
+					 errhint("Increase jobqueue.max_lanes (now %d).",
+							 jobqueue_max_lanes)));
+		warned = GetCurrentTimestamp();
 	}
 }
 
@@ -830,7 +866,7 @@ count_rows(TimestampTz unused)
 		commit();
 		return;
 	}
-	for (i = 0; i < (uint64) jq_shared->nlanes; i++)
+	for (i = 0; i < (uint64) jq_shared->nqueues; i++)
 		if (jq_queues[i].db == MyDatabaseId)
 			pg_atomic_write_u64(&jq_queues[i].held, 0);
 	values[0] =
@@ -912,6 +948,11 @@ scheduler_exit(int code, Datum arg)
 static void
 serve(uint32 requests, TimestampTz due_from)
 {
+	if (requests & JQ_REQ_SETTINGS)
+	{
+		guarded(read_settings, 0, JQ_REQ_SETTINGS);
+		requests |= JQ_REQ_REFILL; /* of lanes that may run now */
+	}
 	if (requests & JQ_REQ_DISCOVER)
 		guarded(discover, 0, JQ_REQ_DISCOVER);
 	if (requests & (JQ_REQ_REFILL | JQ_REQ_DISCOVER))

@@ -56,7 +56,7 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
-	for (i = 0; i < jq_shared->nlanes; i++)
+	for (i = 0; i < jq_shared->nqueues; i++)
 	{
 		JqQueue *q = &jq_queues[i];
 		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
