@@ -186,6 +186,7 @@ ALTER TABLE jobqueue_archive ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue

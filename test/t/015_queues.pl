@@ -115,7 +115,7 @@ property 'a full paused queue starves nobody' => sub {
 		clients => 2, transactions => 300)->finish;
 	wait_for(q{SELECT count(*) = 1600 FROM ran});
 	is(sql('SELECT DISTINCT what FROM ran'), 'other', 'and again');
-	is(sql(q{SELECT ready, paused FROM jobqueue_status WHERE queue = 'full'}), '1620|t', 'the rest is counted');
+	is(sql(q{SELECT count(*) FROM jobqueue_jobs WHERE state = 'ready'}), 1620, 'the rest is there');
 	forget();
 	sql(q{SELECT jobqueue_resume('full')});
 	wait_drained();
