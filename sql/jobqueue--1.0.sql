@@ -145,9 +145,22 @@ CREATE INDEX jobqueue_archive_expiry ON jobqueue_archive (expires_at, id)
 CREATE INDEX jobqueue_archive_dead ON jobqueue_archive (queue)
 	WHERE state = 'dead';
 
+-- Settings of queues; one without a row has the defaults.
+CREATE SEQUENCE jobqueue_queue_version_seq;
+CREATE TABLE jobqueue_queue (
+	name		text COLLATE "C" NOT NULL,
+	paused		boolean NOT NULL DEFAULT false,
+	batch		int NOT NULL DEFAULT 1 CHECK (batch BETWEEN 1 AND 100),
+	version		bigint NOT NULL,		-- set by the trigger
+	CONSTRAINT jobqueue_queue_pkey PRIMARY KEY (name)
+);
+ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
+
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
 
 -- Rows that did not come through jobqueue_enqueue: may their writer act for
 -- the owner?  Memory is told of them at commit.
@@ -159,6 +172,17 @@ ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
 CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
+CREATE FUNCTION jobqueue_queue_trigger() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'jq_queue_trigger' LANGUAGE C;
+CREATE TRIGGER jobqueue_queue_version BEFORE INSERT OR UPDATE ON jobqueue_queue
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_queue_trigger();
+CREATE TRIGGER jobqueue_queue_announce
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON jobqueue_queue
+	FOR EACH STATEMENT EXECUTE FUNCTION jobqueue_queue_trigger();
+ALTER TABLE jobqueue_queue ENABLE ALWAYS TRIGGER jobqueue_queue_version;
+ALTER TABLE jobqueue_queue ENABLE ALWAYS TRIGGER jobqueue_queue_announce;
+-- Memory may know settings of an extension that was here before.
+DELETE FROM jobqueue_queue;
 ALTER TABLE jobqueue_job ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_job_owner ON jobqueue_job
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
@@ -166,6 +190,7 @@ ALTER TABLE jobqueue_archive ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue
@@ -222,6 +247,15 @@ CREATE FUNCTION jobqueue_quiesce(timeout interval DEFAULT '1 minute')
 	AS 'MODULE_PATHNAME', 'jq_quiesce' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_resume() RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_resume' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_configure(queue text, batch int DEFAULT NULL)
+	RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_configure' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_pause(queue text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_pause_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_resume(queue text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_resume_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_drop_queue(queue text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_drop_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_grant(role regrole, level text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_revoke(role regrole, level text) RETURNS void
@@ -299,8 +333,13 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 		   make_interval(secs => s.wait_p50) AS wait_p50,
 		   make_interval(secs => s.wait_p99) AS wait_p99,
 		   make_interval(secs => s.run_p50) AS run_p50,
-		   make_interval(secs => s.run_p99) AS run_p99
-	FROM jobqueue_queue_stats() s FULL JOIN jobqueue_counts() c USING (queue);
+		   make_interval(secs => s.run_p99) AS run_p99,
+		   coalesce(q.paused, false) AS paused
+	FROM jobqueue_queue_stats() s FULL JOIN jobqueue_counts() c USING (queue)
+		 LEFT JOIN jobqueue_queue q ON q.name = queue COLLATE "C";
+
+CREATE VIEW jobqueue_queues WITH (security_barrier) AS
+	SELECT name::text AS queue, paused, batch FROM jobqueue_queue;
 
 CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 	SELECT j.id, j.queue::text AS queue, j.owner::oid::regrole AS owner,
@@ -382,7 +421,8 @@ $$;
 
 -- pg_monitor sees all, without arguments.
 GRANT SELECT ON jobqueue_status, jobqueue_jobs, jobqueue_running,
-	jobqueue_recent, jobqueue_history, jobqueue_keys, jobqueue_workers
+	jobqueue_recent, jobqueue_history, jobqueue_keys, jobqueue_workers,
+	jobqueue_queues
 	TO pg_monitor;
 GRANT EXECUTE ON FUNCTION jobqueue_home(), jobqueue_at_home(),
 	jobqueue_sight(oid), jobqueue_queue_stats(), jobqueue_counts(),
@@ -468,6 +508,22 @@ COMMENT ON POLICY jobqueue_archive_owner ON jobqueue_archive IS
 	'rows of roles that one is a member of';
 COMMENT ON FUNCTION jobqueue_job_trigger() IS
 	'internal: guards rows that do not come through jobqueue_enqueue()';
+COMMENT ON TABLE jobqueue_queue IS
+	'settings of queues, as jobqueue_configure() and jobqueue_pause() left them; read the view jobqueue_queues';
+COMMENT ON COLUMN jobqueue_queue.name IS 'name of the queue';
+COMMENT ON COLUMN jobqueue_queue.paused IS 'no job of it is started';
+COMMENT ON COLUMN jobqueue_queue.batch IS
+	'so many small jobs may share a transaction';
+COMMENT ON COLUMN jobqueue_queue.version IS
+	'grows with each change; of two, memory takes the higher one';
+COMMENT ON SEQUENCE jobqueue_queue_version_seq IS
+	'Source of the versions of settings; its value is part of a dump.';
+COMMENT ON TRIGGER jobqueue_queue_version ON jobqueue_queue IS
+	'gives each row written a new version';
+COMMENT ON TRIGGER jobqueue_queue_announce ON jobqueue_queue IS
+	'has settings read anew that were written past the functions';
+COMMENT ON FUNCTION jobqueue_queue_trigger() IS
+	'internal: keeps memory in step with jobqueue_queue';
 COMMENT ON FUNCTION jobqueue_at_home() IS
 	'Whether this database is the one that jobqueue_home() was made for; false in a copy, until jobqueue_adopt() has run there.';
 COMMENT ON FUNCTION jobqueue_home() IS
@@ -495,6 +551,14 @@ COMMENT ON FUNCTION jobqueue_quiesce(interval) IS
 	'start no more jobs in this database and wait for those that run; false if some still run after the timeout';
 COMMENT ON FUNCTION jobqueue_resume() IS
 	'start jobs again after jobqueue_quiesce()';
+COMMENT ON FUNCTION jobqueue_configure(text, int) IS
+	'give a queue settings, from commit on; NULL leaves one as it is';
+COMMENT ON FUNCTION jobqueue_pause(text) IS
+	'start no more jobs of the queue, from commit on; those that run go on';
+COMMENT ON FUNCTION jobqueue_resume(text) IS
+	'start jobs of the queue again after jobqueue_pause()';
+COMMENT ON FUNCTION jobqueue_drop_queue(text) IS
+	'forget the settings of a queue that has no jobs';
 COMMENT ON FUNCTION jobqueue_grant(regrole, text) IS
 	'give a role the level "use", "monitor" or "admin"';
 COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
@@ -552,6 +616,14 @@ COMMENT ON COLUMN jobqueue_status.run_p50 IS
 	'median of the time from start to end';
 COMMENT ON COLUMN jobqueue_status.run_p99 IS
 	'99th percentile of the time from start to end';
+COMMENT ON COLUMN jobqueue_status.paused IS
+	'jobqueue_pause() was called for it: no job of it is started';
+COMMENT ON VIEW jobqueue_queues IS
+	'queues that have settings of their own';
+COMMENT ON COLUMN jobqueue_queues.queue IS 'name of the queue';
+COMMENT ON COLUMN jobqueue_queues.paused IS 'no job of it is started';
+COMMENT ON COLUMN jobqueue_queues.batch IS
+	'so many small jobs may share a transaction';
 COMMENT ON VIEW jobqueue_jobs IS
 	'all live jobs and the history, with one word for the state of each';
 COMMENT ON COLUMN jobqueue_jobs.owner IS 'the role it runs as';

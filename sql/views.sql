@@ -21,8 +21,9 @@ FROM pg_proc
 WHERE proname IN ('jobqueue_enqueue', 'jobqueue_enqueue_many',
 	'jobqueue_current', 'jobqueue_cancel', 'jobqueue_retry', 'jobqueue_run',
 	'jobqueue_adopt', 'jobqueue_sweep', 'jobqueue_quiesce',
-	'jobqueue_resume', 'jobqueue_grant', 'jobqueue_revoke')
-ORDER BY proname::text COLLATE "C";
+	'jobqueue_resume', 'jobqueue_grant', 'jobqueue_revoke',
+	'jobqueue_configure', 'jobqueue_pause', 'jobqueue_drop_queue')
+ORDER BY proname::text COLLATE "C", pronargs;
 -- settings
 SELECT name, vartype, unit, boot_val, context FROM pg_settings
 WHERE name LIKE 'jobqueue.%' ORDER BY name COLLATE "C";

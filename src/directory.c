@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "database.h"
 #include "directory.h"
 #include "guc.h"
 #include "keylock.h"
@@ -55,8 +56,8 @@ static int last_lane = -1;
 static Size
 dir_entries(void)
 {
-	/* lanes, groups, queues, databases */
-	return 3 * (Size) jobqueue_max_lanes + jobqueue_max_databases;
+	/* lanes, groups, queues (twice as many), databases */
+	return 4 * (Size) jobqueue_max_lanes + jobqueue_max_databases;
 }
 
 Size
@@ -71,7 +72,8 @@ jq_directory_size(void)
 	size =
 		add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes, sizeof(JqGroup))));
 	size =
-		add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes, sizeof(JqQueue))));
+		add_size(size,
+				 MAXALIGN(mul_size(2 * jobqueue_max_lanes, sizeof(JqQueue))));
 	size =
 		add_size(size, MAXALIGN(mul_size(jobqueue_max_lanes, sizeof(JqLane))));
 	return size;
@@ -103,7 +105,7 @@ jq_directory_init(void)
 	jq_groups =
 		init_array("jobqueue groups", jobqueue_max_lanes, sizeof(JqGroup));
 	jq_queues =
-		init_array("jobqueue queues", jobqueue_max_lanes, sizeof(JqQueue));
+		init_array("jobqueue queues", 2 * jobqueue_max_lanes, sizeof(JqQueue));
 	jq_lanes = init_array("jobqueue lanes", jobqueue_max_lanes, sizeof(JqLane));
 	last_lane = -1;
 }
@@ -173,7 +175,10 @@ db_try_reuse(int ix)
 		if (jq_lanes[i].db == d->oid)
 			reuse = lane_try_reuse(i);
 	if (reuse)
+	{
+		jq_dir_forget_settings(ix);
 		dir_drop(JQ_DIR_DB, d->oid, InvalidOid, "");
+	}
 	return reuse;
 }
 
@@ -289,25 +294,26 @@ queue_in_use(const JqQueue *q)
 	return false;
 }
 
-static int
-queue_get(Oid db, const char *name)
+int
+jq_dir_queue(int dbix, const char *name, bool create)
 {
+	Oid db = jq_dbs[dbix].oid;
 	int ix = dir_get(JQ_DIR_QUEUE, db, InvalidOid, name);
 	int pass;
 	int i;
 
-	if (ix >= 0)
+	if (ix >= 0 || !create)
 		return ix;
 	/* first an unused place, then one whose counters nobody adds to */
 	for (pass = 0; pass < 2; pass++)
 	{
-		for (i = 0; i < jq_shared->nlanes; i++)
+		for (i = 0; i < jq_shared->nqueues; i++)
 		{
 			JqQueue *q = &jq_queues[i];
 
 			if (OidIsValid(q->db))
 			{
-				if (pass == 0 || queue_in_use(q))
+				if (pass == 0 || q->pinned || queue_in_use(q))
 					continue;
 				dir_drop(JQ_DIR_QUEUE, q->db, InvalidOid, q->name);
 				q->db = InvalidOid;
@@ -317,10 +323,34 @@ queue_get(Oid db, const char *name)
 			memset(q, 0, sizeof(*q));
 			q->db = db;
 			strlcpy(q->name, name, sizeof(q->name));
+			pg_atomic_init_u32(&q->batch, 1);
+			pg_atomic_init_u32(&q->stopped, jq_dbs[dbix].settings_known ?
+												0 :
+												JQ_STOPPED_UNKNOWN);
 			return i;
 		}
 	}
 	return -1;
+}
+
+void
+jq_dir_forget_settings(int dbix)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->nqueues; i++)
+	{
+		JqQueue *q = &jq_queues[i];
+
+		if (q->db != jq_dbs[dbix].oid)
+			continue;
+		q->version = 0;
+		q->pinned = false;
+		pg_atomic_write_u32(&q->stopped, JQ_STOPPED_UNKNOWN);
+		pg_atomic_write_u32(&q->batch, 1);
+	}
+	jq_dbs[dbix].settings_known = false;
+	jq_dbs[dbix].settings_forgotten++;
 }
 
 /* ----------------------------------------------------------------- lanes */
@@ -387,7 +417,7 @@ lane_add(Oid db, Oid role, const char *queue)
 found:
 	/* after a lane has gone, its queue and group may have, too */
 	group = group_get(db, role, dbix);
-	queue_ix = queue_get(db, queue);
+	queue_ix = jq_dir_queue(dbix, queue, true);
 	if (group < 0 || queue_ix < 0)
 		return -1;
 	if (!dir_put(JQ_DIR_LANE, db, role, queue, i))
@@ -440,6 +470,7 @@ int
 jq_dir_lane(Oid db, Oid role, const char *queue, bool create)
 {
 	int ix;
+	int dbix = -1;
 
 	if (last_lane >= 0 && last_key.db == db && last_key.role == role &&
 		strcmp(last_key.name, queue) == 0)
@@ -453,24 +484,18 @@ jq_dir_lane(Oid db, Oid role, const char *queue, bool create)
 		ix = dir_get(JQ_DIR_LANE, db, role, queue);
 		if (ix < 0)
 			ix = lane_add(db, role, queue);
+		if (ix >= 0 && jq_lane_stopped(&jq_lanes[ix]) &&
+			!jq_dbs[jq_lanes[ix].dbix].settings_known)
+			dbix = jq_lanes[ix].dbix;
 		LWLockRelease(jq_lock(JQ_LOCK_DIR));
+		if (dbix >= 0)
+			jq_db_request(dbix, JQ_REQ_SETTINGS);
 	}
 	if (ix >= 0)
 	{
 		make_key(&last_key, JQ_DIR_LANE, db, role, queue);
 		last_lane = ix;
 	}
-	return ix;
-}
-
-int
-jq_dir_queue(Oid db, const char *name)
-{
-	int ix;
-
-	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
-	ix = dir_get(JQ_DIR_QUEUE, db, InvalidOid, name);
-	LWLockRelease(jq_lock(JQ_LOCK_DIR));
 	return ix;
 }
 
@@ -506,7 +531,16 @@ void
 jq_dir_purge_db(Oid db)
 {
 	int i;
+	int dbix;
 
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	dbix = dir_get(JQ_DIR_DB, db, InvalidOid, "");
+	if (dbix >= 0)
+	{
+		jq_dir_forget_settings(dbix);
+		jq_db_request_quietly(dbix, JQ_REQ_SETTINGS);
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);

@@ -16,15 +16,16 @@
 #include "shmem.h"
 
 /* requests to a scheduler */
-#define JQ_REQ_DISCOVER 0x01 /* which lanes does the table have? */
-#define JQ_REQ_REFILL 0x02	 /* some lane wants entries */
-#define JQ_REQ_DUE 0x04		 /* look at all waiting rows, not only the next */
-#define JQ_REQ_FAILED 0x08	 /* a claim is "failing" or "doubtful" */
-#define JQ_REQ_COUNT 0x10	 /* count what memory cannot know, all of it */
-#define JQ_REQ_GROUP 0x20	 /* some role cannot be served: look at it */
-#define JQ_REQ_RECOUNT 0x40	 /* go on counting where it is not known */
-#define JQ_REQ_KEYS 0x80	 /* spilled keys want rows */
-#define JQ_REQ_ALL 0xff
+#define JQ_REQ_DISCOVER 0x01  /* which lanes does the table have? */
+#define JQ_REQ_REFILL 0x02	  /* some lane wants entries */
+#define JQ_REQ_DUE 0x04		  /* look at all waiting rows, not only the next */
+#define JQ_REQ_FAILED 0x08	  /* a claim is "failing" or "doubtful" */
+#define JQ_REQ_COUNT 0x10	  /* count what memory cannot know, all of it */
+#define JQ_REQ_GROUP 0x20	  /* some role cannot be served: look at it */
+#define JQ_REQ_RECOUNT 0x40	  /* go on counting where it is not known */
+#define JQ_REQ_KEYS 0x80	  /* spilled keys want rows */
+#define JQ_REQ_SETTINGS 0x100 /* read the settings of the queues */
+#define JQ_REQ_ALL 0x1ff
 
 typedef enum JqSchedState
 {
@@ -35,7 +36,9 @@ typedef enum JqSchedState
 
 typedef struct JqDb
 {
-	Oid oid; /* JQ_LOCK_DIR; 0 = free */
+	Oid oid;			 /* JQ_LOCK_DIR; 0 = free */
+	bool settings_known; /* JQ_LOCK_DIR: a queue without a place has defaults */
+	uint32 settings_forgotten; /* JQ_LOCK_DIR: how often, ever */
 	/* the rest under JQ_LOCK_DB */
 	uint32 requests;
 	TimestampTz next_due; /* DT_NOEND = nothing waits for its time */
@@ -69,12 +72,21 @@ typedef struct JqGroup
 	TimestampTz last_served; /* when a worker was last started */
 } JqGroup;
 
+/* why nothing is taken from the lanes of a queue */
+#define JQ_STOPPED_PAUSED 0x01
+#define JQ_STOPPED_UNKNOWN 0x02 /* its settings have not been read yet */
+
 #define JQ_HISTOGRAM 80 /* two buckets for each doubling, from 1 us */
 
 typedef struct JqQueue
 {
 	Oid db;							  /* JQ_LOCK_DIR; 0 = free */
 	char name[JQ_QUEUE_NAME_MAX + 1]; /* JQ_LOCK_DIR */
+	/* settings, see queue.c; set under JQ_LOCK_DIR (exclusive) */
+	int64 version;			  /* of the row they are from; 0 = of none */
+	bool pinned;			  /* not the defaults: the place is not reused */
+	pg_atomic_uint32 stopped; /* JQ_STOPPED_*: lanes read it under their lock */
+	pg_atomic_uint32 batch;
 	/* the rest is atomic; sums are exact, the rest nearly */
 	pg_atomic_uint64 completed;
 	pg_atomic_uint64 failed;
@@ -132,13 +144,26 @@ extern void jq_directory_init(void);
 extern int jq_dir_db(Oid db, bool create);
 extern int jq_dir_lane(Oid db, Oid role, const char *queue, bool create);
 
-extern int jq_dir_queue(Oid db, const char *name);
-
 /* The lane's identity; the caller holds its lock or JQ_LOCK_DIR. */
 extern bool jq_lane_is(const JqLane *l, Oid db, Oid role, const char *queue);
 
 /* forget what jq_dir_lane remembers of the last call */
 extern void jq_dir_forget(void);
+
+/*
+ * JQ_LOCK_DIR held exclusively: the index of a queue, or -1.  A new one has the
+ * default settings, or unknown ones.
+ */
+extern int jq_dir_queue(int dbix, const char *name, bool create);
+/* the same lock held: all settings of the database are unknown again */
+extern void jq_dir_forget_settings(int dbix);
+
+/* is nothing to be taken from the lane?  The caller holds its lock, or hopes. */
+static inline bool
+jq_lane_stopped(const JqLane *l)
+{
+	return pg_atomic_read_u32(&jq_queues[l->queue_ix].stopped) != 0;
+}
 
 /* lanes of a database; buf has room for jq_shared->nlanes */
 extern int jq_dir_lanes_of(Oid db, int *buf);

@@ -36,7 +36,8 @@
 
 #define VIEWS                                                                  \
 	"jobqueue_status", "jobqueue_jobs", "jobqueue_running", "jobqueue_recent", \
-		"jobqueue_history", "jobqueue_keys", "jobqueue_workers"
+		"jobqueue_history", "jobqueue_keys", "jobqueue_workers",               \
+		"jobqueue_queues"
 #define VIEW_FUNCTIONS                                                         \
 	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
 		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
@@ -63,6 +64,9 @@ static const char *const admin_members[] = {"jobqueue_cancel",
 											"jobqueue_sweep",
 											"jobqueue_quiesce",
 											"jobqueue_resume",
+											"jobqueue_configure",
+											"jobqueue_pause",
+											"jobqueue_drop_queue",
 											"jobqueue_grant",
 											"jobqueue_revoke",
 											"jobqueue_monitors",
@@ -79,7 +83,7 @@ is_listed(const char *const *list, const char *name)
 	return false;
 }
 
-/* EXECUTE on a function of the extension that has no overloads */
+/* EXECUTE on a function of the extension, whichever overload */
 static bool
 role_may_execute(const char *name, Oid role)
 {

@@ -69,7 +69,8 @@ relcache_callback(Datum arg, Oid relid)
 	(void) arg;
 	if (relid == InvalidOid || relid == table.job || relid == table.pk ||
 		relid == table.ready || relid == table.due || relid == table.expiry ||
-		relid == table.key || relid == table.archive || relid == table.sequence)
+		relid == table.key || relid == table.archive ||
+		relid == table.sequence || relid == table.queue_version)
 		table_valid = false;
 }
 
@@ -187,12 +188,15 @@ lookup(JqTable *t)
 	t->key = member(t->schema, t->extension, "jobqueue_job_key");
 	t->sequence = member(t->schema, t->extension, "jobqueue_job_id_seq");
 	t->archive = member(t->schema, t->extension, "jobqueue_archive");
+	t->queue_version =
+		member(t->schema, t->extension, "jobqueue_queue_version_seq");
 	meta = member(t->schema, t->extension, "jobqueue_meta");
 	if (!OidIsValid(t->job) || !OidIsValid(meta))
 		return false; /* CREATE EXTENSION is under way */
 	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->due) ||
 		!OidIsValid(t->expiry) || !OidIsValid(t->key) ||
-		!OidIsValid(t->sequence) || !OidIsValid(t->archive))
+		!OidIsValid(t->sequence) || !OidIsValid(t->archive) ||
+		!OidIsValid(t->queue_version))
 	{
 		if (creating_extension)
 			return false;

@@ -63,6 +63,7 @@ typedef struct JqTable
 	Oid key;
 	Oid sequence;
 	Oid archive;
+	Oid queue_version; /* sequence */
 	int64 home;
 	Oid meta_database;
 	bool plain; /* no columns, triggers, indexes of others:

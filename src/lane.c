@@ -289,7 +289,8 @@ jq_lane_clear(int lane, JqPos frontier)
 bool
 jq_lane_wants_refill(JqLane *l)
 {
-	if (jq_pos_is_all(l->frontier) || l->filling || l->starved)
+	if (jq_pos_is_all(l->frontier) || l->filling || l->starved ||
+		jq_lane_stopped(l))
 		return false;
 	return l->want_refill || l->nready <= l->low_water;
 }
@@ -391,6 +392,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		int got = 0;
 		bool refill;
 		bool due = false;
+		bool stopped;
 		JqLane *l;
 		int group;
 		int dbix;
@@ -418,12 +420,13 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 			l->want_refill = true;
 		group = l->group;
 		dbix = l->dbix;
+		stopped = jq_lane_stopped(l);
 		LWLockRelease(jq_lane_lock(lane));
 		accepted += got;
 		if (refill || due)
 			jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
 									(due ? JQ_REQ_DUE : 0));
-		if (got > 0)
+		if (got > 0 && !stopped)
 			jq_group_wake(group, got);
 	}
 	return accepted;
@@ -509,7 +512,8 @@ jq_lane_took_back(int lane, int n)
 	/* what is read here without lock is checked by whoever is woken */
 	if (l->want_refill && OidIsValid(l->db))
 		jq_db_request(l->dbix, JQ_REQ_REFILL);
-	jq_group_wake(l->group, n);
+	if (!jq_lane_stopped(l))
+		jq_group_wake(l->group, n);
 }
 
 bool
@@ -525,7 +529,7 @@ jq_lane_hold_back(Oid db, Oid role, const char *queue, bool hold)
 	l = &jq_lanes[lane];
 	l->held_back += hold ? 1 : -1;
 	group = l->group;
-	n = (int) l->nready;
+	n = jq_lane_stopped(l) ? 0 : (int) l->nready;
 	LWLockRelease(jq_lane_lock(lane));
 	if (!hold && n > 0)
 		jq_group_wake(group, n);
@@ -539,7 +543,7 @@ jq_lane_has_first(int lane)
 	bool has;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
-	has = l->head[0] != JQ_NIL && l->held_back == 0 &&
+	has = l->head[0] != JQ_NIL && l->held_back == 0 && !jq_lane_stopped(l) &&
 		  jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0 &&
 		  (JQ_ENTRY(l->head[0])->keylen == 0 || !jq_keylock_full());
 	LWLockRelease(jq_lane_lock(lane));
@@ -551,7 +555,7 @@ jq_lane_take_first(JqLane *l)
 {
 	uint32 ix = l->head[0];
 
-	if (ix == JQ_NIL || l->held_back > 0 ||
+	if (ix == JQ_NIL || l->held_back > 0 || jq_lane_stopped(l) ||
 		jq_pos_cmp(JQ_ENTRY_POS(ix), l->frontier) >= 0)
 		return JQ_NIL;
 	lane_unlink(l, ix);
@@ -567,33 +571,41 @@ jq_lane_untake(JqLane *l, uint32 ix)
 
 /* ---------------------------------------------------------------- refill */
 
-/* lanes that have more than their share give back entries from their end */
+/*
+ * Lanes that have more than their share give back entries from their end.  What
+ * does not run now has no share: it goes first.
+ */
 static void
 make_room(int lane, int want)
 {
 	int share;
 	int active = 1;
 	int i;
+	int pass;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
-		if (i != lane && jq_lanes[i].nready > 0)
+		if (i != lane && jq_lanes[i].nready > 0 &&
+			!jq_lane_stopped(&jq_lanes[i]))
 			active++;
 	share = Max(jq_shared->nentries / active, LANE_RESERVE);
-	for (i = 0; i < jq_shared->nlanes && want > 0; i++)
-	{
-		JqLane *l = &jq_lanes[i];
-
-		if (i == lane || l->nready <= (uint32) share)
-			continue;
-		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
-		while (want > 0 && l->nready > (uint32) share)
+	for (pass = 0; pass < 2; pass++)
+		for (i = 0; i < jq_shared->nlanes && want > 0; i++)
 		{
-			lane_evict_last(l);
-			want--;
+			JqLane *l = &jq_lanes[i];
+			uint32 keep = jq_lane_stopped(l) ? LANE_RESERVE : share;
+
+			if (i == lane || l->nready <= keep ||
+				(pass == 0 && !jq_lane_stopped(l)))
+				continue;
+			LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+			while (want > 0 && l->nready > keep)
+			{
+				lane_evict_last(l);
+				want--;
+			}
+			lane_check(l);
+			LWLockRelease(jq_lane_lock(i));
 		}
-		lane_check(l);
-		LWLockRelease(jq_lane_lock(i));
-	}
 }
 
 /* Open a refill.  false: nothing to do, or no room. */
@@ -686,6 +698,8 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 		}
 		lane_check(l);
 		group = l->group;
+		if (jq_lane_stopped(l))
+			got = 0; /* nobody may take it */
 		LWLockRelease(jq_lane_lock(lane));
 		if (got > 0)
 			jq_group_wake(group, got);
@@ -716,7 +730,7 @@ jq_lane_refill_end(int lane, JqPos upto, int64 passed)
 	lane_check(l);
 	group = l->group;
 	dbix = l->dbix;
-	n = l->nready;
+	n = jq_lane_stopped(l) ? 0 : l->nready;
 	refill = jq_lane_wants_refill(l);
 	LWLockRelease(jq_lane_lock(lane));
 	if (refill)

@@ -380,7 +380,8 @@ group_has_work(int group)
 	int i;
 
 	for (i = 0; i < n; i++)
-		if (*(volatile uint32 *) &jq_lanes[lanes[i]].nready > 0)
+		if (*(volatile uint32 *) &jq_lanes[lanes[i]].nready > 0 &&
+			!jq_lane_stopped(&jq_lanes[lanes[i]]))
 			return true;
 	return n == (int) lengthof(lanes);
 }

@@ -24,8 +24,9 @@ typedef struct JqPrepared
 {
 	char gid[256]; /* JQ_LOCK_PREPARED; empty = free */
 	Oid db;
-	bool all; /* more lanes than fit, or unknown */
-	bool due; /* rows that wait for their time */
+	bool all;	   /* more lanes than fit, or unknown */
+	bool due;	   /* rows that wait for their time */
+	bool settings; /* of queues were changed */
 	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
 } JqPrepared;

@@ -65,6 +65,7 @@ typedef struct Level
 	int nest;  /* nesting level */
 	int start; /* length of the list before it */
 	int nkeys;
+	int nsettings;
 } Level;
 
 typedef struct PendingKey
@@ -82,6 +83,9 @@ static Level *levels;
 static int nlevels, maxlevels;
 static PendingKey *keys;
 static int nkeys, maxkeys;
+static JqQueueRow *settings; /* in the order in which they were given */
+static int nsettings, maxsettings;
+static bool settings_unknown;
 static TimestampTz first_due;
 
 static bool recycle;
@@ -115,11 +119,14 @@ forget_all(void)
 	pending = NULL;
 	levels = NULL;
 	keys = NULL;
+	settings = NULL;
 	push_buf = NULL;
 	nlanes = maxlanes = 0;
 	npending = maxpending = 0;
 	nlevels = maxlevels = 0;
 	nkeys = maxkeys = 0;
+	nsettings = maxsettings = 0;
+	settings_unknown = false;
 	first_due = DT_NOEND;
 	committed = false;
 	recycle = false;
@@ -152,6 +159,7 @@ enter_level(void)
 	levels[nlevels].nest = nest;
 	levels[nlevels].start = npending;
 	levels[nlevels].nkeys = nkeys;
+	levels[nlevels].nsettings = nsettings;
 	nlevels++;
 }
 
@@ -291,6 +299,21 @@ jq_publish_recycle(Oid role)
 	recycle = true;
 }
 
+void
+jq_publish_settings(const JqQueueRow *row)
+{
+	enter_level();
+	settings = grow(settings, nsettings, &maxsettings, sizeof(JqQueueRow), 4);
+	settings[nsettings++] = *row;
+}
+
+void
+jq_publish_settings_unknown(void)
+{
+	enter_level();
+	settings_unknown = true;
+}
+
 bool
 jq_publish_is_mine(int64 id)
 {
@@ -323,6 +346,18 @@ jq_publish_now(Oid db, Oid owner, const char *queue, const JqItem *item,
 		if (dbix >= 0)
 			jq_db_due(dbix, run_at);
 	}
+}
+
+/* before the jobs: one enqueued together with a pause does not start */
+static void
+push_settings(void)
+{
+	int i;
+
+	for (i = 0; i < nsettings; i++)
+		jq_queue_apply(MyDatabaseId, &settings[i]);
+	if (settings_unknown)
+		jq_queue_forget(MyDatabaseId);
 }
 
 static void
@@ -417,6 +452,7 @@ prepare(void)
 	memset(&p, 0, sizeof(p));
 	strlcpy(p.gid, prepare_gid, sizeof(p.gid));
 	p.db = MyDatabaseId;
+	p.settings = nsettings > 0 || settings_unknown;
 	for (i = 0; i < nlanes; i++)
 	{
 		PendingLane *l = &lanes[i];
@@ -472,6 +508,8 @@ jq_publish_prepared(const JqPrepared *p)
 		jq_publish_forget(p->db);
 		return;
 	}
+	if (p->settings)
+		jq_queue_forget(p->db);
 	for (i = 0; i < p->nlanes; i++)
 		jq_lane_spill(p->db, p->lanes[i].role, p->lanes[i].queue,
 					  p->lanes[i].first, p->lanes[i].low_id, p->lanes[i].nrows);
@@ -488,6 +526,7 @@ jq_publish_forget(Oid db)
 
 	if (dbix < 0)
 		return;
+	jq_queue_forget(db);
 	jq_db_overflow(dbix);
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
@@ -595,6 +634,7 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 		let_go(top->start, top->nkeys, true);
 		npending = top->start;
 		nkeys = top->nkeys;
+		nsettings = top->nsettings;
 		nlevels--;
 	}
 }
@@ -612,6 +652,7 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 	let_go(0, 0, false);
 	if (recycle)
 		jq_slot_stop_idle(InvalidOid, recycle_role);
+	push_settings();
 	push_all();
 	forget_all();
 }

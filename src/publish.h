@@ -7,6 +7,7 @@
 #define JQ_PUBLISH_H
 
 #include "directory.h"
+#include "queue.h"
 
 extern void jq_publish_init(void);
 
@@ -41,6 +42,11 @@ extern void jq_publish_key(const char *key, int len);
 
 /* the utility hook tells the global id before PREPARE TRANSACTION */
 extern void jq_publish_set_gid(const char *gid);
+
+/* this transaction gave the queue these settings */
+extern void jq_publish_settings(const JqQueueRow *row);
+/* it changed settings of queues that we know nothing else about */
+extern void jq_publish_settings_unknown(void);
 
 /* rows of a prepared transaction that has committed */
 struct JqPrepared;

@@ -286,10 +286,17 @@ count_held_due(void)
 		bool isnull;
 		char *queue = TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull));
 		int64 held = DatumGetInt64(SPI_getbinval(tup, desc, 2, &isnull));
-		int ix = held > 0 ? jq_dir_queue(MyDatabaseId, queue) : -1;
 
-		if (ix >= 0)
-			pg_atomic_fetch_add_u64(&jq_queues[ix].held, held);
+		if (held > 0)
+		{
+			int ix;
+
+			LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+			ix = jq_dir_queue(jq_sched_dbix, queue, true);
+			LWLockRelease(jq_lock(JQ_LOCK_DIR));
+			if (ix >= 0)
+				pg_atomic_fetch_add_u64(&jq_queues[ix].held, held);
+		}
 		counted_run_at =
 			DatumGetTimestampTz(SPI_getbinval(tup, desc, 3, &isnull));
 		counted_id = DatumGetInt64(SPI_getbinval(tup, desc, 4, &isnull));
@@ -307,12 +314,11 @@ jq_sched_count_anew(TimestampTz unused)
 
 	(void) unused;
 	for (i = 0; i < jq_shared->nlanes; i++)
-	{
 		if (jq_lanes[i].db == MyDatabaseId)
 			jq_lane_uncount(i);
+	for (i = 0; i < jq_shared->nqueues; i++)
 		if (jq_queues[i].db == MyDatabaseId)
 			pg_atomic_write_u64(&jq_queues[i].held, 0);
-	}
 	counted_run_at = DT_NOBEGIN;
 	counted_id = PG_INT64_MIN;
 	jq_db_request_quietly(jq_sched_dbix, JQ_REQ_RECOUNT);

@@ -8,6 +8,7 @@
  * runs only statements of ours.  In this order it
  *
  *		settles suspects	jobs that ran in a process that died by itself
+ *		reads settings		of the queues; until then nothing is taken from lanes
  *		discovers lanes		which (queue, owner) have ready rows
  *		refills keys, lanes	see keylock.c, lane.c
  *		publishes due rows	whose run_at has come
@@ -23,6 +24,7 @@
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "compat.h"
+#include "configure.h"
 #include "database.h"
 #include "executor/spi.h"
 #include "failure.h"
@@ -36,6 +38,7 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "publish.h"
+#include "queue.h"
 #include "recent.h"
 #include "scheduler.h"
 #include "storage/ipc.h"
@@ -148,6 +151,39 @@ jq_sched_rows(int *n)
 	return rows;
 }
 
+/* ---------------------------------------------------------------- settings */
+
+static void
+read_settings(TimestampTz unused)
+{
+	JqQueueRow *rows;
+	int n;
+	JqQueueSeen *seen = jq_queue_load_begin(jq_sched_dbix);
+	JqTable *t = jq_sched_begin();
+
+	(void) unused;
+	if (t == NULL)
+	{
+		jq_sched_commit();
+		return;
+	}
+	rows = jq_settings_read(t, &n);
+	jq_sched_commit();
+	JQ_PAUSE("settings-after-snapshot");
+	if (!jq_queue_load(jq_sched_dbix, seen, rows, n))
+	{
+		static TimestampTz warned;
+
+		if (GetCurrentTimestamp() - warned > 5 * USECS_PER_MINUTE)
+			ereport(WARNING,
+					(errmsg(
+						 "more queues have settings than memory has place for"),
+					 errhint("Increase jobqueue.max_lanes (now %d).",
+							 jobqueue_max_lanes)));
+		warned = GetCurrentTimestamp();
+	}
+}
+
 /* the end of a job that no worker had, in the ring */
 void
 jq_sched_note_end(int64 id, Oid role, const char *queue, JqOutcome outcome,
@@ -183,6 +219,11 @@ scheduler_exit(int code, Datum arg)
 static void
 serve(uint32 requests, TimestampTz due_from)
 {
+	if (requests & JQ_REQ_SETTINGS)
+	{
+		guarded(read_settings, 0, JQ_REQ_SETTINGS);
+		requests |= JQ_REQ_REFILL; /* of lanes that may run now */
+	}
 	if (requests & JQ_REQ_DISCOVER)
 		guarded(jq_sched_discover, 0, JQ_REQ_DISCOVER);
 	if (requests & JQ_REQ_KEYS)

@@ -102,6 +102,7 @@ shmem_startup(void)
 		jq_shared->abi = JQ_ABI;
 		jq_shared->start_time = GetCurrentTimestamp();
 		jq_shared->nlanes = jobqueue_max_lanes;
+		jq_shared->nqueues = 2 * jobqueue_max_lanes;
 		jq_shared->ndbs = jobqueue_max_databases;
 		jq_shared->launcher_procno = -1;
 		pg_atomic_init_u32(&jq_shared->starved, 0);

@@ -53,6 +53,7 @@ typedef struct JqShared
 	TimestampTz start_time; /* when this shared memory came to be */
 	int nentries;			/* size of the pool */
 	int nlanes;				/* size of each directory */
+	int nqueues;			/* more: some stand there for their settings */
 	int ndbs;
 	int nslots;
 

@@ -57,9 +57,9 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
-	of_keys = palloc0(jq_shared->nlanes * sizeof(int64));
+	of_keys = palloc0(jq_shared->nqueues * sizeof(int64));
 	jq_keylock_count_spilled(MyDatabaseId, of_keys);
-	for (i = 0; i < jq_shared->nlanes; i++)
+	for (i = 0; i < jq_shared->nqueues; i++)
 	{
 		JqQueue *q = &jq_queues[i];
 		int64 ready = 0, blocked = of_keys[i], running = 0, spilled = 0;

@@ -187,7 +187,8 @@ take_job(JqClaimed *job)
 	{
 		int lane = my_lanes[(next_lane + i) % n_my_lanes];
 
-		if (*(volatile uint32 *) &jq_lanes[lane].nready == 0)
+		if (*(volatile uint32 *) &jq_lanes[lane].nready == 0 ||
+			jq_lane_stopped(&jq_lanes[lane]))
 			continue;
 		if (jq_claim_next(lane, args.db, args.role, job))
 		{
@@ -202,7 +203,8 @@ take_job(JqClaimed *job)
 static void
 call_for_help(int lane)
 {
-	if (*(volatile uint32 *) &jq_lanes[lane].nready > 0)
+	if (*(volatile uint32 *) &jq_lanes[lane].nready > 0 &&
+		!jq_lane_stopped(&jq_lanes[lane]))
 		jq_group_wake(args.group, 1);
 }
 

@@ -241,7 +241,7 @@ backlog_lanes()
 	restart_with "${one_each[@]}" jobqueue.enabled=off
 	quiesce
 	reload_with "${one_each[@]}" jobqueue.enabled=on
-	drain_some 3000 >/dev/null
+	drain_some $lanes_sample >/dev/null
 	out=$(sql -c "SELECT count(*), count(*) FILTER (WHERE (priority, id) < before),
 			count(DISTINCT (queue, owner))
 		FROM (SELECT id, queue, owner, result::int AS priority,

@@ -1,0 +1,235 @@
+/*
+ * queue.c
+ *		Settings of queues in memory.
+ *
+ * A queue of which memory has no place has the default settings as long as
+ * memory has a place for every queue of the database that has others
+ * ("settings_known"); those places are not reused.  Otherwise a new place starts
+ * as JQ_STOPPED_UNKNOWN, and nothing is taken from its lanes until the scheduler
+ * has read the table.  So a paused queue does not run after a restart either.
+ *
+ *		unknown -> known	: jq_queue_load
+ *		known	-> known	: jq_queue_apply, jq_queue_load
+ *		any		-> unknown	: jq_queue_forget, and the purge of a database
+ *
+ * Who has committed a change applies it himself (jq_queue_apply).  Two commits
+ * may be applied in the wrong order; the versions say which is the later one.
+ * The scheduler's reading may be older than what has been applied meanwhile: it
+ * yields to what came after its snapshot.
+ *
+ * A lane reads "stopped" under its own lock before anything is taken from it.
+ * Whoever sets it takes each lane's lock once afterwards: then nobody is left
+ * who has not seen it.
+ */
+#include "postgres.h"
+
+#include "database.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "queue.h"
+
+static bool
+is_default(const JqQueueRow *row)
+{
+	return !row->paused && row->batch == 1;
+}
+
+/*
+ * JQ_LOCK_DIR held exclusively.  Places that stand only for their settings may
+ * not take those that lanes need.
+ */
+static bool
+may_pin(void)
+{
+	int n = 0;
+	int i;
+
+	for (i = 0; i < jq_shared->nqueues; i++)
+		if (OidIsValid(jq_queues[i].db) && jq_queues[i].pinned)
+			n++;
+	return n < jq_shared->nqueues - jq_shared->nlanes;
+}
+
+/* JQ_LOCK_DIR held exclusively: the place for this row, -1 = none */
+static int
+place_for(int dbix, const JqQueueRow *row)
+{
+	int ix = jq_dir_queue(dbix, row->name, false);
+
+	if (is_default(row))
+		return ix;
+	if (ix >= 0 && jq_queues[ix].pinned)
+		return ix;
+	return may_pin() ? jq_dir_queue(dbix, row->name, true) : -1;
+}
+
+/* JQ_LOCK_DIR held exclusively */
+static void
+set(JqQueue *q, const JqQueueRow *row)
+{
+	uint32 stopped = pg_atomic_read_u32(&q->stopped) & JQ_STOPPED_UNKNOWN;
+
+	q->version = row->version;
+	q->pinned = !is_default(row);
+	pg_atomic_write_u32(&q->batch, row->batch);
+	if (row->paused)
+		stopped |= JQ_STOPPED_PAUSED;
+	pg_atomic_write_u32(&q->stopped, stopped);
+}
+
+/*
+ * The settings of a queue (-1: of all) have changed: whoever is in a section of
+ * one of its lanes is waited for, and what may run now is seen to.
+ */
+static void
+tell_lanes(Oid db, int queue_ix)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqLane *l = &jq_lanes[i];
+		bool refill = false;
+		int n = 0;
+		int group = 0;
+		int dbix = 0;
+
+		if (l->db != db || (queue_ix >= 0 && l->queue_ix != queue_ix))
+			continue;
+		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+		if (l->db == db && !jq_lane_stopped(l))
+		{
+			if (!jq_pos_is_all(l->frontier))
+				l->want_refill = true;
+			refill = jq_lane_wants_refill(l);
+			n = (int) l->nready;
+			group = l->group;
+			dbix = l->dbix;
+		}
+		LWLockRelease(jq_lane_lock(i));
+		if (refill)
+			jq_db_request(dbix, JQ_REQ_REFILL);
+		if (n > 0)
+			jq_group_wake(group, n);
+	}
+}
+
+void
+jq_queue_apply(Oid db, const JqQueueRow *row)
+{
+	int dbix = jq_dir_db(db, true);
+	bool first;
+	bool changed = false;
+	int ix;
+
+	if (dbix < 0)
+		return; /* no place for the database: nothing of it runs */
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	ix = place_for(dbix, row);
+	if (ix < 0)
+	{
+		first = !is_default(row) || !jq_dbs[dbix].settings_known;
+		if (!is_default(row))
+			jq_dir_forget_settings(dbix);
+	}
+	else
+	{
+		/* was there a later one that memory did not keep?  The table says */
+		first = jq_queues[ix].version == 0;
+		changed = jq_queues[ix].version < row->version;
+		if (changed)
+			set(&jq_queues[ix], row);
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	if (ix < 0 && !is_default(row))
+		tell_lanes(db, -1);
+	else if (changed)
+		tell_lanes(db, ix);
+	if (first)
+		jq_db_request(dbix, JQ_REQ_SETTINGS);
+}
+
+void
+jq_queue_forget(Oid db)
+{
+	int dbix = jq_dir_db(db, true);
+
+	if (dbix < 0)
+		return;
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	jq_dir_forget_settings(dbix);
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	tell_lanes(db, -1);
+	jq_db_request(dbix, JQ_REQ_SETTINGS);
+}
+
+JqQueueSeen *
+jq_queue_load_begin(int dbix)
+{
+	JqQueueSeen *seen = palloc(offsetof(JqQueueSeen, versions) +
+							   jq_shared->nqueues * sizeof(int64));
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
+	seen->forgotten = jq_dbs[dbix].settings_forgotten;
+	for (i = 0; i < jq_shared->nqueues; i++)
+		seen->versions[i] =
+			jq_queues[i].db == jq_dbs[dbix].oid ? jq_queues[i].version : -1;
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	return seen;
+}
+
+bool
+jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
+{
+	bool *has_row = palloc0(jq_shared->nqueues * sizeof(bool));
+	Oid db = jq_dbs[dbix].oid;
+	bool complete = true;
+	bool current;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	/* if not, what was read may be what was forgotten; a request is there */
+	current = jq_dbs[dbix].settings_forgotten == seen->forgotten;
+	for (i = 0; i < n && current; i++)
+	{
+		int ix = place_for(dbix, &rows[i]);
+
+		if (ix < 0)
+		{
+			if (is_default(&rows[i]))
+				continue;
+			complete = false;
+			/* no place to stay, but if it is there now this is what it is */
+			ix = jq_dir_queue(dbix, rows[i].name, false);
+			if (ix < 0)
+				continue;
+		}
+		has_row[ix] = true;
+		if (rows[i].version > jq_queues[ix].version ||
+			jq_queues[ix].version == seen->versions[ix])
+			set(&jq_queues[ix], &rows[i]);
+	}
+	for (i = 0; i < jq_shared->nqueues && current; i++)
+	{
+		JqQueue *q = &jq_queues[i];
+
+		if (q->db != db)
+			continue;
+		if (!has_row[i] && q->version == seen->versions[i])
+		{
+			JqQueueRow none = {.batch = 1};
+
+			set(q, &none);
+		}
+		/* one that came after the snapshot is read once more */
+		if (has_row[i] || seen->versions[i] >= 0)
+			pg_atomic_fetch_and_u32(&q->stopped, ~JQ_STOPPED_UNKNOWN);
+	}
+	if (current)
+		jq_dbs[dbix].settings_known = complete;
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	pfree(has_row);
+	tell_lanes(db, -1);
+	return complete;
+}
