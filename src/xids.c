@@ -66,6 +66,7 @@ TimestampTz jq_xids_look_time;
 
 static uint64 paid;			   /* of jq_xids_used */
 static TimestampTz wait_until; /* when what was paid is over */
+static bool waiting;		   /* ... and it has not been, at the last look */
 
 Size
 jq_xids_size(void)
@@ -307,16 +308,18 @@ jq_xids_look(JqXidState *state)
 	switch (l.state)
 	{
 		case JQ_XIDS_PLENTY:
-			wait_until = 0;
+			waiting = false;
 			break;
 		case JQ_XIDS_THROTTLED:
-			if (used > 0)
+			/* one who comes anew stands in line as if he had paid nothing */
+			if (used > 0 || !waiting)
 				wait_until =
 					pay((int64) (used * USECS_PER_SEC / ids_per_second(&l)),
 						now);
 			wait_until =
 				Min(wait_until, TimestampTzPlusMilliseconds(now, DEBT_MS));
-			if (wait_until > now)
+			waiting = wait_until > now;
+			if (waiting)
 			{
 				jq_xids_set_due();
 				return Min(TimestampDifferenceMilliseconds(now, wait_until),
