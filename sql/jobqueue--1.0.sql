@@ -676,6 +676,6 @@ COMMENT ON VIEW jobqueue_workers IS
 	'the worker processes of this database; reads memory only';
 COMMENT ON COLUMN jobqueue_workers.role IS 'the role whose jobs it runs';
 COMMENT ON COLUMN jobqueue_workers.state IS
-	'starting, idle, busy, running, or stuck: its job does not react to its timeout';
+	'starting, idle, busy, running; stuck: its job does not react to its timeout; throttled, stopped: transaction ids: it waits as the server is short of them';
 COMMENT ON COLUMN jobqueue_workers.job IS 'the job it has taken';
 COMMENT ON COLUMN jobqueue_workers.jobs IS 'how many jobs it has run';

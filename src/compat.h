@@ -6,6 +6,7 @@
 #define JQ_COMPAT_H
 
 #include "access/genam.h"
+#include "access/transam.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
@@ -28,6 +29,13 @@
 #define jq_my_procno() ((int) MyProcNumber)
 #else
 #define jq_my_procno() ((int) MyProc->pgprocno)
+#endif
+
+/* next transaction id, and its limits; under XidGenLock */
+#if PG_VERSION_NUM >= 170000
+#define jq_transam TransamVariables
+#else
+#define jq_transam ShmemVariableCache
 #endif
 
 /* what a table's storage is known by; changes when it is rewritten */

@@ -43,6 +43,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker.h"
+#include "xids.h"
 
 #define SLEEP_MAX_MS 60000 /* so that a step of the clock is noticed */
 #define MAX_STARTS 64
@@ -523,6 +524,12 @@ make_place(int group, Oid role)
 {
 	TimestampTz when = DT_NOEND;
 
+	/* it could do no more than the one that leaves */
+	if (jq_xids_stopped())
+	{
+		wake_by(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000));
+		return;
+	}
 	if (!jq_slot_evict_idle(group, role) && jq_groups[group].nworkers == 0 &&
 		!jq_slot_evict_busy(group, role, &when))
 		wake_by(when);

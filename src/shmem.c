@@ -21,6 +21,7 @@
 #include "slot.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "xids.h"
 
 JqShared *jq_shared;
 
@@ -71,6 +72,7 @@ shmem_request(void)
 	size = add_size(size, jq_recent_size());
 	size = add_size(size, jq_inflight_size());
 	size = add_size(size, jq_prepared_size());
+	size = add_size(size, jq_xids_size());
 #ifdef JQ_TESTING
 	size = add_size(size, jq_pause_size());
 #endif
@@ -118,6 +120,7 @@ shmem_startup(void)
 	jq_recent_init();
 	jq_inflight_init();
 	jq_prepared_init();
+	jq_xids_init();
 #ifdef JQ_TESTING
 	jq_pause_init();
 #endif

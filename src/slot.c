@@ -87,6 +87,7 @@ jq_slot_reserve(int group, uint64 *generation)
 		s->stop = false;
 		s->written_off = false;
 		s->jobs = 0;
+		s->held_back = 0;
 		jq_groups[group].nworkers++;
 		jq_groups[group].last_served = s->launched;
 	}
@@ -266,7 +267,7 @@ jq_slot_stop_idle(Oid db, Oid role)
 			(!OidIsValid(role) || jq_groups[s->group].role == role))
 		{
 			s->stop = true; /* a busy one leaves after its job */
-			if (s->state == JQ_SLOT_IDLE)
+			if (s->state == JQ_SLOT_IDLE || s->held_back)
 			{
 				procno = s->procno;
 				n++;

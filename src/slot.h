@@ -65,6 +65,10 @@ typedef struct JqSlot
 	TimestampTz deadline; /* of its job; 0 = none */
 	char command[JQ_COMMAND_SHOWN];
 	int64 jobs; /* done in this process's life */
+
+	/* written by the owner alone, read without lock: sleeps although there are
+	 * jobs (JqXidState); busy */
+	uint8 held_back;
 } JqSlot;
 
 /* what the slot has claimed, apart and dense for quick search */

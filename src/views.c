@@ -27,6 +27,7 @@
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "xids.h"
 
 static void
 put(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
@@ -486,7 +487,8 @@ jq_processes(PG_FUNCTION_ARGS)
 				default:
 					state = s.written_off			  ? "stuck" :
 							jq_claim_cells[i].id != 0 ? "running" :
-														"busy";
+							s.held_back ? jq_xids_state_name(s.held_back) :
+										  "busy";
 			}
 			values[0] = Int32GetDatum(s.pid);
 			values[1] = CStringGetTextDatum("worker");

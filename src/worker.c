@@ -7,6 +7,8 @@
  * its latch; it leaves after jobqueue.worker_idle_timeout, when it is asked to,
  * when it has run jobqueue.worker_max_jobs, or when it has grown too large.
  *
+ * When the server is short of transaction ids (xids.h), it sleeps between jobs.
+ *
  * Durability.  Jobs commit asynchronously.  Between jobs the worker flushes when
  * flush_interval, or ten times the duration of the last flush, has passed since
  * the last one; it never sleeps with unflushed commits.
@@ -43,6 +45,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker.h"
+#include "xids.h"
 
 #define MAX_LANES 4096 /* of one role in one database, at a time */
 
@@ -271,6 +274,42 @@ should_leave(void)
 	return false;
 }
 
+/*
+ * Transaction ids may have run short: sleep until a job may be started, or
+ * there is something else to do (false).
+ */
+static bool
+wait_for_ids(void)
+{
+	static uint32 wait_event;
+	JqSlot *s = &jq_slots[jq_my_slot];
+	JqXidState state;
+	long ms;
+
+	while ((ms = jq_xids_look(&state)) > 0)
+	{
+		jq_claim_end();
+		if (should_leave() || !jobqueue_enabled ||
+			jq_db_is_quiesced(jq_groups[args.group].dbix) || !anything_ready())
+			break;
+		flush_commits();
+		if (!s->held_back)
+			pgstat_report_activity(STATE_IDLE, NULL);
+		s->held_back = state;
+		pgstat_report_stat(false);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+						 jq_wait_event(&wait_event, "JobqueueTransactionIds"));
+		ResetLatch(MyLatch);
+		/* nobody cancels a worker without a job */
+		QueryCancelPending = false;
+		CHECK_FOR_INTERRUPTS();
+		jq_reload_config();
+	}
+	s->held_back = JQ_XIDS_PLENTY;
+	return ms == 0;
+}
+
 /* sleep until woken; false: idle for too long */
 static bool
 wait_for_work(void)
@@ -281,6 +320,7 @@ wait_for_work(void)
 	flush_commits();
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
+	jq_xids_set_due();
 	for (;;)
 	{
 		long timeout;
@@ -345,6 +385,7 @@ jq_worker_main(Datum arg)
 	role_changed = false;
 	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, role_callback, (Datum) 0);
+	jq_xids_attach();
 	jq_slot_ready();
 
 	for (;;)
@@ -357,7 +398,8 @@ jq_worker_main(Datum arg)
 		jq_reload_config();
 		if (should_leave())
 			break;
-		if (jobqueue_enabled && take_job(&job))
+		if (jobqueue_enabled && (!jq_xids_due() || wait_for_ids()) &&
+			take_job(&job))
 		{
 			char queue[JQ_QUEUE_NAME_MAX + 1];
 
