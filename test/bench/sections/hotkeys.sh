@@ -89,14 +89,25 @@ section_hotkeys()
 # held: each is a dispatch for nothing.
 hotkeys_parked()
 {
-	local out
+	local out was
 
 	quiesce
 	enqueue_jobs bench sleepy "$ranked_jobs" ", key => 'hot'"
 	enqueue_jobs bench other "$ranked_jobs"
+	was=$(wasted)
 	out=$(sql -c "CALL drain_others($ranked_jobs, 60, NULL, NULL)")
-	record "dispatched for nothing and waiting, at most" "${out##*|}" jobs
+	record "taken in vain and waiting for the key, at most" "${out##*|}" jobs
 	empty
+	[ -z "$was" ] ||
+		record "taken and dropped" $(($(wasted) - was)) jobs
+}
+
+# How many jobs have been taken from a lane and dropped; nothing if the server
+# does not say.
+wasted()
+{
+	! has jobqueue_queue_stats wasted ||
+		sql -c 'SELECT coalesce(sum(wasted), 0) FROM jobqueue_queue_stats()'
 }
 
 rows_hotkeys()
@@ -106,7 +117,8 @@ rows_hotkeys()
 	row "a fifth on one key, all" "the jobs of that key alone" 'ratio<=' 1.2
 	row "rank of the first other's start"
 	row "rank of the median other's start"
-	row "dispatched for nothing and waiting, at most"
+	row "taken in vain and waiting for the key, at most"
+	row "taken and dropped"
 }
 
 notes_hotkeys()
