@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # variables of run and private.sh
 #
 # What the sections of the bench are made of: figures, the server, jobs, the
 # rows of the report. Sourced by run, after ../private.sh.
@@ -85,8 +86,8 @@ finish()
 # sql [-U role] arguments of psql
 sql()
 {
-	"$bindir/psql" -X -q -A -t -v ON_ERROR_STOP=1 -h "$dir" -p $port \
-		-U postgres -d $db "$@"
+	"$bindir/psql" -X -q -A -t -v ON_ERROR_STOP=1 -h "$dir" -p "$port" \
+		-U postgres -d "$db" "$@"
 }
 
 start_bench()
@@ -110,6 +111,7 @@ write_settings()
 }
 
 # restart_with [NAME=VALUE ...]
+# shellcheck disable=SC2120
 restart_with()
 {
 	write_settings "$@"
@@ -140,6 +142,7 @@ reload_with()
 usual_settings()
 {
 	server_env=()
+	# shellcheck disable=SC2119
 	[ $changed = no ] || restart_with
 }
 
@@ -182,9 +185,9 @@ pgbench_tps()
 	shift 4
 
 	printf '%s\n' "$script" >"$dir/pgbench.sql"
-	"$bindir/pgbench" -h "$dir" -p $port -U "$role" -n -M prepared \
+	"$bindir/pgbench" -h "$dir" -p "$port" -U "$role" -n -M prepared \
 		-c "$clients" -j "$threads" -T "$seconds" -f "$dir/pgbench.sql" "$@" \
-		$db >"$dir/pgbench.out" 2>&1 || die "$(cat "$dir/pgbench.out")"
+		"$db" >"$dir/pgbench.out" 2>&1 || die "$(cat "$dir/pgbench.out")"
 	tps=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$dir/pgbench.out")
 	[ -n "$tps" ] || die "$(cat "$dir/pgbench.out")"
 	calc "$tps"

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # backlog  a backlog far beyond memory (--backlog, 10,000,000 jobs with memory
 #          for 100,000): draining off its front, beside backlogs that fit in
 #          memory; enqueuing; the first job after a restart; cancelling a
 #          million; 5 queues of 4 roles. Order is checked
 
-backlog=${backlog:-$([ $short = no ] && echo 10000000 || echo 20000)}
+backlog=${backlog:-$([ "$short" = no ] && echo 10000000 || echo 20000)}
 backlog_memory=100000	# jobqueue.max_ready_jobs
 backlog_sample=300000	# jobs drained for one figure
 backlog_chunk=10000		# of the backlog that fits in memory
@@ -14,7 +14,7 @@ backlog_repeats=3
 backlog_checked=100000	# whose order is checked
 backlog_cancelled=1000000
 most_runs[backlog]=3
-if [ $short = yes ]; then
+if [ "$short" = yes ]; then
 	backlog_memory=2000
 	backlog_sample=4000
 	backlog_chunk=1000
@@ -27,7 +27,7 @@ fi
 [ "$backlog_sample" -ge $backlog_chunk ] ||
 	die "--backlog is at least $((backlog_checked + 2 * (backlog_repeats + 1) * backlog_chunk))"
 
-backlog_settings=(jobqueue.max_ready_jobs=$backlog_memory)
+backlog_settings=("jobqueue.max_ready_jobs=$backlog_memory")
 backlog_name="backlog of $(number "$backlog")"
 
 # enqueue_backlog JOBS [", further arguments"]: a million a statement
@@ -36,8 +36,8 @@ enqueue_backlog()
 	local left=$1 n=1000000
 
 	while [ "$left" -gt 0 ]; do
-		[ $n -le "$left" ] || n=$left
-		enqueue_jobs bench noop $n "${2:-}"
+		[ "$n" -le "$left" ] || n=$left
+		enqueue_jobs bench noop "$n" "${2:-}"
 		left=$((left - n))
 	done
 }
@@ -45,7 +45,7 @@ enqueue_backlog()
 # What is measured without the backlog, before and after it.
 backlog_baseline()
 {
-	local done seconds
+	local ran seconds
 
 	warm_up
 	quiesce
@@ -61,13 +61,13 @@ backlog_baseline()
 		"$(rate "$backlog_sample" "$(drain "$backlog_sample")")" jobs/s
 
 	seconds=0
-	for ((done = 0; done < backlog_sample; done += backlog_chunk)); do
+	for ((ran = 0; ran < backlog_sample; ran += backlog_chunk)); do
 		quiesce
 		enqueue_jobs bench noop $backlog_chunk
 		seconds="$seconds + $(drain $backlog_chunk)"
 	done
 	record "drain, backlog of $(number $backlog_chunk)" \
-		"$(rate "$done" "($seconds)")" jobs/s
+		"$(rate "$ran" "($seconds)")" jobs/s
 }
 
 disk_used()
@@ -104,9 +104,9 @@ jobs_ran="(SELECT id, queue, owner, result, row_number() OVER () AS back
 # A single worker, since the restart: ids only rise, and none is left out.
 backlog_order()
 {
-	local done wrong n last=0
+	local ran wrong n last=0
 
-	for ((done = 0; done < backlog_checked; done += 2000)); do
+	for ((ran = 0; ran < backlog_checked; ran += 2000)); do
 		drain_some 2000 >/dev/null
 		wrong=$(sql -c "SELECT count(*), count(*) FILTER (WHERE id < before),
 				max(id) FROM (SELECT id, lag(id) OVER (ORDER BY back DESC) AS before

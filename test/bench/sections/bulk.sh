@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # bulk     many jobs in one statement, beside INSERT ... SELECT of the same
 #          rows into a table with the same columns and indexes
 
 bulk_jobs=1000000
-[ $short = no ] || bulk_jobs=20000
+[ "$short" = no ] || bulk_jobs=20000
 bulk_array="(SELECT array_agg('{\"a\": 1}'::jsonb)
 	FROM generate_series(1, $bulk_jobs))"
 

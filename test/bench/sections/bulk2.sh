@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # bulk2    many jobs in one statement, beside INSERT ... SELECT into a table of
 #          two columns: id bigint PRIMARY KEY, args jsonb

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # drain    jobs that do nothing, enqueued while jobqueue is quiesced; from
 #          jobqueue_resume() to the end of the last job. Beside it the
@@ -8,7 +8,7 @@
 
 batch=50				# jobs a statement
 batch_seconds=2
-[ $short = no ] || batch_seconds=1
+[ "$short" = no ] || batch_seconds=1
 
 one_job="DELETE FROM textbook WHERE id = (SELECT id FROM textbook
 	ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id, payload;"

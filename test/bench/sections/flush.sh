@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # flush    as drain, with 16 workers and synchronous_commit = on set for the
 #          jobs' role, so that each job is flushed before the next one of its
 #          worker
 
 flush_jobs=50000
-[ $short = no ] || flush_jobs=2000
+[ "$short" = no ] || flush_jobs=2000
 
 # Commits that wait for the disk are as many at once as there are workers: as
 # many as the textbook table has clients.

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # hotkeys  what one key with many jobs costs the others: others behind a great
 #          many of one key; a fifth of all jobs on one key, beside the serial
@@ -10,7 +10,7 @@ other_jobs=10000
 mixed_jobs=10000		# a fifth of them on one key
 ranked_jobs=1000		# of one key, and as many others
 hot_workers=8
-if [ $short = yes ]; then
+if [ "$short" = yes ]; then
 	hot_jobs=20000
 	other_jobs=1000
 	mixed_jobs=1000

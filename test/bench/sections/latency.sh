@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # latency  from before a client sends SELECT jobqueue_enqueue(...) to the first
 #          line of the job, see latency.pl
 
 latency_samples=2000
-[ $short = no ] || latency_samples=50
+[ "$short" = no ] || latency_samples=50
 pause_ms=1				# between two samples, after all is idle
 
 section_latency()

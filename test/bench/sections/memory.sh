@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # memory   of the processes after some jobs and after a great many; and shared
 #          memory by structure and setting
@@ -7,7 +7,7 @@
 memory_few=100000
 memory_many=10000000
 most_runs[memory]=1
-if [ $short = yes ]; then
+if [ "$short" = yes ]; then
 	memory_few=10000
 	memory_many=50000
 fi

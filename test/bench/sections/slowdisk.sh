@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # slowdisk a disk that takes 5 and 10 ms longer to flush, see slowsync.c: drain
 #          and its number of flushes, and the reply to single durable enqueues,
@@ -9,7 +9,7 @@ slow_delays=(0 5 10)	# ms
 slow_jobs=100000
 slow_jobs_each=2000		# where each job is flushed
 most_runs[slowdisk]=3
-if [ $short = yes ]; then
+if [ "$short" = yes ]; then
 	slow_delays=(0 5)
 	slow_jobs=10000
 	slow_jobs_each=200

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # snapshot rounds of jobs while a session holds an old snapshot, so that no dead
 #          row can be removed, beside the same rounds without it, in turn:
@@ -11,7 +11,7 @@ snapshot_rounds=4
 snapshot_memory=10000	# of the variant with priorities
 snapshot_dead=10000000
 most_runs[snapshot]=3
-if [ $short = yes ]; then
+if [ "$short" = yes ]; then
 	snapshot_jobs=5000
 	snapshot_rounds=2
 	snapshot_memory=1000
@@ -25,7 +25,7 @@ hold_snapshot()
 
 	rm -f "$dir/holder"
 	mkfifo "$dir/holder"
-	PGAPPNAME=holder "$bindir/psql" -X -q -A -t -h "$dir" -p $port -U postgres \
+	PGAPPNAME=holder "$bindir/psql" -X -q -A -t -h "$dir" -p "$port" -U postgres \
 		-d held <"$dir/holder" >/dev/null 2>&1 &
 	holder_pid=$!
 	exec {holder}>"$dir/holder"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # variables of run and lib.sh
+# shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # sqltext  drain of jobs whose command is SQL text: the same for all, a text
 #          that writes, and one text for each job; beside a function in plpgsql
