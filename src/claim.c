@@ -165,6 +165,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 	bool refill = false;
 	bool more = true;
 	int dbix = -1;
+	uint32 taken = JQ_NIL;
 
 	if (s->claim_lane >= 0 && s->claim_lane != lane)
 		jq_claim_end();
@@ -229,7 +230,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 			out->tid = e->tid;
 			out->flags = e->flags;
 			out->lane = lane;
-			jq_entry_free(ix);
+			taken = ix;
 			s->claim_lane = lane;
 			s->claim_state = JQ_CLAIM_TAKEN;
 			s->claim_pos = out->pos;
@@ -253,6 +254,9 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 		}
 		LWLockRelease(jq_lane_lock(lane));
 	}
+	/* it is ours alone now; all free entries share one cache line */
+	if (taken != JQ_NIL)
+		jq_entry_free(taken);
 	if (refill)
 		jq_db_request(dbix, JQ_REQ_REFILL);
 	if (pg_atomic_read_u32(&jq_shared->starved) != 0)
