@@ -54,13 +54,14 @@ typedef struct Bench
 	int64 n;
 	int nkeys;
 	Oid role;
-	int lane;
+	int lane; /* -1 = none yet */
 	int dbix;
 	int64 done;
 	int64 failed; /* found the key held, or the lane empty */
 } Bench;
 
 static JqBench *bench_shared;
+static Bench bench; /* of this session */
 
 Size
 jq_bench_size(void)
@@ -138,6 +139,8 @@ take_slot(Bench *b)
 static void
 leave(int code, Datum arg)
 {
+	Bench *b = &bench;
+
 	(void) code;
 	(void) arg;
 	jq_keylock_release_all();
@@ -146,11 +149,6 @@ leave(int code, Datum arg)
 		jq_claim_end();
 		jq_slot_detach();
 	}
-}
-
-static void
-clear_lane(Bench *b)
-{
 	if (b->lane < 0)
 		return;
 	LWLockAcquire(jq_lane_lock(b->lane), LW_EXCLUSIVE);
@@ -159,6 +157,7 @@ clear_lane(Bench *b)
 	LWLockRelease(jq_lane_lock(b->lane));
 	/* nobody is to start a scheduler for it */
 	jq_db_set_absent(b->dbix, true);
+	b->lane = -1;
 }
 
 static void
@@ -181,6 +180,7 @@ publish(Bench *b, int64 n, int chunk)
 		uint64 id = pg_atomic_fetch_add_u64(&bench_shared->next_id, k);
 		int i;
 
+		CHECK_FOR_INTERRUPTS();
 		for (i = 0; i < k; i++)
 			make_item(&items[i], id + i);
 		b->done += jq_lane_publish(BENCH_DB, b->role, BENCH_QUEUE, items, k);
@@ -209,10 +209,13 @@ bench_take(Bench *b)
 	int64 i;
 
 	for (i = 0; i < b->n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		if (jq_claim_next(b->lane, BENCH_DB, b->role, &job))
 			b->done++;
 		else
 			b->failed++;
+	}
 	jq_claim_end();
 }
 
@@ -225,6 +228,7 @@ bench_lane(Bench *b)
 
 	for (i = 0; i < b->n; i++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		publish(b, 1, 1);
 		if (!jq_claim_next(b->lane, BENCH_DB, b->role, &job))
 			b->failed++;
@@ -240,6 +244,7 @@ bench_lock(Bench *b)
 	/* not counted: the lock itself is what is measured */
 	for (; b->done < b->n; b->done++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		(LWLockAcquire)(lock, LW_EXCLUSIVE);
 		(LWLockRelease)(lock);
 	}
@@ -257,6 +262,7 @@ bench_key(Bench *b)
 						   (int) (pg_prng_uint32(&pg_global_prng_state) %
 								  (uint32) b->nkeys));
 
+		CHECK_FOR_INTERRUPTS();
 		jq_keylock_prepare();
 		if (jq_keylock_take(BENCH_DB, key, len, i + 1, JQ_NIL) == JQ_KEY_TAKEN)
 		{
@@ -272,8 +278,11 @@ static void
 bench_out(Bench *b)
 {
 	for (; b->done < b->n; b->done++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		if (jq_claim_is_out(BENCH_DB, b->done + 1))
 			b->failed++;
+	}
 }
 
 static void
@@ -285,8 +294,10 @@ bench_pool(Bench *b)
 	make_item(&item, 1);
 	for (i = 0; i < b->n; i++)
 	{
-		uint32 ix = jq_entry_new(&item, b->lane);
+		uint32 ix;
 
+		CHECK_FOR_INTERRUPTS();
+		ix = jq_entry_new(&item, b->lane);
 		if (ix == JQ_NIL)
 			b->failed++;
 		else
@@ -308,7 +319,10 @@ bench_recent(Bench *b)
 	r.role = b->role;
 	r.outcome = JQ_COMPLETED;
 	for (; b->done < b->n; b->done++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		jq_recent_add(&r, NULL, 0);
+	}
 }
 
 static void
@@ -318,7 +332,10 @@ bench_count(Bench *b)
 	TimestampTz now = GetCurrentTimestamp();
 
 	for (; b->done < b->n; b->done++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		jq_queue_count(queue_ix, true, now, now + 50, now + 53);
+	}
 }
 
 typedef struct Kind
@@ -380,7 +397,7 @@ jq_bench_structures(PG_FUNCTION_ARGS)
 	static bool hooked = false;
 	const Kind *kind = NULL;
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Bench b;
+	Bench *b = &bench;
 	uint64 ns;
 	int64 zero[8] = {0};
 	int i;
@@ -394,11 +411,12 @@ jq_bench_structures(PG_FUNCTION_ARGS)
 	for (i = 0; i < (int) lengthof(kinds); i++)
 		if (strcmp(kinds[i].name, what) == 0)
 			kind = &kinds[i];
-	memset(&b, 0, sizeof(b));
-	b.n = PG_GETARG_INT64(1);
-	b.nkeys = PG_GETARG_INT32(2);
-	b.procs = PG_GETARG_INT32(3);
-	if (kind == NULL || b.n < 0 || b.nkeys < 1 || b.procs < 1)
+	memset(b, 0, sizeof(*b));
+	b->lane = -1;
+	b->n = PG_GETARG_INT64(1);
+	b->nkeys = PG_GETARG_INT32(2);
+	b->procs = PG_GETARG_INT32(3);
+	if (kind == NULL || b->n < 0 || b->nkeys < 1 || b->procs < 1)
 		elog(ERROR, "cannot measure that");
 	if (!hooked)
 	{
@@ -406,9 +424,8 @@ jq_bench_structures(PG_FUNCTION_ARGS)
 		hooked = true;
 	}
 
-	b.lane = -1;
-	b.number = pg_atomic_fetch_add_u32(&bench_shared->number, 1) % b.procs;
-	b.role = BENCH_ROLE + (kind->own_lane ? b.number : 0);
+	b->number = pg_atomic_fetch_add_u32(&bench_shared->number, 1) % b->procs;
+	b->role = BENCH_ROLE + (kind->own_lane ? b->number : 0);
 	PG_TRY();
 	{
 #ifdef JQ_LOCKSTAT
@@ -417,13 +434,13 @@ jq_bench_structures(PG_FUNCTION_ARGS)
 		JqLockCount *mine = jq_lockstat_mine();
 #endif
 
-		open_lane(&b);
+		open_lane(b);
 		if (kind->slot)
-			take_slot(&b);
+			take_slot(b);
 		if (kind->backlog)
-			publish(&b, b.n, BENCH_BULK);
-		b.done = 0;
-		meet(&b);
+			publish(b, b->n, BENCH_BULK);
+		b->done = 0;
+		meet(b);
 #ifdef JQ_LOCKSTAT
 		/* maxima are of this run alone, counts are compared */
 		for (i = 0; i < JQ_NUM_LOCK_KINDS; i++)
@@ -433,13 +450,13 @@ jq_bench_structures(PG_FUNCTION_ARGS)
 		zero[1] = jq_lockstat_clock_ns();
 #endif
 		ns = now_ns();
-		kind->run(&b);
+		kind->run(b);
 		ns = now_ns() - ns;
 #ifdef JQ_LOCKSTAT
 		memcpy(after, mine, sizeof(after));
 #endif
-		meet(&b);
-		put_row(rsinfo, &b, ns, "clock", zero);
+		meet(b);
+		put_row(rsinfo, b, ns, "clock", zero);
 #ifdef JQ_LOCKSTAT
 		for (i = 0; i < JQ_NUM_LOCK_KINDS; i++)
 		{
@@ -453,14 +470,13 @@ jq_bench_structures(PG_FUNCTION_ARGS)
 						  after[i].wait_max};
 
 			if (v[0] > 0)
-				put_row(rsinfo, &b, ns, jq_lockstat_name(i), v);
+				put_row(rsinfo, b, ns, jq_lockstat_name(i), v);
 		}
 #endif
 	}
 	PG_FINALLY();
 	{
 		leave(0, (Datum) 0);
-		clear_lane(&b);
 	}
 	PG_END_TRY();
 	return (Datum) 0;
