@@ -1,6 +1,7 @@
 # jobqueue: a job queue inside PostgreSQL
 #
-#   make                build jobqueue.so        (COPT=-Werror, TESTING=1)
+#   make                build jobqueue.so        (COPT=-Werror, TESTING=1,
+#                       LOCKSTAT=1)
 #   make install        install it where pg_config points
 #   make demo           see it work, in a private server that is removed again
 #   make test           all tests, in a private server
@@ -39,6 +40,9 @@ PG_CFLAGS += -Wno-ignored-attributes -Wno-ignored-optimization-argument \
 endif
 ifeq ($(TESTING),1)
 PG_CPPFLAGS += -DJQ_TESTING
+endif
+ifeq ($(LOCKSTAT),1)
+PG_CPPFLAGS += -DJQ_LOCKSTAT
 endif
 override with_llvm := no
 

@@ -35,22 +35,54 @@
 
 static HTAB *jq_held;
 
+/*
+ * How many cells may have the job, by a hash of it: where this is zero none
+ * has, and nobody needs to look through the cells, each of which is in another
+ * processor's cache.  Goes up before the cell is set, down after it is cleared.
+ */
+#define CLAIM_COUNTS_BITS 12
+static pg_atomic_uint32 *claim_counts;
+
+static Size
+counts_size(void)
+{
+	return sizeof(pg_atomic_uint32) << CLAIM_COUNTS_BITS;
+}
+
 Size
 jq_claim_size(void)
 {
-	return hash_estimate_size(JQ_MAX_HELD, sizeof(JqHeld));
+	return add_size(hash_estimate_size(JQ_MAX_HELD, sizeof(JqHeld)),
+					counts_size());
 }
 
 void
 jq_claim_init(void)
 {
 	HASHCTL info;
+	bool found;
+	int i;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = offsetof(JqHeld, kind);
 	info.entrysize = sizeof(JqHeld);
 	jq_held = ShmemInitHash("jobqueue held claims", JQ_MAX_HELD, JQ_MAX_HELD,
 							&info, HASH_ELEM | HASH_BLOBS);
+	claim_counts =
+		ShmemInitStruct("jobqueue claim counts", counts_size(), &found);
+	if (!found)
+		for (i = 0; i < 1 << CLAIM_COUNTS_BITS; i++)
+			pg_atomic_init_u32(&claim_counts[i], 0);
+}
+
+static pg_atomic_uint32 *
+claim_count(Oid db, int64 id)
+{
+	uint64 v = (uint64) id ^ (uint64) db << 32;
+
+	/* Fibonacci hashing: neighbours get places far from each other */
+	v *= UINT64CONST(0x9E3779B97F4A7C15);
+	return &claim_counts[v >> (64 - CLAIM_COUNTS_BITS)];
 }
 
 static void
@@ -66,6 +98,8 @@ claimed_by_slot(Oid db, int64 id)
 {
 	int i;
 
+	if (pg_atomic_read_u32(claim_count(db, id)) == 0)
+		return false;
 	for (i = 0; i < jq_shared->nslots; i++)
 		if (jq_claim_cells[i].id == id && jq_claim_cells[i].db == db)
 			return true;
@@ -95,11 +129,17 @@ jq_claim_is_out(Oid db, int64 id)
 static void
 claim_clear(JqSlot *s)
 {
+	JqClaimCell *cell = &jq_claim_cells[jq_my_slot];
+	pg_atomic_uint32 *count = claim_count(cell->db, cell->id);
+	uint32 was PG_USED_FOR_ASSERTS_ONLY;
+
 	jq_lanes[s->claim_lane].nclaimed--;
 	s->claim_state = JQ_CLAIM_NONE;
 	s->claim_lane = -1;
 	s->cancel_for = 0;
-	jq_claim_cells[jq_my_slot].id = 0;
+	cell->id = 0;
+	was = pg_atomic_fetch_sub_u32(count, 1);
+	Assert(was > 0);
 }
 
 void
@@ -126,6 +166,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 	bool more = true;
 	bool ask = false;
 	int dbix = -1;
+	uint32 taken = JQ_NIL;
 
 	if (s->claim_lane >= 0 && s->claim_lane != lane)
 		jq_claim_end();
@@ -186,7 +227,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 			out->tid = e->tid;
 			out->flags = e->flags;
 			out->lane = lane;
-			jq_entry_free(ix);
+			taken = ix;
 			s->claim_lane = lane;
 			s->claim_state = JQ_CLAIM_TAKEN;
 			s->claim_pos = out->pos;
@@ -195,6 +236,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 			s->claim_keylen = out->keylen;
 			memcpy(s->claim_key, out->key, out->keylen);
 			s->cancel_for = 0;
+			pg_atomic_fetch_add_u32(claim_count(db, out->id), 1);
 			jq_claim_cells[jq_my_slot].db = db;
 			jq_claim_cells[jq_my_slot].id = out->id;
 			l->nclaimed++;
@@ -209,6 +251,9 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 		}
 		LWLockRelease(jq_lane_lock(lane));
 	}
+	/* it is ours alone now; all free entries share one cache line */
+	if (taken != JQ_NIL)
+		jq_entry_free(taken);
 	if (refill || ask)
 		jq_db_request(dbix,
 					  (refill ? JQ_REQ_REFILL : 0) | (ask ? JQ_REQ_KEYS : 0));

@@ -21,6 +21,7 @@
 #include "slot.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "structbench.h"
 #include "xids.h"
 
 JqShared *jq_shared;
@@ -75,6 +76,10 @@ shmem_request(void)
 	size = add_size(size, jq_xids_size());
 #ifdef JQ_TESTING
 	size = add_size(size, jq_pause_size());
+	size = add_size(size, jq_bench_size());
+#endif
+#ifdef JQ_LOCKSTAT
+	size = add_size(size, jq_lockstat_size());
 #endif
 	RequestAddinShmemSpace(size);
 	RequestNamedLWLockTranche("jobqueue", JQ_NUM_LOCKS);
@@ -123,6 +128,10 @@ shmem_startup(void)
 	jq_xids_init();
 #ifdef JQ_TESTING
 	jq_pause_init();
+	jq_bench_init();
+#endif
+#ifdef JQ_LOCKSTAT
+	jq_lockstat_init();
 #endif
 	LWLockRelease(AddinShmemInitLock);
 }

@@ -87,4 +87,6 @@ extern LWLock *jq_lane_lock(int lane);
 extern LWLock *jq_key_lock(int partition);
 extern LWLock *jq_recent_lock(int cell);
 
+#include "lockstat.h"
+
 #endif /* JQ_SHMEM_H */

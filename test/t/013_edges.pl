@@ -93,4 +93,30 @@ property 'a hand-written row cannot crash a worker' => sub {
 	sql('DELETE FROM jobqueue_archive');
 };
 
+property 'a refill passes over the jobs that run' => sub {
+	my $gate = close_gate(1);
+
+	sql(<<'END');
+CREATE SEQUENCE starts;
+CREATE FUNCTION start(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM nextval('starts'); -- is not rolled back
+	PERFORM gate(args);
+END $$;
+END
+	enqueue('start', gate => 1, what => "r$_") for 1 .. 2;
+	wait_at_gate(2);
+	sql('SELECT jobqueue_sweep()');
+	# the one behind them runs after what the refill has brought
+	enqueue('note', what => 'next', priority => 5);
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'next'});
+	open_gate($gate);
+	wait_drained();
+	is(sql('SELECT last_value FROM starts'), 2, 'each was started once');
+	is(sql(q{SELECT count(*) FROM ran WHERE what LIKE 'r%'}), 2, 'and ran');
+	forget();
+	sql('DROP SEQUENCE starts; DROP FUNCTION start');
+	$gate->quit;
+};
+
 done_testing();
