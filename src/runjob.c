@@ -101,12 +101,24 @@ static MemoryContext job_context;
 
 /* ---------------------------------------------------------------- timeout */
 
+/*
+ * Arming a timer for each job would cost more than many a job.  One that is
+ * armed for an earlier moment is left alone: when it fires before the job's
+ * deadline it goes on firing each second, which is near enough for a timeout
+ * that is long.
+ */
+#define LONG_TIMEOUT_MS 10000
+
 static TimeoutId timeout_id = MAX_TIMEOUTS;
+static TimestampTz timeout_armed; /* for when; 0 = not */
+static volatile TimestampTz deadline;
 static volatile sig_atomic_t timeouts_fired;
 
 static void
 timeout_handler(void)
 {
+	if (deadline == 0 || GetCurrentTimestamp() < deadline)
+		return; /* it was armed for a job that is over */
 	timeouts_fired++;
 	InterruptPending = true;
 	if (timeouts_fired <= TIMEOUT_REPEATS)
@@ -138,23 +150,36 @@ timeout_ms(const JqRow *row)
 }
 
 static void
-start_timeout(int64 ms)
+start_timeout(TimestampTz start, int64 ms)
 {
+	TimestampTz at = TimestampTzPlusMilliseconds(start, ms);
+
+	timeouts_fired = 0;
+	if (ms <= 0)
+		return;
 	if (timeout_id == MAX_TIMEOUTS)
 		timeout_id = RegisterTimeout(USER_TIMEOUT, timeout_handler);
-	timeouts_fired = 0;
-	if (ms > 0)
-		enable_timeout_every(timeout_id,
-							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-														 ms),
-							 1000);
+	if (timeout_armed == 0 || timeout_armed > at || ms < LONG_TIMEOUT_MS)
+	{
+		enable_timeout_every(timeout_id, at, 1000);
+		timeout_armed = at;
+	}
+	deadline = at;
 }
 
 static void
 stop_timeout(void)
 {
-	if (timeout_id != MAX_TIMEOUTS)
-		disable_timeout(timeout_id, false);
+	deadline = 0;
+}
+
+void
+jq_run_idle(void)
+{
+	if (timeout_armed == 0)
+		return;
+	disable_timeout(timeout_id, false);
+	timeout_armed = 0;
 }
 
 /* ------------------------------------------------------------------- look */
@@ -354,7 +379,7 @@ attempt_it(Attempt *a)
 	a->ready_at = JQ_ROW_NULL(&row, JQ_COL_RUN_AT) ?
 					  a->enqueued_at :
 					  DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_RUN_AT));
-	a->started_at = GetCurrentTimestamp();
+	a->started_at = GetCurrentStatementStartTimestamp();
 	a->attempt = DatumGetInt16(JQ_ROW(&row, JQ_COL_ATTEMPT)) + 1;
 	if (!JQ_ROW_NULL(&row, JQ_COL_EXPIRES_AT) &&
 		DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_EXPIRES_AT)) <= a->started_at)
@@ -414,7 +439,7 @@ attempt_it(Attempt *a)
 	pgstat_report_activity(STATE_RUNNING, debug_query_string);
 	jq_inflight_mark(MyDatabaseId, a->job->id);
 	jq_claim_set_running();
-	start_timeout(timeout);
+	start_timeout(a->started_at, timeout);
 
 	if (kind == JQ_KIND_OUTSIDE)
 	{
@@ -526,7 +551,9 @@ note_end(Attempt *a, JqOutcome outcome, const char *error)
 {
 	JqRecent r;
 
-	a->ended_at = GetCurrentTimestamp();
+	a->ended_at = outcome == JQ_COMPLETED ?
+					  GetCurrentTransactionStopTimestamp() :
+					  GetCurrentTimestamp();
 	memset(&r, 0, offsetof(JqRecent, text));
 	r.id = a->job->id;
 	r.db = MyDatabaseId;

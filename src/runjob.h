@@ -46,4 +46,7 @@ extern bool jq_run_timed_out(void);
 extern void jq_run_claimed(JqClaimed *job, Oid role, const char *queue,
 						   int queue_ix);
 
+/* no job for a while: no timer either */
+extern void jq_run_idle(void);
+
 #endif /* JQ_RUNJOB_H */

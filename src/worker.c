@@ -252,7 +252,8 @@ maybe_flush(void)
 	if (XactLastCommitEnd <= flushed)
 		return;
 	interval = interval == 0 ? 0 : Max(interval, 10 * flush_cost);
-	if (GetCurrentTimestamp() - last_flush >= interval)
+	/* when the last transaction ended is near enough to now */
+	if (GetCurrentTransactionStopTimestamp() - last_flush >= interval)
 		flush_commits();
 }
 
@@ -317,6 +318,7 @@ wait_for_work(void)
 	static uint32 wait_event;
 	TimestampTz idle_since = GetCurrentTimestamp();
 
+	jq_run_idle();
 	flush_commits();
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);

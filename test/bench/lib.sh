@@ -15,6 +15,8 @@ skipped=()		# what could not be measured, and why
 # record NAME VALUE UNIT
 record()
 {
+	# what failed in a command substitution ends here
+	[[ $2 =~ ^-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?$ ]] || die "$1: no figure"
 	[ -n "${figures[$1]:-}" ] || names+=("$1")
 	figures[$1]+="$2 "
 	units[$1]=$3
