@@ -115,6 +115,8 @@ shmem_startup(void)
 		pg_atomic_init_u32(&jq_shared->starved, 0);
 		pg_atomic_init_u32(&jq_shared->nheld, 0);
 		pg_atomic_init_u32(&jq_shared->spilled_keys, 0);
+		pg_atomic_init_u64(&jq_shared->last_flush, 0);
+		pg_atomic_init_u32(&jq_shared->flush_cost, 0);
 		pg_atomic_init_u32(&jq_shared->keys_full, 0);
 	}
 	jq_pool_init();

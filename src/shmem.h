@@ -59,8 +59,11 @@ typedef struct JqShared
 
 	pg_atomic_uint64 pool_head; /* free entries: (tag << 32) | index */
 	pg_atomic_uint32 pool_nfree;
-	pg_atomic_uint32 starved;	   /* a lane wanted entries and got none */
-	pg_atomic_uint32 nheld;		   /* entries of the claim table */
+	pg_atomic_uint32 starved; /* a lane wanted entries and got none */
+	pg_atomic_uint32 nheld;	  /* entries of the claim table */
+	pg_atomic_uint64
+		last_flush; /* TimestampTz: when a worker flushed the WAL */
+	pg_atomic_uint32 flush_cost;   /* us: how long that took */
 	pg_atomic_uint64 recent_next;  /* next cell of the ring */
 	pg_atomic_uint32 spilled_keys; /* keys that have rows in the table only */
 	pg_atomic_uint32 keys_full;	   /* a worker found no place for a key */

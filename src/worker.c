@@ -9,9 +9,12 @@
  *
  * When the server is short of transaction ids (xids.h), it sleeps between jobs.
  *
- * Durability.  Jobs commit asynchronously.  Between jobs the worker flushes when
+ * Durability.  Jobs commit asynchronously.  Between jobs a worker flushes when
  * flush_interval, or ten times the duration of the last flush, has passed since
- * the last one; it never sleeps with unflushed commits.
+ * any worker did: a flush covers all that has been committed before.  With
+ * nothing to do it gives others as long as flush_interval, or a flush, to do it
+ * for it; the next commit of a client usually does, and would have to wait for
+ * ours.  Then it flushes and sleeps.
  *
  * Exit.  The exit hook puts a job that was taken and not begun back into its
  * lane, leaves one that had begun to the scheduler as failing, frees the keys
@@ -47,6 +50,7 @@
 #include "worker.h"
 #include "xids.h"
 
+#define MAX_FLUSH_US 1000000
 #define MAX_LANES 4096 /* of one role in one database, at a time */
 
 bool jq_is_worker = false;
@@ -60,8 +64,6 @@ static int next_lane;
 static int64 jobs_done;
 
 static XLogRecPtr flushed;
-static TimestampTz last_flush;
-static int64 flush_cost; /* us */
 
 static void
 interrupt_handler(SIGNAL_ARGS)
@@ -228,33 +230,67 @@ call_launcher(void)
 
 /* ------------------------------------------------------------------ flush */
 
+/* has a job of ours committed that is not on disk? */
+static bool
+unflushed(void)
+{
+	if (XactLastCommitEnd == InvalidXLogRecPtr || XactLastCommitEnd <= flushed)
+		return false;
+	flushed = GetFlushRecPtr(NULL);
+	return XactLastCommitEnd > flushed;
+}
+
 static void
 flush_commits(void)
 {
 	instr_time start, end;
 
-	if (XactLastCommitEnd == InvalidXLogRecPtr || XactLastCommitEnd <= flushed)
+	if (!unflushed())
 		return;
 	INSTR_TIME_SET_CURRENT(start);
 	XLogFlush(XactLastCommitEnd);
 	INSTR_TIME_SET_CURRENT(end);
 	INSTR_TIME_SUBTRACT(end, start);
-	flush_cost = INSTR_TIME_GET_MICROSEC(end);
 	flushed = XactLastCommitEnd;
-	last_flush = GetCurrentTimestamp();
+	pg_atomic_write_u32(&jq_shared->flush_cost,
+						(uint32) Min(INSTR_TIME_GET_MICROSEC(end),
+									 (uint64) MAX_FLUSH_US));
+	pg_atomic_write_u64(&jq_shared->last_flush, (uint64) GetCurrentTimestamp());
 }
 
 static void
 maybe_flush(void)
 {
 	int64 interval = (int64) jobqueue_flush_interval * 1000;
+	uint64 last;
+	TimestampTz now;
 
 	if (XactLastCommitEnd <= flushed)
 		return;
-	interval = interval == 0 ? 0 : Max(interval, 10 * flush_cost);
-	/* when the last transaction ended is near enough to now */
-	if (GetCurrentTransactionStopTimestamp() - last_flush >= interval)
+	if (interval == 0)
+	{
 		flush_commits();
+		return;
+	}
+	interval =
+		Max(interval, 10 * (int64) pg_atomic_read_u32(&jq_shared->flush_cost));
+	last = pg_atomic_read_u64(&jq_shared->last_flush);
+	/* when the last transaction ended is near enough to now */
+	now = GetCurrentTransactionStopTimestamp();
+	if (now - (TimestampTz) last >= interval &&
+		pg_atomic_compare_exchange_u64(&jq_shared->last_flush, &last,
+									   (uint64) now))
+		flush_commits();
+}
+
+/* how long an idle worker leaves its flush to others */
+static int64
+linger_us(void)
+{
+	if (jobqueue_flush_interval == 0)
+		return 0;
+	return Max((int64) jobqueue_flush_interval * 1000,
+			   (int64) pg_atomic_read_u32(&jq_shared->flush_cost));
 }
 
 /* ------------------------------------------------------------------- loop */
@@ -317,15 +353,16 @@ wait_for_work(void)
 {
 	static uint32 wait_event;
 	TimestampTz idle_since = GetCurrentTimestamp();
+	TimestampTz flush_at = idle_since + linger_us();
 
 	jq_run_idle();
-	flush_commits();
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	jq_xids_set_due();
 	for (;;)
 	{
-		long timeout;
+		TimestampTz now;
+		TimestampTz wake;
 		int rc;
 
 		jq_slot_set_idle();
@@ -338,15 +375,21 @@ wait_for_work(void)
 		if (should_leave())
 			return false;
 		call_launcher();
-		timeout = TimestampDifferenceMilliseconds(
-			GetCurrentTimestamp(),
-			TimestampTzPlusMilliseconds(idle_since,
-										jobqueue_worker_idle_timeout *
-											INT64CONST(1000)));
-		if (timeout <= 0)
+		now = GetCurrentTimestamp();
+		wake = TimestampTzPlusMilliseconds(idle_since,
+										   jobqueue_worker_idle_timeout *
+											   INT64CONST(1000));
+		if (now >= wake)
 			return false;
+		if (unflushed())
+		{
+			if (now < flush_at)
+				wake = Min(wake, flush_at);
+			else
+				flush_commits();
+		}
 		rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					   timeout,
+					   TimestampDifferenceMilliseconds(now, wake),
 					   jq_wait_event(&wait_event, "JobqueueWorkerMain"));
 		ResetLatch(MyLatch);
 		/* nobody cancels an idle worker */
