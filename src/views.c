@@ -209,6 +209,8 @@ typedef struct Shown
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	char key[JQ_KEY_MAX + 1];
 	bool running;
+	int nothers; /* of a batch */
+	int64 others[JQ_BATCH_MAX];
 	int attempt;
 	TimestampTz started_at;
 	char command[JQ_COMMAND_SHOWN];
@@ -221,6 +223,7 @@ show_slot(int i, Shown *out)
 	int lane = *(volatile int *) &s->claim_lane;
 	bool ok = false;
 	int tries;
+	int k;
 
 	if (lane < 0)
 		return false;
@@ -234,6 +237,9 @@ show_slot(int i, Shown *out)
 		memcpy(out->key, s->claim_key, s->claim_keylen);
 		out->key[s->claim_keylen] = '\0';
 		out->running = s->claim_state == JQ_CLAIM_RUNNING;
+		out->nothers = jq_claim_cells[i].nothers;
+		for (k = 0; k < out->nothers; k++)
+			out->others[k] = JQ_OTHERS(i)[k].id;
 		ok = true;
 	}
 	LWLockRelease(jq_lane_lock(lane));
@@ -266,6 +272,7 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 		Shown s;
 		Datum values[8];
 		bool nulls[8];
+		int k;
 
 		if (!show_slot(i, &s) || jq_sight_of(s.role) == 0)
 			continue;
@@ -282,6 +289,13 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 		values[6] = TimestampTzGetDatum(s.started_at);
 		values[7] = memory_text(s.command);
 		put(fcinfo, values, nulls);
+		/* those that share its transaction: done, or waiting for their turn */
+		nulls[3] = nulls[5] = nulls[6] = nulls[7] = true;
+		for (k = 0; k < s.nothers; k++)
+		{
+			values[0] = Int64GetDatum(s.others[k]);
+			put(fcinfo, values, nulls);
+		}
 	}
 	return (Datum) 0;
 }
