@@ -41,7 +41,12 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#define BATCH_US 10000 /* a batch older than this takes no more jobs */
+/* a batch older than this takes no more jobs */
+#ifdef JQ_TESTING
+#define BATCH_US 1000000 /* tests want to know which jobs are together */
+#else
+#define BATCH_US 10000
+#endif
 
 static JqClaimed *jobs; /* room for JQ_BATCH_MAX, as the next one */
 static JqAttempt *attempts;
@@ -244,6 +249,8 @@ jq_batch_give_back(void)
 	role = jq_lanes[lane].role;
 	strlcpy(queue, jq_lanes[lane].queue, sizeof(queue));
 	slow_down(jq_lanes[lane].queue_ix);
+	/* whoever cancelled one has been told so */
+	jq_claim_hold_cancelled(lane);
 	for (i = 0; i < njobs; i++)
 		open[i] = jq_claim_is_other(jobs[i].id);
 	jq_claim_end_others(lane);

@@ -446,21 +446,17 @@ held_fill(JqHeld *h, JqHeldKind kind, Oid role, const char *queue)
 	h->sqlstate[0] = h->error[0] = '\0';
 }
 
-bool
-jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
-				 const char *error)
+/* lane lock held: an entry for a job of this process; false: no room */
+static bool
+hold_mine(JqLane *l, int64 id, JqHeldKind kind, TransactionId xid,
+		  const char *sqlstate, const char *error)
 {
 	JqSlot *s = &jq_slots[jq_my_slot];
-	int lane = s->claim_lane;
-	JqLane *l = &jq_lanes[lane];
-	int dbix;
 	JqHeld key;
 	JqHeld *h;
 	bool found;
 
-	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
-	dbix = l->dbix;
-	held_key(&key, l->db, s->claim_pos.id);
+	held_key(&key, l->db, id);
 	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
 	h = hash_search(jq_held, &key, HASH_ENTER_NULL, &found);
 	if (h != NULL)
@@ -475,12 +471,59 @@ jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 			pg_atomic_fetch_add_u32(&jq_shared->nheld, 1);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
-	if (h != NULL)
+	return h != NULL;
+}
+
+bool
+jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
+				 const char *error)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int lane = s->claim_lane;
+	JqLane *l = &jq_lanes[lane];
+	int dbix;
+	bool done;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	dbix = l->dbix;
+	done = hold_mine(l, s->claim_pos.id, kind, xid, sqlstate, error);
+	if (done)
 		claim_clear(s);
 	LWLockRelease(jq_lane_lock(lane));
-	if (h != NULL)
+	if (done)
 		jq_db_request(dbix, JQ_REQ_FAILED);
-	return h != NULL;
+	return done;
+}
+
+void
+jq_claim_hold_cancelled(int lane)
+{
+	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
+	JqOther *others = JQ_OTHERS(jq_my_slot);
+	JqLane *l = &jq_lanes[lane];
+	int dbix;
+	bool any = false;
+	uint32 i = 0;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	dbix = l->dbix;
+	while (i < c->nothers)
+	{
+		if (others[i].cancel &&
+			hold_mine(l, others[i].id, JQ_HELD_FAILING, InvalidTransactionId,
+					  "CANCL", "cancelled"))
+		{
+			others[i] = others[c->nothers - 1];
+			c->nothers--;
+			l->nclaimed--;
+			any = true;
+		}
+		else
+			i++;
+	}
+	LWLockRelease(jq_lane_lock(lane));
+	if (any)
+		jq_db_request(dbix, JQ_REQ_FAILED);
 }
 
 /* ------------------------------------------------- sessions and scheduler */

@@ -88,6 +88,8 @@ extern void jq_claim_put_aside(void);
 extern void jq_claim_pick(const JqClaimed *job);
 /* is the job one of the others? */
 extern bool jq_claim_is_other(int64 id);
+/* exit hook: those others that are to be cancelled go to the table */
+extern void jq_claim_hold_cancelled(int lane);
 /* end the claims of the others, which are of that lane */
 extern void jq_claim_end_others(int lane);
 /* was a cancel meant for any job of the batch? */

@@ -259,6 +259,18 @@ show_slot(int i, Shown *out)
 	return ok;
 }
 
+static bool
+shows_job(const Shown *s, int64 id)
+{
+	bool shows = s->id == id;
+	int k;
+
+	for (k = 0; k < s->nothers; k++)
+		if (s->others[k] == id)
+			shows = true;
+	return shows;
+}
+
 PG_FUNCTION_INFO_V1(jq_running_jobs);
 Datum
 jq_running_jobs(PG_FUNCTION_ARGS)
@@ -393,8 +405,9 @@ jq_held_keys(PG_FUNCTION_ARGS)
 		{
 			Shown shown;
 
-			if (jq_claim_cells[s].id == k->job && show_slot(s, &shown) &&
-				shown.id == k->job)
+			if ((jq_claim_cells[s].id == k->job ||
+				 jq_claim_cells[s].nothers > 0) &&
+				show_slot(s, &shown) && shows_job(&shown, k->job))
 				visible = jq_sight_of(shown.role) > 0;
 		}
 		if (!visible && k->pid != MyProcPid)

@@ -70,6 +70,14 @@ property 'jobs that are ready together share transactions' => sub {
 	is(outcomes(@ids), join(', ', ('completed 1') x 10), 'each noted');
 };
 
+property 'a long job is not followed by others in its transaction' => sub {
+	fresh();
+	enqueue_together(q{'SELECT pg_sleep(1.1); INSERT INTO ran (what) VALUES (''long'')'}, note_of('a'));
+	wait_drained();
+	is(ran(), 'long a', 'in order');
+	is(xids(), 2, 'each in its own');
+};
+
 property 'results and the history are those of single jobs' => sub {
 	fresh();
 	my @ids = enqueue_together(map { qq('SELECT \$1->>''n''', '{"n": $_}', keep => '1 day') } 1 .. 5);
@@ -216,16 +224,28 @@ paused_property 'a job that is done in an open batch can be cancelled' => sub {
 	}
 };
 
-property 'two jobs of a batch are cancelled while a third runs' => sub {
+paused_property 'of a batch two jobs are cancelled' => sub {
 	fresh();
-	my $gate = close_gate(5);
-	my @ids = enqueue_together(note_of('a', 'b'), q{'gate', '{"gate": 5, "what": "c"}'}, note_of('d'));
-	wait_at_gate(1);
-	is(sql("SELECT count(*) FROM unnest(ARRAY[$ids[0], $ids[1]]) i WHERE jobqueue_cancel(i)"), 2, 'both');
-	open_gate($gate);
+	arm('batch-before-commit');
+	my @ids = enqueue_together(note_of('a', 'b', 'c', 'd'));
+	my $pid = caught('batch-before-commit');
+	is(sql("SELECT count(*) FROM unnest(ARRAY[$ids[0], $ids[2]]) i WHERE jobqueue_cancel(i)"), 2, 'both');
+	release('batch-before-commit');
 	wait_drained();
-	is(ran(), 'c d', 'the others ran');
-	is(sql('SELECT count(*) FROM jobqueue_history WHERE state = $$cancelled$$'), 2, 'those did not');
+	is(ran(), 'b d', 'the others ran');
+	is(sql(q{SELECT count(*) FROM jobqueue_history WHERE state = 'cancelled'}), 2, 'those did not');
+};
+
+paused_property 'a cancelled job of a batch stays cancelled when its worker is terminated' => sub {
+	fresh();
+	arm('batch-before-commit');
+	my @ids = enqueue_together(note_of('a', 'b', 'c'));
+	my $pid = caught('batch-before-commit');
+	is(sql("SELECT jobqueue_cancel($ids[0]), pg_terminate_backend($pid)"), 't|t', 'both');
+	release('batch-before-commit');
+	wait_drained();
+	is(ran(), 'b c', 'the others ran');
+	is(sql('SELECT id, state FROM jobqueue_history'), "$ids[0]|cancelled", 'that one did not');
 };
 
 paused_property 'a pause lets a batch finish and take no more' => sub {
@@ -258,9 +278,12 @@ paused_property 'a quiesce waits for a batch' => sub {
 paused_property 'a worker that is terminated gives back what was done, uncharged' => sub {
 	fresh();
 	arm('batch-before-commit');
-	my @ids = enqueue_together(map { qq('note', '{"what": "$_"}', key => '$_') } 'a', 'b', 'c');
+	sql(q{CREATE ROLE owner LOGIN; SELECT jobqueue_grant('owner', 'use')});
+	my $list = join ', ', map { qq{jobqueue_enqueue('note', '{"what": "$_"}', queue => 'b', key => '$_')} } 'a', 'b', 'c';
+	sql_as('owner', "SELECT $list");
 	my $pid = caught('batch-before-commit');
 	is(sql('SELECT count(*) FROM jobqueue_keys WHERE pid IS NOT NULL'), 3, 'it holds three keys');
+	is(sql('SET ROLE owner; SELECT count(*) FROM jobqueue_keys'), 3, 'whoever sees the jobs sees them');
 	sql("SELECT pg_terminate_backend($pid)");
 	release('batch-before-commit');
 	wait_drained();
