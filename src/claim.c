@@ -8,6 +8,10 @@
  *		none    -> taken	: jq_claim_next; the entry leaves the lane and its key
  *							  is taken in the same section
  *		taken   -> running	: jq_claim_set_running
+ *		running -> taken	: jq_claim_set_taken, at the end of a job in a batch
+ *		taken   -> other	: jq_claim_more, jq_claim_put_aside
+ *		other   -> taken	: jq_claim_pick
+ *		other   -> none		: jq_claim_end_others
  *		running -> none		: jq_claim_end, jq_claim_next
  *		running -> table	: jq_claim_to_held (failing, doubtful)
  *
@@ -93,6 +97,19 @@ held_key(JqHeld *key, Oid db, int64 id)
 	key->zero = 0;
 }
 
+/* place of the job among the others of the slot; -1 = it is not there */
+static int
+other_of_slot(int slot, int64 id)
+{
+	uint32 n = jq_claim_cells[slot].nothers;
+	uint32 i;
+
+	for (i = 0; i < n; i++)
+		if (JQ_OTHERS(slot)[i].id == id)
+			return (int) i;
+	return -1;
+}
+
 static bool
 claimed_by_slot(Oid db, int64 id)
 {
@@ -101,8 +118,16 @@ claimed_by_slot(Oid db, int64 id)
 	if (pg_atomic_read_u32(claim_count(db, id)) == 0)
 		return false;
 	for (i = 0; i < jq_shared->nslots; i++)
-		if (jq_claim_cells[i].id == id && jq_claim_cells[i].db == db)
+	{
+		JqClaimCell *c = &jq_claim_cells[i];
+
+		if (c->id == id && c->db == db)
 			return true;
+		/* it may have gone to the others after we looked */
+		pg_read_barrier();
+		if (c->nothers > 0 && c->db == db && other_of_slot(i, id) >= 0)
+			return true;
+	}
 	return false;
 }
 
@@ -155,8 +180,43 @@ jq_claim_end(void)
 	LWLockRelease(jq_lane_lock(lane));
 }
 
-bool
-jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
+/* lane lock of the claim held */
+static void
+put_aside(JqSlot *s)
+{
+	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
+	JqOther *o = &JQ_OTHERS(jq_my_slot)[c->nothers];
+
+	Assert(c->nothers < JQ_BATCH_MAX);
+	o->id = c->id;
+	o->cancel = s->cancel_for != 0 && s->cancel_for == c->id;
+	pg_write_barrier();
+	c->nothers++;
+	pg_write_barrier();
+	s->claim_state = JQ_CLAIM_NONE;
+	s->claim_lane = -1;
+	s->cancel_for = 0;
+	c->id = 0;
+}
+
+/* lane lock held; nothing is in hand */
+static void
+claim_set(JqSlot *s, const JqClaimed *job, Oid db)
+{
+	s->claim_lane = job->lane;
+	s->claim_state = JQ_CLAIM_TAKEN;
+	s->claim_pos = job->pos;
+	s->claim_tid = job->tid;
+	s->claim_flags = job->flags & ~JQ_E_UNPARKED;
+	s->claim_keylen = job->keylen;
+	memcpy(s->claim_key, job->key, job->keylen);
+	s->cancel_for = 0;
+	jq_claim_cells[jq_my_slot].db = db;
+	jq_claim_cells[jq_my_slot].id = job->id;
+}
+
+static bool
+claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 {
 	JqSlot *s = &jq_slots[jq_my_slot];
 	JqLane *l = &jq_lanes[lane];
@@ -175,7 +235,7 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 		int tries;
 
 		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
-		if (s->claim_lane >= 0)
+		if (s->claim_lane >= 0 && !more_of_batch)
 			claim_clear(s);
 		if (l->db != db || l->role != role)
 		{
@@ -228,17 +288,10 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 			out->flags = e->flags;
 			out->lane = lane;
 			taken = ix;
-			s->claim_lane = lane;
-			s->claim_state = JQ_CLAIM_TAKEN;
-			s->claim_pos = out->pos;
-			s->claim_tid = out->tid;
-			s->claim_flags = out->flags & ~JQ_E_UNPARKED;
-			s->claim_keylen = out->keylen;
-			memcpy(s->claim_key, out->key, out->keylen);
-			s->cancel_for = 0;
+			if (s->claim_lane >= 0)
+				put_aside(s);
 			pg_atomic_fetch_add_u32(claim_count(db, out->id), 1);
-			jq_claim_cells[jq_my_slot].db = db;
-			jq_claim_cells[jq_my_slot].id = out->id;
+			claim_set(s, out, db);
 			l->nclaimed++;
 			got = true;
 			break;
@@ -260,6 +313,100 @@ jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
 	if (pg_atomic_read_u32(&jq_shared->starved) != 0)
 		jq_claim_unstarve();
 	return got;
+}
+
+bool
+jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out)
+{
+	return claim_next(lane, db, role, out, false);
+}
+
+bool
+jq_claim_more(int lane, Oid db, Oid role, JqClaimed *out)
+{
+	return claim_next(lane, db, role, out, true);
+}
+
+void
+jq_claim_put_aside(void)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int lane = s->claim_lane;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	put_aside(s);
+	LWLockRelease(jq_lane_lock(lane));
+}
+
+void
+jq_claim_pick(const JqClaimed *job)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
+	JqOther *others = JQ_OTHERS(jq_my_slot);
+	int i;
+
+	LWLockAcquire(jq_lane_lock(job->lane), LW_EXCLUSIVE);
+	if (s->claim_lane >= 0)
+		claim_clear(s);
+	i = other_of_slot(jq_my_slot, job->id);
+	Assert(i >= 0);
+	claim_set(s, job, c->db);
+	if (others[i].cancel)
+	{
+		s->cancel_for = job->id;
+		s->cancel_at = GetCurrentTimestamp();
+	}
+	others[i] = others[c->nothers - 1];
+	c->nothers--;
+	LWLockRelease(jq_lane_lock(job->lane));
+}
+
+bool
+jq_claim_is_other(int64 id)
+{
+	return other_of_slot(jq_my_slot, id) >= 0;
+}
+
+void
+jq_claim_end_others(int lane)
+{
+	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
+
+	if (c->nothers == 0)
+		return;
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	jq_lanes[lane].nclaimed -= c->nothers;
+	while (c->nothers > 0)
+	{
+		int64 id = JQ_OTHERS(jq_my_slot)[--c->nothers].id;
+
+		pg_atomic_fetch_sub_u32(claim_count(c->db, id), 1);
+	}
+	LWLockRelease(jq_lane_lock(lane));
+}
+
+bool
+jq_claim_any_cancel_wanted(void)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
+	int lane = s->claim_lane;
+	bool wanted;
+	uint32 i;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	wanted = s->cancel_for != 0 && s->cancel_for == c->id;
+	for (i = 0; i < c->nothers && !wanted; i++)
+		wanted = JQ_OTHERS(jq_my_slot)[i].cancel;
+	LWLockRelease(jq_lane_lock(lane));
+	return wanted;
+}
+
+void
+jq_claim_set_taken(void)
+{
+	jq_slots[jq_my_slot].claim_state = JQ_CLAIM_TAKEN;
 }
 
 void
@@ -340,21 +487,17 @@ held_fill(JqHeld *h, JqHeldKind kind, Oid role, const char *queue)
 	h->sqlstate[0] = h->error[0] = '\0';
 }
 
-bool
-jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
-				 const char *error)
+/* lane lock held: an entry for a job of this process; false: no room */
+static bool
+hold_mine(JqLane *l, int64 id, JqHeldKind kind, TransactionId xid,
+		  const char *sqlstate, const char *error)
 {
 	JqSlot *s = &jq_slots[jq_my_slot];
-	int lane = s->claim_lane;
-	JqLane *l = &jq_lanes[lane];
-	int dbix;
 	JqHeld key;
 	JqHeld *h;
 	bool found;
 
-	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
-	dbix = l->dbix;
-	held_key(&key, l->db, s->claim_pos.id);
+	held_key(&key, l->db, id);
 	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
 	h = hash_search(jq_held, &key, HASH_ENTER_NULL, &found);
 	if (h != NULL)
@@ -369,12 +512,60 @@ jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 			pg_atomic_fetch_add_u32(&jq_shared->nheld, 1);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
-	if (h != NULL)
+	return h != NULL;
+}
+
+bool
+jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
+				 const char *error)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int lane = s->claim_lane;
+	JqLane *l = &jq_lanes[lane];
+	int dbix;
+	bool done;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	dbix = l->dbix;
+	done = hold_mine(l, s->claim_pos.id, kind, xid, sqlstate, error);
+	if (done)
 		claim_clear(s);
 	LWLockRelease(jq_lane_lock(lane));
-	if (h != NULL)
+	if (done)
 		jq_db_request(dbix, JQ_REQ_FAILED);
-	return h != NULL;
+	return done;
+}
+
+void
+jq_claim_hold_cancelled(int lane)
+{
+	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
+	JqOther *others = JQ_OTHERS(jq_my_slot);
+	JqLane *l = &jq_lanes[lane];
+	int dbix;
+	bool any = false;
+	uint32 i = 0;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	dbix = l->dbix;
+	while (i < c->nothers)
+	{
+		if (others[i].cancel &&
+			hold_mine(l, others[i].id, JQ_HELD_FAILING, InvalidTransactionId,
+					  "CANCL", "cancelled"))
+		{
+			pg_atomic_fetch_sub_u32(claim_count(c->db, others[i].id), 1);
+			others[i] = others[c->nothers - 1];
+			c->nothers--;
+			l->nclaimed--;
+			any = true;
+		}
+		else
+			i++;
+	}
+	LWLockRelease(jq_lane_lock(lane));
+	if (any)
+		jq_db_request(dbix, JQ_REQ_FAILED);
 }
 
 /* ------------------------------------------------- sessions and scheduler */
@@ -468,16 +659,26 @@ jq_claim_cancel(Oid db, int64 id)
 	{
 		JqSlot *s = &jq_slots[i];
 		int lane;
+		int other;
 		bool sent = false;
 
-		if (jq_claim_cells[i].id != id || jq_claim_cells[i].db != db)
+		if (jq_claim_cells[i].db != db ||
+			(jq_claim_cells[i].id != id && other_of_slot(i, id) < 0))
 			continue;
 		lane = *(volatile int *) &s->claim_lane;
 		if (lane < 0)
 			continue;
 		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
-		if (s->claim_lane == lane && jq_claim_cells[i].id == id &&
-			jq_claim_cells[i].db == db)
+		if (s->claim_lane == lane && jq_claim_cells[i].db == db &&
+			(other = other_of_slot(i, id)) >= 0)
+		{
+			/* the job in hand ends, and with it the batch, so far undone */
+			JQ_OTHERS(i)[other].cancel = true;
+			kill(s->pid, SIGINT);
+			sent = true;
+		}
+		else if (s->claim_lane == lane && jq_claim_cells[i].id == id &&
+				 jq_claim_cells[i].db == db)
 		{
 			/* under the lock, so that the job cannot end in between */
 			if (s->cancel_for != id)
@@ -503,8 +704,8 @@ jq_claim_count(Oid db)
 	int i;
 
 	for (i = 0; i < jq_shared->nslots; i++)
-		if (jq_claim_cells[i].id != 0 && jq_claim_cells[i].db == db)
-			n++;
+		if (jq_claim_cells[i].db == db)
+			n += (jq_claim_cells[i].id != 0) + jq_claim_cells[i].nothers;
 	return n;
 }
 

@@ -77,8 +77,27 @@ extern bool jq_claim_is_out(Oid db, int64 id);
  */
 extern bool jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out);
 extern void jq_claim_end(void);
+/*
+ * The same for a batch: take one more job of the lane; the claim in hand goes to
+ * the others of the slot, which stay claimed.
+ */
+extern bool jq_claim_more(int lane, Oid db, Oid role, JqClaimed *out);
+/* the claim in hand goes to the others */
+extern void jq_claim_put_aside(void);
+/* end the claim in hand, if any, and take one of the others into it */
+extern void jq_claim_pick(const JqClaimed *job);
+/* is the job one of the others? */
+extern bool jq_claim_is_other(int64 id);
+/* exit hook: those others that are to be cancelled go to the table */
+extern void jq_claim_hold_cancelled(int lane);
+/* end the claims of the others, which are of that lane */
+extern void jq_claim_end_others(int lane);
+/* was a cancel meant for any job of the batch? */
+extern bool jq_claim_any_cancel_wanted(void);
 /* mark the job in hand as begun: from now on its loss is a failed attempt */
 extern void jq_claim_set_running(void);
+/* it is done, though not committed: its loss costs nothing */
+extern void jq_claim_set_taken(void);
 /*
  * The job in hand may have crashed the server: it takes turns with others of
  * that kind.  false: it has to wait; it is parked and the claim has ended.

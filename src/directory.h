@@ -87,6 +87,7 @@ typedef struct JqQueue
 	bool pinned;			  /* not the defaults: the place is not reused */
 	pg_atomic_uint32 stopped; /* JQ_STOPPED_*: lanes read it under their lock */
 	pg_atomic_uint32 batch;
+	pg_atomic_uint32 singly; /* a batch failed: so many run one by one */
 	/* the rest is atomic; sums are exact, the rest nearly */
 	pg_atomic_uint64 completed;
 	pg_atomic_uint64 failed;

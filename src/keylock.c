@@ -117,7 +117,7 @@ tag_match(const void *a, const void *b, Size keysize)
 static long
 max_keys(void)
 {
-	return 4 * (MaxBackends + max_worker_processes) + 1024 +
+	return 4 * MaxBackends + (4 + JQ_BATCH_MAX) * max_worker_processes + 1024 +
 		   jobqueue_max_ready_jobs / 16;
 }
 

@@ -11,8 +11,6 @@
 
 #include "directory.h"
 
-#define JQ_BATCH_MAX 100
-
 /* a row of jobqueue_queue; what has no row has the defaults */
 typedef struct JqQueueRow
 {

@@ -27,6 +27,7 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "attempt.h"
 #include "catalog/pg_type.h"
 #include "command.h"
 #include "compat.h"
@@ -63,39 +64,6 @@
 #define TIMEOUT_REPEATS 5 /* seconds of cancelling before FATAL */
 
 JqCurrent jq_current_job;
-
-/* what has become of an attempt */
-typedef enum Verdict
-{
-	COMPLETED,
-	DROPPED,	  /* nothing to run; republished where needed */
-	PARKED,		  /* waits; the claim has ended already */
-	DOUBTFUL_ROW, /* somebody is deleting the row */
-	EXPIRED,
-	FAILED, /* error in the job */
-	RERUN,	/* error that does not count */
-	TROUBLE /* error of ours, not of the job */
-} Verdict;
-
-typedef struct Attempt
-{
-	JqClaimed *job;
-	Oid role;
-	const char *queue;
-	int queue_ix;
-	bool running; /* the command may have begun */
-	bool committing;
-	bool outside;
-	TransactionId xid; /* DOUBTFUL_ROW */
-	TimestampTz ready_at;
-	TimestampTz enqueued_at;
-	TimestampTz started_at;
-	TimestampTz ended_at;
-	int attempt; /* this one, from 1 */
-	ErrorData *error;
-	char *result; /* text of the result, or NULL */
-	int result_len;
-} Attempt;
 
 static MemoryContext job_context;
 
@@ -211,38 +179,57 @@ text_equals(Datum d, const char *s, int len)
 }
 
 /*
+ * Is the row what the entry said?  *item and *run_at (DT_NOBEGIN: due) are what
+ * it is.
+ */
+static bool
+matches(JqAttempt *a, JqRow *row, JqItem *item, TimestampTz *run_at)
+{
+	*run_at = DT_NOBEGIN;
+	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
+	{
+		*run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
+		if (*run_at <= GetCurrentTimestamp())
+			*run_at = DT_NOBEGIN;
+	}
+	item_of_row(item, row);
+	return *run_at == DT_NOBEGIN &&
+		   DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)) == a->role &&
+		   text_equals(JQ_ROW(row, JQ_COL_QUEUE), a->queue, strlen(a->queue)) &&
+		   item->priority == a->job->pos.priority &&
+		   item->keylen == a->job->keylen &&
+		   (item->keylen == 0 ||
+			memcmp(item->key, a->job->key, item->keylen) == 0);
+}
+
+static bool
+at_home(JqTable *t, JqRow *row)
+{
+	return DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) == t->home &&
+		   t->meta_database == MyDatabaseId;
+}
+
+/*
  * Is the row what the entry said?  If not, it belongs elsewhere: publish it
  * there.
  */
 static bool
-as_expected(Attempt *a, JqTable *t, JqRow *row)
+as_expected(JqAttempt *a, JqTable *t, JqRow *row)
 {
 	JqItem item;
-	TimestampTz run_at = DT_NOBEGIN;
-	bool due = true;
+	TimestampTz run_at;
 	char *queue;
 
-	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home ||
-		t->meta_database != MyDatabaseId)
+	if (!at_home(t, row))
 		return false; /* held: adopt publishes it */
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-	{
-		run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-		due = run_at <= GetCurrentTimestamp();
-	}
-	item_of_row(&item, row);
-	if (due && DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)) == a->role &&
-		text_equals(JQ_ROW(row, JQ_COL_QUEUE), a->queue, strlen(a->queue)) &&
-		item.priority == a->job->pos.priority &&
-		item.keylen == a->job->keylen &&
-		(item.keylen == 0 || memcmp(item.key, a->job->key, item.keylen) == 0))
+	if (matches(a, row, &item, &run_at))
 		return true;
 	queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	/* our own claim must be gone first, or the entry would be dropped */
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_claim_end();
 	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
-				   queue, &item, due ? DT_NOBEGIN : run_at);
+				   queue, &item, run_at);
 	return false;
 }
 
@@ -314,7 +301,8 @@ run_outside(JqRow *row)
 
 /* the row leaves the queue, in the open transaction; false: it had left */
 static bool
-finish_row(Attempt *a, JqTable *t, JqRow *row, Snapshot snapshot, Datum result)
+finish_row(JqAttempt *a, JqTable *t, JqRow *row, Snapshot snapshot,
+		   Datum result)
 {
 	if (!jq_row_wants_keep(row))
 		return jq_row_delete(t, a->job->id, row, snapshot);
@@ -324,17 +312,132 @@ finish_row(Attempt *a, JqTable *t, JqRow *row, Snapshot snapshot, Datum result)
 					  DatumGetIntervalP(JQ_ROW(row, JQ_COL_KEEP)));
 }
 
+static bool
+has_expired(JqAttempt *a, JqRow *row)
+{
+	return !JQ_ROW_NULL(row, JQ_COL_EXPIRES_AT) &&
+		   DatumGetTimestampTz(JQ_ROW(row, JQ_COL_EXPIRES_AT)) <= a->started_at;
+}
+
+static char
+kind_of(JqRow *row)
+{
+	return JQ_ROW_NULL(row, JQ_COL_KIND) ?
+			   '?' :
+			   DatumGetChar(JQ_ROW(row, JQ_COL_KIND));
+}
+
+static void
+note_start(JqAttempt *a, JqRow *row)
+{
+	a->enqueued_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
+	a->ready_at = JQ_ROW_NULL(row, JQ_COL_RUN_AT) ?
+					  a->enqueued_at :
+					  DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
+	a->started_at = GetCurrentStatementStartTimestamp();
+	a->attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
+}
+
+/* from here on the job is to blame */
+static void
+begin_running(JqAttempt *a, JqRow *row)
+{
+	int64 timeout = timeout_ms(row);
+
+	a->running = true;
+	set_current(row);
+	debug_query_string = jq_row_cstring(row, JQ_COL_COMMAND);
+	jq_slot_show(a->attempt, a->started_at,
+				 timeout > 0 ?
+					 TimestampTzPlusMilliseconds(a->started_at, timeout) :
+					 0,
+				 debug_query_string);
+	pgstat_report_activity(STATE_RUNNING, debug_query_string);
+	jq_inflight_mark(MyDatabaseId, a->job->id);
+	jq_claim_set_running();
+	start_timeout(a->started_at, timeout);
+}
+
+/* the command, then the row; the snapshot is that of the row */
+static void
+run_and_finish(JqAttempt *a, JqTable *t, JqRow *row, Snapshot snapshot,
+			   bool shared)
+{
+	bool isnull = true;
+	Datum result;
+
+	PushActiveSnapshot(snapshot);
+	if (shared)
+		jq_apply_environment_nested(row);
+	else
+		jq_apply_environment(row);
+	if (kind_of(row) == JQ_KIND_SQL)
+	{
+		/* many statements, many snapshots: ours would hold back vacuum */
+		UnregisterSnapshot(snapshot);
+		snapshot = NULL;
+	}
+	result = jq_execute(row, &isnull);
+	if (!isnull)
+	{
+		a->result = JsonbToCString(NULL, &DatumGetJsonbP(result)->root, 0);
+		a->result_len = strlen(a->result);
+	}
+	JQ_PAUSE("worker-before-delete");
+	if (!finish_row(a, t, row, snapshot, isnull ? (Datum) 0 : result))
+		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+						errmsg("the row of the job was deleted while it ran")));
+	PopActiveSnapshot();
+}
+
+bool
+jq_attempt_in_batch(JqAttempt *a)
+{
+	JqTable *t = jq_table();
+	JqRow row;
+	Snapshot snapshot = NULL;
+	JqItem item;
+	TimestampTz run_at;
+	char kind;
+	int nest;
+
+	MemoryContextSwitchTo(job_context);
+	if (t == NULL ||
+		jq_row_fetch(t, a->job->id, &a->job->tid, GetTransactionSnapshot(),
+					 &row, &a->xid, &snapshot) != JQ_FETCH_FOUND)
+		return false;
+	SetCurrentStatementStartTimestamp();
+	note_start(a, &row);
+	kind = kind_of(&row);
+	if (jq_worker_role_changed() || !at_home(t, &row) ||
+		!matches(a, &row, &item, &run_at) || has_expired(a, &row) ||
+		DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 ||
+		(kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL))
+	{
+		UnregisterSnapshot(snapshot);
+		return false;
+	}
+	begin_running(a, &row);
+	nest = NewGUCNestLevel();
+	run_and_finish(a, t, &row, snapshot, true);
+	/* what it has set ends with it, SET LOCAL or not */
+	AtEOXact_GUC(false, nest);
+	stop_timeout();
+	CommandCounterIncrement();
+	jq_current_job.id = 0;
+	a->ended_at = GetCurrentTimestamp();
+	jq_claim_set_taken();
+	return true;
+}
+
 /* the transaction of the attempt; errors are caught by the caller */
-static Verdict
-attempt_it(Attempt *a)
+static JqVerdict
+attempt_it(JqAttempt *a)
 {
 	JqTable *t;
 	JqRow row;
 	Snapshot snapshot = NULL;
 	JqFetch fetch;
-	Datum result = (Datum) 0;
-	bool isnull = true;
-	int64 timeout;
 	char kind;
 	bool ask = false;
 
@@ -375,14 +478,8 @@ attempt_it(Attempt *a)
 		CommitTransactionCommand();
 		return DROPPED;
 	}
-	a->enqueued_at = DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_ENQUEUED_AT));
-	a->ready_at = JQ_ROW_NULL(&row, JQ_COL_RUN_AT) ?
-					  a->enqueued_at :
-					  DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_RUN_AT));
-	a->started_at = GetCurrentStatementStartTimestamp();
-	a->attempt = DatumGetInt16(JQ_ROW(&row, JQ_COL_ATTEMPT)) + 1;
-	if (!JQ_ROW_NULL(&row, JQ_COL_EXPIRES_AT) &&
-		DatumGetTimestampTz(JQ_ROW(&row, JQ_COL_EXPIRES_AT)) <= a->started_at)
+	note_start(a, &row);
+	if (has_expired(a, &row))
 	{
 		Interval week;
 
@@ -423,24 +520,8 @@ attempt_it(Attempt *a)
 		}
 	}
 
-	/* from here on the job is to blame */
-	a->running = true;
-	set_current(&row);
-	debug_query_string = jq_row_cstring(&row, JQ_COL_COMMAND);
-	kind = JQ_ROW_NULL(&row, JQ_COL_KIND) ?
-			   '?' :
-			   DatumGetChar(JQ_ROW(&row, JQ_COL_KIND));
-	timeout = timeout_ms(&row);
-	jq_slot_show(a->attempt, a->started_at,
-				 timeout > 0 ?
-					 TimestampTzPlusMilliseconds(a->started_at, timeout) :
-					 0,
-				 debug_query_string);
-	pgstat_report_activity(STATE_RUNNING, debug_query_string);
-	jq_inflight_mark(MyDatabaseId, a->job->id);
-	jq_claim_set_running();
-	start_timeout(a->started_at, timeout);
-
+	begin_running(a, &row);
+	kind = kind_of(&row);
 	if (kind == JQ_KIND_OUTSIDE)
 	{
 		a->outside = true;
@@ -464,25 +545,7 @@ attempt_it(Attempt *a)
 	if (kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("job has unknown kind \"%c\"", kind)));
-	PushActiveSnapshot(snapshot);
-	jq_apply_environment(&row);
-	if (kind == JQ_KIND_SQL)
-	{
-		/* many statements, many snapshots: ours would hold back vacuum */
-		UnregisterSnapshot(snapshot);
-		snapshot = NULL;
-	}
-	result = jq_execute(&row, &isnull);
-	if (!isnull)
-	{
-		a->result = JsonbToCString(NULL, &DatumGetJsonbP(result)->root, 0);
-		a->result_len = strlen(a->result);
-	}
-	JQ_PAUSE("worker-before-delete");
-	if (!finish_row(a, t, &row, snapshot, isnull ? (Datum) 0 : result))
-		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-						errmsg("the row of the job was deleted while it ran")));
-	PopActiveSnapshot();
+	run_and_finish(a, t, &row, snapshot, false);
 	JQ_PAUSE("worker-before-commit");
 	a->committing = true;
 	CommitTransactionCommand();
@@ -492,8 +555,8 @@ attempt_it(Attempt *a)
 /*
  * After an error: whose fault was it?
  */
-static Verdict
-judge(Attempt *a)
+static JqVerdict
+judge(JqAttempt *a)
 {
 	int code = a->error->sqlerrcode;
 
@@ -512,13 +575,36 @@ judge(Attempt *a)
 	return FAILED;
 }
 
-static Verdict
-try_attempt(Attempt *volatile a)
+void
+jq_attempt_begin(void)
 {
-	volatile Verdict verdict;
-
 	jq_worker_interrupted = false;
 	timeouts_fired = 0;
+}
+
+JqVerdict
+jq_attempt_caught(JqAttempt *a, bool report)
+{
+	HOLD_INTERRUPTS();
+	stop_timeout();
+	MemoryContextSwitchTo(job_context);
+	a->error = CopyErrorData();
+	if (report)
+		EmitErrorReport();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	PortalErrorCleanup();
+	QueryCancelPending = false;
+	RESUME_INTERRUPTS();
+	return judge(a);
+}
+
+static JqVerdict
+try_attempt(JqAttempt *volatile a)
+{
+	volatile JqVerdict verdict;
+
+	jq_attempt_begin();
 	PG_TRY();
 	{
 		verdict = attempt_it(a);
@@ -526,18 +612,7 @@ try_attempt(Attempt *volatile a)
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		stop_timeout();
-		MemoryContextSwitchTo(job_context);
-		a->error = CopyErrorData();
-		if (a->running)
-			EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		PortalErrorCleanup();
-		QueryCancelPending = false;
-		RESUME_INTERRUPTS();
-		verdict = judge(a);
+		verdict = jq_attempt_caught(a, a->running);
 	}
 	PG_END_TRY();
 	jq_inflight_clear();
@@ -547,13 +622,14 @@ try_attempt(Attempt *volatile a)
 /* ------------------------------------------------------------ afterwards */
 
 static void
-note_end(Attempt *a, JqOutcome outcome, const char *error)
+note_end(JqAttempt *a, JqOutcome outcome, const char *error)
 {
 	JqRecent r;
 
-	a->ended_at = outcome == JQ_COMPLETED ?
-					  GetCurrentTransactionStopTimestamp() :
-					  GetCurrentTimestamp();
+	if (a->ended_at == 0)
+		a->ended_at = outcome == JQ_COMPLETED ?
+						  GetCurrentTransactionStopTimestamp() :
+						  GetCurrentTimestamp();
 	memset(&r, 0, offsetof(JqRecent, text));
 	r.id = a->job->id;
 	r.db = MyDatabaseId;
@@ -577,7 +653,7 @@ note_end(Attempt *a, JqOutcome outcome, const char *error)
 }
 
 static void
-free_keys(Attempt *a)
+free_keys(JqAttempt *a)
 {
 	if (a->job->keylen > 0)
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
@@ -608,7 +684,7 @@ leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 }
 
 static void
-record_cancel(Attempt *a)
+record_cancel(JqAttempt *a)
 {
 	JqTable *t;
 	Interval week;
@@ -626,7 +702,7 @@ record_cancel(Attempt *a)
 }
 
 static JqRecorded
-record_failure(Attempt *a, TimestampTz *run_at)
+record_failure(JqAttempt *a, TimestampTz *run_at)
 {
 	JqTable *t;
 	JqFailure f;
@@ -659,7 +735,7 @@ record_failure(Attempt *a, TimestampTz *run_at)
 
 /* the job did not complete: write down why, then let the claim go */
 static void
-end_failed(Attempt *volatile a, bool asked)
+end_failed(JqAttempt *volatile a, bool asked)
 {
 	volatile bool cancelled = asked;
 	volatile bool written = false;
@@ -721,79 +797,129 @@ end_failed(Attempt *volatile a, bool asked)
 								  message);
 }
 
-void
-jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
+MemoryContext
+jq_attempt_context(void)
 {
-	Attempt a;
-	Verdict verdict;
-	int reruns = 0;
-	bool cancelled = false;
-
 	if (job_context == NULL)
 		job_context = AllocSetContextCreate(TopMemoryContext, "jobqueue job",
 											ALLOCSET_DEFAULT_SIZES);
-	JQ_PAUSE("worker-claimed");
-	do
-	{
-		jq_session_check();
-		MemoryContextReset(job_context);
-		memset(&a, 0, sizeof(a));
-		a.job = job;
-		a.role = role;
-		a.queue = queue;
-		a.queue_ix = queue_ix;
-		verdict = try_attempt(&a);
-		if (verdict != COMPLETED && verdict != DROPPED && verdict != PARKED)
-			cancelled = jq_claim_cancel_wanted();
-		if (verdict == RERUN && !cancelled && reruns < MAX_RERUNS)
-		{
-			reruns++;
-			jq_session_clean();
-			continue;
-		}
-		break;
-	} while (true);
+	MemoryContextReset(job_context);
+	return job_context;
+}
 
-	if (cancelled && verdict != EXPIRED)
-		verdict = FAILED;
+void
+jq_attempt_init(JqAttempt *a, JqClaimed *job, Oid role, const char *queue,
+				int queue_ix)
+{
+	memset(a, 0, sizeof(*a));
+	a->job = job;
+	a->role = role;
+	a->queue = queue;
+	a->queue_ix = queue_ix;
+}
+
+void
+jq_attempt_note_completed(JqAttempt *a)
+{
+	note_end(a, JQ_COMPLETED, NULL);
+}
+
+/* after errors: was a cancel meant for the job in hand? */
+static bool
+was_cancelled(JqVerdict verdict)
+{
+	return verdict != COMPLETED && verdict != DROPPED && verdict != PARKED &&
+		   verdict != EXPIRED && jq_claim_cancel_wanted();
+}
+
+void
+jq_attempt_cancelled(JqAttempt *a)
+{
+	end_failed(a, true);
+}
+
+void
+jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
+{
+	if (was_cancelled(verdict))
+	{
+		end_failed(a, true);
+		return;
+	}
 	switch (verdict)
 	{
 		case COMPLETED:
 			JQ_PAUSE("worker-after-commit");
-			note_end(&a, JQ_COMPLETED, NULL);
-			free_keys(&a);
+			note_end(a, JQ_COMPLETED, NULL);
+			free_keys(a);
 			break;
 		case EXPIRED:
-			a.attempt = 0; /* it was never started */
-			a.started_at = 0;
-			note_end(&a, JQ_CANCELLED, "expired");
-			free_keys(&a);
+			a->attempt = 0; /* it was never started */
+			a->started_at = 0;
+			note_end(a, JQ_CANCELLED, "expired");
+			free_keys(a);
 			break;
 		case DROPPED:
-			pg_atomic_fetch_add_u64(&jq_queues[queue_ix].wasted, 1);
-			free_keys(&a);
+			pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
+			free_keys(a);
 			break;
 		case PARKED:
 			break;
 		case DOUBTFUL_ROW:
-			free_keys(&a);
-			leave_to_scheduler(JQ_HELD_DOUBTFUL, a.xid, NULL, NULL);
+			free_keys(a);
+			leave_to_scheduler(JQ_HELD_DOUBTFUL, a->xid, NULL, NULL);
 			break;
 		case TROUBLE:
 			ereport(WARNING,
 					(errmsg("job " INT64_FORMAT " could not be started: %s",
-							job->id, a.error->message)));
-			free_keys(&a);
+							a->job->id, a->error->message)));
+			free_keys(a);
 			leave_to_scheduler(JQ_HELD_DOUBTFUL, InvalidTransactionId, NULL,
 							   NULL);
 			break;
 		case FAILED:
 		case RERUN:
-			end_failed(&a, cancelled);
+			end_failed(a, false);
 			break;
 	}
+}
+
+void
+jq_attempt_done(void)
+{
 	jq_current_job.id = 0;
 	debug_query_string = NULL;
 	MemoryContextSwitchTo(TopMemoryContext);
 	jq_session_clean();
+}
+
+void
+jq_attempt_alone(JqAttempt *a)
+{
+	JqAttempt first = *a;
+	JqVerdict verdict;
+	int reruns;
+
+	for (reruns = 0;; reruns++)
+	{
+		jq_session_check();
+		(void) jq_attempt_context();
+		*a = first;
+		verdict = try_attempt(a);
+		if (verdict != RERUN || reruns == MAX_RERUNS || was_cancelled(verdict))
+			break;
+		jq_session_clean();
+	}
+	jq_attempt_settle(a, verdict);
+	jq_attempt_done();
+}
+
+void
+jq_run_claimed(JqClaimed *job, Oid role, const char *queue, int queue_ix)
+{
+	JqAttempt a;
+
+	JQ_PAUSE("worker-claimed");
+	jq_attempt_init(&a, job, role, queue, queue_ix);
+	jq_attempt_alone(&a);
 }

@@ -45,6 +45,7 @@ static bool my_role_super;
 static bool by_nobody;
 static bool commits_sync;
 static bool dirty;
+static bool transaction_dirty; /* something lasts to the transaction's end */
 
 static object_access_hook_type prev_object_access_hook;
 
@@ -96,6 +97,9 @@ jq_session_note_utility(Node *stmt)
 		case T_VariableSetStmt:
 			if (!((VariableSetStmt *) stmt)->is_local)
 				dirty = true;
+			break;
+		case T_ConstraintsSetStmt:
+			transaction_dirty = true;
 			break;
 		case T_PrepareStmt:
 		case T_DeclareCursorStmt:
@@ -200,6 +204,18 @@ jq_session_check(void)
 }
 
 bool
+jq_session_is_clean(void)
+{
+	Oid user;
+	int sec_context;
+
+	GetUserIdAndSecContext(&user, &sec_context);
+	return !dirty && !transaction_dirty && user == my_role &&
+		   sec_context == 0 && GetSessionUserId() == my_role &&
+		   GetOuterUserId() == my_role;
+}
+
+bool
 jq_session_commits_sync(void)
 {
 	return commits_sync;
@@ -210,6 +226,7 @@ jq_session_commits_sync(void)
 void
 jq_session_clean(void)
 {
+	transaction_dirty = false;
 	if (!dirty)
 		return;
 

@@ -21,6 +21,12 @@ extern void jq_session_check(void);
 /* undo what the last job left, if it can have left anything */
 extern void jq_session_clean(void);
 
+/*
+ * In a transaction: may another job follow in it, or has this one left something
+ * that outlives it?
+ */
+extern bool jq_session_is_clean(void);
+
 /* utility hook: a statement that may leave something runs */
 extern void jq_session_note_utility(Node *stmt);
 

@@ -29,6 +29,7 @@
 
 #define JQ_QUEUE_NAME_MAX 63 /* bytes of a queue's name */
 #define JQ_KEY_MAX 255		 /* bytes of a key */
+#define JQ_BATCH_MAX 100	 /* jobs that may share a transaction */
 
 typedef enum JqLockId
 {

@@ -25,16 +25,27 @@
 
 JqSlot *jq_slots;
 JqClaimCell *jq_claim_cells;
+JqOther *jq_claim_others;
 int jq_my_slot = -1;
 
 static uint64 my_generation;
 
+static Size
+others_size(void)
+{
+	return MAXALIGN(
+		mul_size(max_worker_processes, JQ_BATCH_MAX * sizeof(JqOther)));
+}
+
 Size
 jq_slot_size(void)
 {
-	return add_size(MAXALIGN(mul_size(max_worker_processes, sizeof(JqSlot))),
-					MAXALIGN(
-						mul_size(max_worker_processes, sizeof(JqClaimCell))));
+	Size size = MAXALIGN(mul_size(max_worker_processes, sizeof(JqSlot)));
+
+	size =
+		add_size(size,
+				 MAXALIGN(mul_size(max_worker_processes, sizeof(JqClaimCell))));
+	return add_size(size, others_size());
 }
 
 void
@@ -63,6 +74,8 @@ jq_slot_init(void)
 									 &found);
 	if (!found)
 		memset(jq_claim_cells, 0, max_worker_processes * sizeof(JqClaimCell));
+	jq_claim_others =
+		ShmemInitStruct("jobqueue batches of slots", others_size(), &found);
 }
 
 int

@@ -76,10 +76,23 @@ typedef struct JqClaimCell
 {
 	volatile int64 id; /* 0 = none */
 	volatile Oid db;
+	volatile uint32 nothers;
 } JqClaimCell;
+
+/*
+ * Jobs of the same lane that the slot has claimed besides: those of a batch.
+ * They change under that lane's lock.
+ */
+typedef struct JqOther
+{
+	volatile int64 id;
+	bool cancel; /* it is to be cancelled */
+} JqOther;
 
 extern JqSlot *jq_slots;
 extern JqClaimCell *jq_claim_cells;
+extern JqOther *jq_claim_others;
+#define JQ_OTHERS(slot) (&jq_claim_others[(slot) *JQ_BATCH_MAX])
 
 /* this process's slot, -1 if it is no worker */
 extern int jq_my_slot;

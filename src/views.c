@@ -214,6 +214,8 @@ typedef struct Shown
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	char key[JQ_KEY_MAX + 1];
 	bool running;
+	int nothers; /* of a batch */
+	int64 others[JQ_BATCH_MAX];
 	int attempt;
 	TimestampTz started_at;
 	char command[JQ_COMMAND_SHOWN];
@@ -226,6 +228,7 @@ show_slot(int i, Shown *out)
 	int lane = *(volatile int *) &s->claim_lane;
 	bool ok = false;
 	int tries;
+	int k;
 
 	if (lane < 0)
 		return false;
@@ -239,6 +242,9 @@ show_slot(int i, Shown *out)
 		memcpy(out->key, s->claim_key, s->claim_keylen);
 		out->key[s->claim_keylen] = '\0';
 		out->running = s->claim_state == JQ_CLAIM_RUNNING;
+		out->nothers = jq_claim_cells[i].nothers;
+		for (k = 0; k < out->nothers; k++)
+			out->others[k] = JQ_OTHERS(i)[k].id;
 		ok = true;
 	}
 	LWLockRelease(jq_lane_lock(lane));
@@ -258,6 +264,18 @@ show_slot(int i, Shown *out)
 	return ok;
 }
 
+static bool
+shows_job(const Shown *s, int64 id)
+{
+	bool shows = s->id == id;
+	int k;
+
+	for (k = 0; k < s->nothers; k++)
+		if (s->others[k] == id)
+			shows = true;
+	return shows;
+}
+
 PG_FUNCTION_INFO_V1(jq_running_jobs);
 Datum
 jq_running_jobs(PG_FUNCTION_ARGS)
@@ -271,6 +289,7 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 		Shown s;
 		Datum values[8];
 		bool nulls[8];
+		int k;
 
 		if (!show_slot(i, &s) || jq_sight_of(s.role) == 0)
 			continue;
@@ -287,6 +306,13 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 		values[6] = TimestampTzGetDatum(s.started_at);
 		values[7] = memory_text(s.command);
 		put(fcinfo, values, nulls);
+		/* those that share its transaction: done, or waiting for their turn */
+		nulls[3] = nulls[5] = nulls[6] = nulls[7] = true;
+		for (k = 0; k < s.nothers; k++)
+		{
+			values[0] = Int64GetDatum(s.others[k]);
+			put(fcinfo, values, nulls);
+		}
 	}
 	return (Datum) 0;
 }
@@ -398,8 +424,9 @@ jq_held_keys(PG_FUNCTION_ARGS)
 		{
 			Shown shown;
 
-			if (jq_claim_cells[s].id == k->job && show_slot(s, &shown) &&
-				shown.id == k->job)
+			if ((jq_claim_cells[s].id == k->job ||
+				 jq_claim_cells[s].nothers > 0) &&
+				show_slot(s, &shown) && shows_job(&shown, k->job))
 				visible = jq_sight_of(shown.role) > 0;
 		}
 		if (!visible && k->pid != MyProcPid)

@@ -16,7 +16,7 @@
  * for it; the next commit of a client usually does, and would have to wait for
  * ours.  Then it flushes and sleeps.
  *
- * Exit.  The exit hook puts a job that was taken and not begun back into its
+ * Exit.  The exit hook puts jobs that were taken and not begun back into their
  * lane, leaves one that had begun to the scheduler as failing, frees the keys
  * and the slot.  It is an on_shmem_exit callback: by then the transaction has
  * been aborted, and shared memory is still there.
@@ -25,6 +25,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "batch.h"
 #include "claim.h"
 #include "compat.h"
 #include "database.h"
@@ -62,6 +63,7 @@ static int n_my_lanes;
 static uint32 my_lanes_generation;
 static int next_lane;
 static int64 jobs_done;
+static int64 look_at_memory = 255; /* after so many */
 
 static XLogRecPtr flushed;
 
@@ -113,6 +115,7 @@ worker_exit(int code, Datum arg)
 	if (jq_my_slot < 0)
 		return;
 	s = &jq_slots[jq_my_slot];
+	jq_batch_give_back();
 	if (s->claim_lane >= 0)
 	{
 		char queue[JQ_QUEUE_NAME_MAX + 1];
@@ -295,6 +298,15 @@ linger_us(void)
 
 /* ------------------------------------------------------------------- loop */
 
+/* so many jobs may follow before this worker leaves */
+static int
+most_jobs(void)
+{
+	if (jobqueue_worker_max_jobs == 0)
+		return JQ_BATCH_MAX;
+	return (int) Min(jobqueue_worker_max_jobs - jobs_done, JQ_BATCH_MAX);
+}
+
 static bool
 should_leave(void)
 {
@@ -304,10 +316,12 @@ should_leave(void)
 		return true;
 	if (jobqueue_worker_max_jobs > 0 && jobs_done >= jobqueue_worker_max_jobs)
 		return true;
-	if (jobs_done % 256 == 255 && jobqueue_worker_max_memory > 0 &&
+	if (jobs_done >= look_at_memory && jobqueue_worker_max_memory > 0 &&
 		MemoryContextMemAllocated(TopMemoryContext, true) >
 			(Size) jobqueue_worker_max_memory * 1024)
 		return true;
+	if (jobs_done >= look_at_memory)
+		look_at_memory = jobs_done + 256;
 	return false;
 }
 
@@ -450,8 +464,8 @@ jq_worker_main(Datum arg)
 
 			strlcpy(queue, jq_lanes[job.lane].queue, sizeof(queue));
 			call_for_help(job.lane);
-			jq_run_claimed(&job, args.role, queue, jq_lanes[job.lane].queue_ix);
-			jobs_done++;
+			jobs_done += jq_run_batch(&job, args.role, queue,
+									  jq_lanes[job.lane].queue_ix, most_jobs());
 			jq_slots[jq_my_slot].jobs = jobs_done;
 			maybe_flush();
 			continue;

@@ -1,0 +1,68 @@
+/*
+ * attempt.h
+ *		One attempt of a job, between runjob.c and batch.c.
+ */
+#ifndef JQ_ATTEMPT_H
+#define JQ_ATTEMPT_H
+
+#include "claim.h"
+#include "recent.h"
+
+/* what has become of an attempt */
+typedef enum JqVerdict
+{
+	COMPLETED,
+	DROPPED,	  /* nothing to run; republished where needed */
+	PARKED,		  /* waits; the claim has ended already */
+	DOUBTFUL_ROW, /* somebody is deleting the row */
+	EXPIRED,
+	FAILED, /* error in the job */
+	RERUN,	/* error that does not count */
+	TROUBLE /* error of ours, not of the job */
+} JqVerdict;
+
+typedef struct JqAttempt
+{
+	JqClaimed *job;
+	Oid role;
+	const char *queue;
+	int queue_ix;
+	bool running; /* the command may have begun */
+	bool committing;
+	bool outside;
+	TransactionId xid; /* DOUBTFUL_ROW */
+	TimestampTz ready_at;
+	TimestampTz enqueued_at;
+	TimestampTz started_at;
+	TimestampTz ended_at; /* 0: when it is noted */
+	int attempt;		  /* this one, from 1 */
+	ErrorData *error;
+	char *result; /* text of the result, or NULL */
+	int result_len;
+} JqAttempt;
+
+/* what lives as long as a job, or a batch; emptied here */
+extern MemoryContext jq_attempt_context(void);
+extern void jq_attempt_init(JqAttempt *a, JqClaimed *job, Oid role,
+							const char *queue, int queue_ix);
+
+/*
+ * Run the job and delete its row in the open transaction, whose other jobs it
+ * shares it with.  false: this job has to run by itself; nothing has been done.
+ */
+extern bool jq_attempt_in_batch(JqAttempt *a);
+
+/* in PG_CATCH: roll back, and tell whose fault it was */
+extern JqVerdict jq_attempt_caught(JqAttempt *a, bool report);
+extern void jq_attempt_begin(void);
+/* completed: into the ring and the counters */
+extern void jq_attempt_note_completed(JqAttempt *a);
+/* run the job in hand alone, after reruns so far */
+extern void jq_attempt_alone(JqAttempt *a);
+/* the attempt is over; see jq_run_claimed */
+extern void jq_attempt_settle(JqAttempt *a, JqVerdict verdict);
+extern void jq_attempt_cancelled(JqAttempt *a);
+/* leave nothing behind for the next job */
+extern void jq_attempt_done(void);
+
+#endif /* JQ_ATTEMPT_H */
