@@ -234,6 +234,9 @@ CREATE FUNCTION jobqueue_current(
 	AS 'MODULE_PATHNAME', 'jq_current' LANGUAGE C STABLE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_cancel(id bigint) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'jq_cancel' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_cancel_where(queue text, state text, tag text,
+	everything boolean DEFAULT false) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_cancel_where' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_retry(id bigint) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'jq_retry' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_run(id bigint) RETURNS jsonb
@@ -539,6 +542,8 @@ COMMENT ON FUNCTION jobqueue_current() IS
 	'in a job: which job it is; elsewhere: one row of NULLs';
 COMMENT ON FUNCTION jobqueue_cancel(bigint) IS
 	'cancel a job: a waiting one goes to the history, a running one is interrupted; false if there was nothing to do';
+COMMENT ON FUNCTION jobqueue_cancel_where(text, text, text, boolean) IS
+	'cancel all jobs of a queue, in a state, with a tag (null: any) that one may act on; how many; jobs of the same queues and roles start after the transaction';
 COMMENT ON FUNCTION jobqueue_retry(bigint) IS
 	'make a dead or cancelled job ready again with its attempts reset; false if there is none of that id';
 COMMENT ON FUNCTION jobqueue_run(bigint) IS

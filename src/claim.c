@@ -697,6 +697,35 @@ jq_claim_cancel(Oid db, int64 id)
 	return false;
 }
 
+int64 *
+jq_claim_running(Oid db, int *n)
+{
+	int64 *ids = palloc(jq_shared->nslots * (JQ_BATCH_MAX + 1) * sizeof(int64));
+	int i;
+	uint32 k;
+
+	*n = 0;
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		JqClaimCell *c = &jq_claim_cells[i];
+		int64 id = c->id;
+
+		if (c->db != db)
+			continue;
+		if (id != 0)
+			ids[(*n)++] = id;
+		/* one that goes to the others just now is found there */
+		pg_read_barrier();
+		for (k = 0; k < c->nothers && k < JQ_BATCH_MAX; k++)
+			ids[(*n)++] = JQ_OTHERS(i)[k].id;
+		/* and one that comes back from there, here */
+		pg_read_barrier();
+		if (c->id != 0 && c->id != id)
+			ids[(*n)++] = c->id;
+	}
+	return ids;
+}
+
 int
 jq_claim_count(Oid db)
 {

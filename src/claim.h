@@ -117,6 +117,8 @@ extern void jq_claim_unhold(Oid db, int64 id);
 extern JqHeld *jq_claim_list(Oid db, int *n);
 /* interrupt the worker that runs it; false: it does not run */
 extern bool jq_claim_cancel(Oid db, int64 id);
+/* ids of the jobs that workers have; palloc'd */
+extern int64 *jq_claim_running(Oid db, int *n);
 /* number of claims of workers in a database */
 extern int jq_claim_count(Oid db);
 

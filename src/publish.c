@@ -66,6 +66,7 @@ typedef struct Level
 	int start; /* length of the list before it */
 	int nkeys;
 	int nsettings;
+	int nfrozen;
 } Level;
 
 typedef struct PendingKey
@@ -86,6 +87,8 @@ static int nkeys, maxkeys;
 static JqQueueRow *settings; /* in the order in which they were given */
 static int nsettings, maxsettings;
 static bool settings_unknown;
+static int *frozen; /* lanes that we hold back, by index in lanes[] */
+static int nfrozen, maxfrozen;
 static TimestampTz first_due;
 
 static bool recycle;
@@ -125,6 +128,8 @@ forget_all(void)
 	npending = maxpending = 0;
 	nlevels = maxlevels = 0;
 	nkeys = maxkeys = 0;
+	frozen = NULL;
+	nfrozen = maxfrozen = 0;
 	nsettings = maxsettings = 0;
 	settings_unknown = false;
 	first_due = DT_NOEND;
@@ -160,6 +165,7 @@ enter_level(void)
 	levels[nlevels].start = npending;
 	levels[nlevels].nkeys = nkeys;
 	levels[nlevels].nsettings = nsettings;
+	levels[nlevels].nfrozen = nfrozen;
 	nlevels++;
 }
 
@@ -312,6 +318,38 @@ jq_publish_settings_unknown(void)
 {
 	enter_level();
 	settings_unknown = true;
+}
+
+void
+jq_publish_freeze(Oid owner, const char *queue)
+{
+	int lane;
+
+	enter_level();
+	lane = pending_lane(owner, queue);
+	frozen = grow(frozen, nfrozen, &maxfrozen, sizeof(int), 8);
+	/* where there is no place for the lane nothing is taken from it */
+	if (jq_lane_hold_back(MyDatabaseId, owner, queue, true))
+		frozen[nfrozen++] = lane;
+}
+
+/* lanes from this place of the list on; changed: their rows are not what they
+ * were */
+static void
+thaw(int from, bool changed)
+{
+	int i;
+
+	for (i = from; i < nfrozen; i++)
+	{
+		PendingLane *l = &lanes[frozen[i]];
+
+		if (changed)
+			jq_lane_spill(MyDatabaseId, l->owner, l->queue, JQ_POS_NOTHING, 0,
+						  0);
+		(void) jq_lane_hold_back(MyDatabaseId, l->owner, l->queue, false);
+	}
+	nfrozen = from;
 }
 
 bool
@@ -569,7 +607,10 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PARALLEL_ABORT:
 			jq_bookkeeping = false;
 			if (nlevels > 0)
+			{
 				let_go(0, 0, true);
+				thaw(0, false);
+			}
 			forget_all();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
@@ -585,6 +626,14 @@ xact_callback(XactEvent event, void *arg)
 							 "cannot PREPARE a transaction that has cancelled or run a job"),
 						 errhint(
 							 "Commit it, or act on the job in a transaction of its own.")));
+			if (nfrozen > 0)
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg(
+						 "cannot PREPARE a transaction that has cancelled jobs"),
+					 errhint(
+						 "Commit it, or cancel the jobs in a transaction of their own.")));
 			if (nkeys > 0)
 				ereport(
 					ERROR,
@@ -632,6 +681,7 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		let_go(top->start, top->nkeys, true);
+		thaw(top->nfrozen, false);
 		npending = top->start;
 		nkeys = top->nkeys;
 		nsettings = top->nsettings;
@@ -654,5 +704,6 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 		jq_slot_stop_idle(InvalidOid, recycle_role);
 	push_settings();
 	push_all();
+	thaw(0, true);
 	forget_all();
 }

@@ -67,4 +67,10 @@ extern bool jq_publish_is_mine(int64 id);
 extern void jq_publish_now(Oid db, Oid owner, const char *queue,
 						   const JqItem *item, TimestampTz run_at);
 
+/*
+ * Nothing is taken from the lane until the transaction ends; if it commits, the
+ * lane is read anew.
+ */
+extern void jq_publish_freeze(Oid owner, const char *queue);
+
 #endif /* JQ_PUBLISH_H */
