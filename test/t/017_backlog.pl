@@ -1,0 +1,364 @@
+# Long backlogs: their numbers, and that what is done with does not slow down
+# what is to be done.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use JobqueueTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+new_node('backlog', conf => <<'END');
+jobqueue.max_ready_jobs = 100
+jobqueue.max_workers = 4
+jobqueue.max_workers_per_role = 1
+autovacuum = off
+END
+sql(<<'END');
+CREATE ROLE r1 LOGIN;
+CREATE ROLE r2 LOGIN;
+SELECT jobqueue_grant('r1', 'use'), jobqueue_grant('r2', 'use');
+CREATE TABLE effects (
+	n bigint GENERATED ALWAYS AS IDENTITY,
+	job bigint, p int, attempt int, queue text, role name DEFAULT current_user);
+GRANT INSERT ON effects TO PUBLIC;
+CREATE FUNCTION effect(args jsonb) RETURNS void LANGUAGE sql AS
+	$$ INSERT INTO effects (job, p, attempt, queue)
+		SELECT c.id, (args->>'p')::int, c.attempt, c.queue FROM jobqueue_current() c $$;
+END
+
+# properties that begin with nothing, even after a failure
+sub backlog_property
+{
+	my ($name, $code) = @_;
+	property($name, sub {
+			sql('TRUNCATE effects, ran; SELECT jobqueue_sweep()');
+			$code->();
+		});
+}
+
+sub bulk
+{
+	my ($count, %opt) = @_;
+	my %sys = map { $_ => delete $opt{$_} } ('role', 'db');
+	my $p = delete $opt{p} // 0;
+
+	sql("SELECT count(jobqueue_enqueue('effect', jsonb_build_object('p', $p), priority => $p"
+		  . join('', map { ", $_ => $opt{$_}" } sort keys %opt)
+		  . ")) FROM generate_series(1, $count) i", %sys);
+}
+
+# each role's only worker waits at a gate
+sub stop_workers
+{
+	my (@roles) = @_;
+	my $gate = close_gate(1);
+
+	enqueue('gate', gate => 1, role => $_, priority => -1000, queue => 'gate')
+	  foreach @roles;
+	wait_for("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 1",
+		scalar @roles);
+	return $gate;
+}
+
+sub check_effects
+{
+	my ($count) = @_;
+
+	wait_drained();
+	is( sql('SELECT count(*), count(DISTINCT job), max(attempt) FROM effects'),
+		"$count|$count|1", 'none lost, none twice');
+	is( sql('SELECT coalesce(sum(ready + blocked + running + spilled), 0) FROM jobqueue_status'),
+		0, 'memory is empty');
+	sql('TRUNCATE effects, ran');
+}
+
+sub check_effects_none
+{
+	wait_drained();
+	is(sql('SELECT count(*) FROM effects'), 0, 'none has run');
+	sql('TRUNCATE ran');
+}
+
+sub check_order
+{
+	is( sql(<<'END'), '', 'in order of priority and id');
+WITH x AS (
+	SELECT n, p, job, (p, job) < lag((p, job)) OVER (PARTITION BY role, queue ORDER BY n) AS bad
+	FROM effects)
+SELECT n, p, job FROM x WHERE bad ORDER BY n LIMIT 5
+END
+}
+
+# numbers that are right in the end: "queue|ready|scheduled|blocked|held" a line
+sub check_numbers
+{
+	my ($expected, $what) = @_;
+	my $query = "SELECT coalesce(string_agg(format('%s|%s|%s|%s|%s', queue, ready, scheduled, blocked, held), E'\\n' ORDER BY queue), '')
+		FROM jobqueue_status WHERE queue <> 'gate' AND ready + scheduled + blocked + held > 0";
+
+	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
+	eval { wait_for($query, $expected); };
+	is(sql($query), $expected, $what);
+}
+
+# What has been read of an index: entries and blocks.  Processes tell it at
+# their end.
+sub index_reads
+{
+	my ($index) = @_;
+	my $pids = sql("SELECT coalesce(string_agg(pid::text, ','), '0') FROM pg_stat_activity
+		WHERE backend_type IN ('jobqueue scheduler', 'jobqueue worker')");
+
+	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid IN ($pids)");
+	wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid IN ($pids)");
+	return split /\|/, sql(<<END);
+SELECT s.idx_tup_read, i.idx_blks_read + i.idx_blks_hit
+FROM pg_stat_user_indexes s JOIN pg_statio_user_indexes i USING (indexrelid)
+WHERE s.indexrelname = '$index'
+END
+}
+
+# an open snapshot: nothing that is deleted from now on can be removed
+sub old_snapshot
+{
+	my $s = session();
+
+	$s->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ');
+	$s->query_safe('SELECT count(*) FROM jobqueue_job');
+	return $s;
+}
+
+# ---- numbers ----------------------------------------------------------------
+
+backlog_property 'numbers of a backlog, and after an immediate restart' => sub {
+	my $gate = stop_workers('r1', 'r2');
+
+	foreach my $i (0 .. 5)
+	{
+		bulk(5000,
+			role => $i % 2 ? 'r1' : 'r2',
+			queue => "'q" . $i % 3 . "'",
+			p => 'i % 4');
+	}
+	bulk(70, role => 'r1', queue => "'q0'", run_at => "now() + interval '1 hour'");
+	my $expected = "q0|10000|70|0|0\nq1|10000|0|0|0\nq2|10000|0|0|0";
+	check_numbers($expected, 'while they come');
+	node()->stop('immediate');
+	node()->start;
+	# their gate is open now: nothing may run
+	is(sql('SELECT jobqueue_quiesce()'), 't', 'nothing runs');
+	my $gone = sql("SELECT count(*) FROM effects");
+	my $sums = sql("SELECT string_agg(format('%s|%s|%s|0|0', queue, r, s), E'\\n' ORDER BY queue)
+		FROM (SELECT queue, count(*) FILTER (WHERE run_at IS NULL) AS r, count(run_at) AS s FROM jobqueue_job WHERE queue <> 'gate' GROUP BY 1) x");
+	check_numbers($sums, "after a restart ($gone have run)");
+	sql('SELECT jobqueue_resume()');
+	wait_for('SELECT count(*) = 30000 FROM effects');
+	check_order();
+	sql('DELETE FROM jobqueue_job');
+	check_effects(30000);
+};
+
+backlog_property 'numbers when rows come by hand' => sub {
+	my $gate = stop_workers('r1');
+
+	bulk(3000, role => 'r1');
+	sql("INSERT INTO jobqueue_job (owner, priority, kind, command, args)
+		SELECT 'r1', i % 5, 'f', 'public.effect(pg_catalog.jsonb)', jsonb_build_object('p', i % 5)
+		FROM generate_series(1, 2000) i");
+	check_numbers('default|5000|0|0|0', 'inserted');
+	sql('DELETE FROM jobqueue_job WHERE id IN (SELECT id FROM jobqueue_job WHERE priority = 4)');
+	sql('SELECT jobqueue_sweep()');
+	check_numbers('default|4600|0|0|0', 'deleted, swept');
+	bulk(100, role => 'r1');
+	check_numbers('default|4700|0|0|0', 'and more of them');
+	open_gate($gate);
+	wait_drained();
+	check_order();
+	check_effects(4700);
+};
+
+backlog_property 'numbers of held rows' => sub {
+	my $gate = stop_workers('r1');
+	my $foreign = 'SET session_replication_role = replica; UPDATE jobqueue_job SET home = home + 1 WHERE';
+
+	bulk(3000, role => 'r1', queue => "'a'");
+	bulk(200, role => 'r1', queue => "'a'", run_at => "now() + interval '1 hour'");
+	bulk(2000, role => 'r2', queue => "'b'", run_at => "now() + interval '1 hour'");
+	sql("$foreign id % 3 = 0 AND queue <> 'gate'");
+	my $expected = sql("SELECT string_agg(format('%s|%s|%s|0|%s', queue, r, s, h), E'\\n' ORDER BY queue)
+		FROM (SELECT queue, count(*) FILTER (WHERE run_at IS NULL AND home = jobqueue_home()) AS r,
+			count(*) FILTER (WHERE run_at IS NOT NULL AND home = jobqueue_home()) AS s,
+			count(*) FILTER (WHERE home <> jobqueue_home()) AS h
+			FROM jobqueue_job WHERE queue <> 'gate' GROUP BY 1) x");
+	sql('SELECT jobqueue_sweep()');
+	check_numbers($expected, 'ready and scheduled ones');
+	sql('SELECT jobqueue_sweep()');
+	check_numbers($expected, 'and the same once more');
+	sql('SELECT jobqueue_adopt()');
+	check_numbers("a|3000|200|0|0\nb|0|2000|0|0", 'adopted');
+	open_gate($gate);
+	wait_for('SELECT count(*) = 3000 FROM effects');
+	check_order();
+	sql('DELETE FROM jobqueue_job');
+	check_effects(3000);
+};
+
+backlog_property 'numbers of jobs that become due where memory is full' => sub {
+	my $gate = stop_workers('r1');
+
+	bulk(1000, role => 'r1');
+	bulk(1000, role => 'r1', run_at => "clock_timestamp() + interval '500 ms'");
+	check_numbers('default|2000|0|0|0', 'they are ready');
+	open_gate($gate);
+	wait_drained();
+	check_effects(2000);
+};
+
+backlog_property 'numbers of a hot key among a backlog' => sub {
+	my $hold = close_gate(2);
+	enqueue('gate', gate => 2, key => 'hot', role => 'r2', queue => 'gate');
+	wait_at_gate(1);
+	my $gate = stop_workers('r1');
+
+	bulk(500, role => 'r1', key => "'hot'");
+	bulk(1000, role => 'r1');
+	check_numbers('default|1500|0|0|0', 'nobody has met the key yet');
+	open_gate($gate);
+	wait_for('SELECT count(*) = 1000 FROM effects');
+	check_numbers('default|0|0|500|0', 'blocked');
+	$gate = stop_workers('r1');
+	bulk(1000, role => 'r1');
+	check_numbers('default|1000|0|500|0', 'blocked, and others that are ready');
+	sql('SELECT jobqueue_sweep()');
+	check_numbers('default|1000|0|500|0', 'after jobqueue_sweep()');
+	open_gate($gate);
+	wait_for('SELECT count(*) = 2000 FROM effects');
+	check_numbers('default|0|0|500|0', 'blocked');
+	open_gate($hold);
+	wait_drained();
+	check_effects(2500);
+};
+
+# ---- dead index entries -----------------------------------------------------
+
+backlog_property 'refill under an old snapshot: order, and no walk over dead entries' => sub {
+	my $old = old_snapshot();
+
+	bulk(30000, role => 'r1', p => 'i % 4');
+	wait_for('SELECT count(*) = 30000 FROM effects');
+	check_order();
+	check_effects(30000);
+
+	my $gate = stop_workers('r1');
+	bulk(1000, role => 'r1', p => 'i % 7');
+	my ($tuples, $blocks) = index_reads('jobqueue_job_ready');
+	open_gate($gate);
+	wait_drained();
+	check_order();
+	check_effects(1000);
+	my ($tuples2, $blocks2) = index_reads('jobqueue_job_ready');
+	cmp_ok($tuples2 - $tuples, '<', 10000, 'entries');
+	cmp_ok($blocks2 - $blocks, '<', 6000, 'blocks');
+	note sprintf 'entries %d, blocks %d', $tuples2 - $tuples, $blocks2 - $blocks;
+
+	# a scheduler that starts looks for lanes
+	($tuples, $blocks) = index_reads('jobqueue_job_ready');
+	foreach my $i (1 .. 3)
+	{
+		my $pid;
+		wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'")
+		  if $i > 1;
+		sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'");
+		bulk(10, role => 'r1', run_at => 'clock_timestamp()');
+		wait_drained();
+	}
+	check_effects(30);
+	($tuples2, $blocks2) = index_reads('jobqueue_job_ready');
+	cmp_ok($tuples2 - $tuples, '<', 1000, 'entries');
+	cmp_ok($blocks2 - $blocks, '<', 1000, 'blocks');
+	note sprintf 'entries %d, blocks %d', $tuples2 - $tuples, $blocks2 - $blocks;
+	$old->query_safe('COMMIT');
+};
+
+backlog_property 'due and expired jobs under an old snapshot: no walk over dead entries' => sub {
+	my $old = old_snapshot();
+
+	bulk(20000, role => 'r1', run_at => 'clock_timestamp()');
+	check_effects(20000);
+	bulk(20000, role => 'r1', expires_at => "clock_timestamp() + interval '1 hour'");
+	check_effects(20000);
+	foreach my $opt ([ run_at => "clock_timestamp() + interval '1 ms'", 'jobqueue_job_due' ],
+		[ expires_at => "clock_timestamp() + interval '1 hour'", 'jobqueue_job_expiry' ])
+	{
+		my ($tuples, $blocks) = index_reads($opt->[2]);
+		foreach my $i (1 .. 20)
+		{
+			bulk(1, role => 'r1', $opt->[0] => $opt->[1]);
+			wait_drained();
+		}
+		check_effects(20);
+		my ($tuples2, $blocks2) = index_reads($opt->[2]);
+		cmp_ok($tuples2 - $tuples, '<', 45000, "$opt->[2]: entries, 20 times");
+		cmp_ok($blocks2 - $blocks, '<', 5000, "$opt->[2]: blocks");
+		note sprintf '%s: entries %d, blocks %d', $opt->[2], $tuples2 - $tuples, $blocks2 - $blocks;
+	}
+	$old->query_safe('COMMIT');
+};
+
+backlog_property 'due jobs beside dead entries of jobs that would have expired' => sub {
+	my $old = old_snapshot();
+
+	bulk(20000, role => 'r1', expires_at => "clock_timestamp() + interval '1 hour'");
+	check_effects(20000);
+	my ($tuples, $blocks) = index_reads('jobqueue_job_expiry');
+	foreach my $i (1 .. 20)
+	{
+		bulk(1, role => 'r1', run_at => "clock_timestamp() + interval '1 ms'");
+		wait_drained();
+	}
+	check_effects(20);
+	my ($tuples2, $blocks2) = index_reads('jobqueue_job_expiry');
+	# a scheduler that starts may look at all of them
+	cmp_ok($tuples2 - $tuples, '<', 60000, 'they are not walked over for each');
+	note sprintf 'entries %d, blocks %d', $tuples2 - $tuples, $blocks2 - $blocks;
+	$old->query_safe('COMMIT');
+};
+
+backlog_property 'thousands of jobs that expire at the same time' => sub {
+	my $old = old_snapshot();
+
+	foreach my $round (1 .. 2)
+	{
+		my $gate = stop_workers('r1');
+
+		sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{}', expires_at => t + interval '1 s'))
+			FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 3700)");
+		is(sql("SELECT count(DISTINCT expires_at), count(*) FROM jobqueue_job WHERE expires_at IS NOT NULL"),
+			'1|3700', 'all at one time');
+		wait_for("SELECT count(*) = 3700 FROM jobqueue_history WHERE state = 'cancelled' AND reason = 'expired'");
+		is(sql("SELECT count(*) FROM jobqueue_job"), 1, 'none is left');
+		open_gate($gate);
+		check_effects_none();
+		sql('DELETE FROM jobqueue_archive');
+	}
+	$old->query_safe('COMMIT');
+};
+
+backlog_property 'thousands of rows of the history that are old at the same time' => sub {
+	my $old = old_snapshot();
+
+	sql("INSERT INTO jobqueue_archive (id, enqueued_at, ended_at, expires_at, home, owner, priority, attempt, kind, state, queue, command)
+		SELECT 900000000 + i, now(), now(), CASE WHEN i <= 4300 THEN now() ELSE now() + interval '1 hour' END,
+			jobqueue_home(), 'r1', 0, 1, 'f', 'dead', 'default', 'x' FROM generate_series(1, 4400) i");
+	wait_for('SELECT count(pg_terminate_backend(pid)) >= 0 FROM pg_stat_activity WHERE backend_type = \'jobqueue scheduler\'');
+	bulk(1, role => 'r1', run_at => 'clock_timestamp()');
+	wait_for('SELECT count(*) = 100 FROM jobqueue_archive');
+	is(sql('SELECT count(*) FROM jobqueue_archive WHERE expires_at <= now()'), 0, 'none is left');
+	check_effects(1);
+	sql('DELETE FROM jobqueue_archive');
+	$old->query_safe('COMMIT');
+};
+
+done_testing();
