@@ -568,7 +568,7 @@ hot_paused_property 'commits while a hot key is refilled and held' => sub {
 	refill_caught();
 	# it goes before all others of the key
 	my $gate = hold_key('hot', 2);
-	my $from = sql('SELECT max(n) FROM runs');
+	my $from = sql('SELECT coalesce(max(n), 0) FROM runs');
 	bulk(100, key => "'hot'", p => 'i % 5 - 2');
 	enqueue('work', args => qq({"p": $_}), key => 'hot', priority => $_) foreach (3, -3, 0);
 	release('key-refill-after-snapshot');
@@ -586,7 +586,7 @@ hot_paused_property 'the scheduler is terminated while it refills a hot key' => 
 	{
 		my $pid = refill_caught();
 		my $gate = $held ? hold_key('hot', 2) : undef;
-		my $from = sql('SELECT max(n) FROM runs');
+		my $from = sql('SELECT coalesce(max(n), 0) FROM runs');
 
 		bulk(20, key => "'hot'", p => '-1');
 		sql("SELECT pg_terminate_backend($pid)");
@@ -616,6 +616,22 @@ hot_property 'the scheduler is terminated again and again beside a hot key' => s
 	wait_drained();
 	check_order();
 	check_runs(3000);
+};
+
+hot_property 'a hot key goes on after the scheduler has left and come again' => sub {
+	my $gate = hold_key('hot', 1);
+
+	bulk(500, key => "'hot'");
+	wait_rest('SELECT sum(ready) FROM jobqueue_status', 0);
+	wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'");
+	# something else makes it come
+	my $due = enqueue('note', what => 'due', run_at => sql("SELECT clock_timestamp() + interval '2 s'"));
+	wait_for("SELECT count(*) = 1 FROM ran WHERE job = $due");
+	wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'");
+	open_gate($gate);
+	wait_drained();
+	check_order();
+	check_runs(500);
 };
 
 hot_property 'the worker that holds a hot key is terminated' => sub {
