@@ -461,6 +461,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 		HeapTuple tup = SPI_tuptable->vals[i];
 		TupleDesc desc = SPI_tuptable->tupdesc;
 
+		jq_publish_count_anew();
 		jq_publish_unknown(
 			DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)),
 			TextDatumGetCString(SPI_getbinval(tup, desc, 1, &isnull)));

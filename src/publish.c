@@ -91,6 +91,7 @@ static int *frozen; /* lanes that we hold back, by index in lanes[] */
 static int nfrozen, maxfrozen;
 static TimestampTz first_due;
 
+static bool count_anew; /* rows of another home have come */
 static bool recycle;
 static Oid recycle_role; /* InvalidOid = all */
 static bool registered;
@@ -135,6 +136,7 @@ forget_all(void)
 	first_due = DT_NOEND;
 	committed = false;
 	recycle = false;
+	count_anew = false;
 }
 
 /* room for one more in an array of TopTransactionContext */
@@ -211,6 +213,27 @@ add_pending(int lane, const JqItem *item, TimestampTz run_at, bool held)
 	npending++;
 }
 
+static void
+note_spilled(PendingLane *l, int priority, int64 id)
+{
+	JqPos pos = jq_pos_make(priority, id);
+
+	l->spill_from = l->spilled ? jq_pos_min(l->spill_from, pos) : pos;
+	l->spill_low_id = l->spilled ? Min(l->spill_low_id, id) : id;
+	l->spilled = true;
+	l->nspilled++;
+}
+
+void
+jq_publish_in_table(Oid owner, const char *queue, int priority, int64 id)
+{
+	int lane;
+
+	enter_level();
+	lane = pending_lane(owner, queue); /* which may move the lanes */
+	note_spilled(&lanes[lane], priority, id);
+}
+
 void
 jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 			   TimestampTz run_at)
@@ -221,9 +244,6 @@ jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 	lane = pending_lane(owner, queue);
 	if (npending >= jobqueue_max_ready_jobs)
 	{
-		PendingLane *l = &lanes[lane];
-		JqPos pos = jq_pos_make(item->priority, item->id);
-
 		/*
 		 * If a subtransaction that gets here aborts, the lane is told of rows
 		 * that do not exist, which costs one look at the table.
@@ -232,13 +252,9 @@ jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 		{
 			if (first_due == 0 || run_at < first_due)
 				first_due = run_at;
-			return;
 		}
-		l->spill_from = l->spilled ? jq_pos_min(l->spill_from, pos) : pos;
-		l->spill_low_id =
-			l->spilled ? Min(l->spill_low_id, item->id) : item->id;
-		l->spilled = true;
-		l->nspilled++;
+		else
+			note_spilled(&lanes[lane], item->priority, item->id);
 		return;
 	}
 	add_pending(lane, item, run_at, false);
@@ -260,6 +276,13 @@ jq_publish_unknown(Oid owner, const char *queue)
 	enter_level();
 	lane = pending_lane(owner, queue);
 	lanes[lane].unknown = true;
+}
+
+void
+jq_publish_count_anew(void)
+{
+	enter_level();
+	count_anew = true;
 }
 
 void
@@ -460,6 +483,8 @@ push_all(void)
 		due = Min(due, first_due);
 	if (due != DT_NOEND)
 		jq_db_due(dbix, due);
+	if (count_anew)
+		jq_db_request(dbix, JQ_REQ_COUNT);
 }
 
 /* give back claims and keys of the list from these places on */

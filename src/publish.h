@@ -73,4 +73,11 @@ extern void jq_publish_now(Oid db, Oid owner, const char *queue,
  */
 extern void jq_publish_freeze(Oid owner, const char *queue);
 
+/* a ready row of which only the place is known: the table has the rest */
+extern void jq_publish_in_table(Oid owner, const char *queue, int priority,
+								int64 id);
+
+/* rows of another home have come: all numbers are to be counted again */
+extern void jq_publish_count_anew(void);
+
 #endif /* JQ_PUBLISH_H */

@@ -174,21 +174,63 @@ check_row(HeapTuple tup, TupleDesc desc)
 	check_not_negative(tup, desc, "keep");
 }
 
+static bool
+at_home(HeapTuple tup, TupleDesc desc, JqTable *t)
+{
+	bool isnull;
+	Datum d = column(tup, desc, "home", &isnull);
+
+	return !isnull && DatumGetInt64(d) == t->home &&
+		   t->meta_database == MyDatabaseId;
+}
+
+/* is it a ready row of which we know where it will stand? */
+static bool
+stands_at(HeapTuple tup, TupleDesc desc, JqTable *t, int *priority, int64 *id)
+{
+	bool isnull;
+	Datum d;
+
+	if (!t->plain)
+		return false; /* other triggers may change it */
+	(void) column(tup, desc, "run_at", &isnull);
+	if (!isnull)
+		return false;
+	d = column(tup, desc, "priority", &isnull);
+	if (isnull)
+		return false;
+	*priority = DatumGetInt16(d);
+	d = column(tup, desc, "id", &isnull);
+	*id = DatumGetInt64(d);
+	return !isnull;
+}
+
 static void
-note_lane(HeapTuple tup, TupleDesc desc)
+note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 {
 	bool isnull;
 	Datum queue = column(tup, desc, "queue", &isnull);
 	Datum owner;
 	Datum run_at;
 	JqItem item;
+	int priority;
+	int64 id;
 
 	if (isnull)
 		return;
 	owner = column(tup, desc, "owner", &isnull);
 	if (isnull)
 		return;
-	jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
+	if (!at_home(tup, desc, t))
+	{
+		jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
+		jq_publish_count_anew();
+	}
+	else if (!update && stands_at(tup, desc, t, &priority, &id))
+		jq_publish_in_table(DatumGetObjectId(owner), TextDatumGetCString(queue),
+							priority, id);
+	else
+		jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
 	run_at = column(tup, desc, "expires_at", &isnull);
 	if (!isnull)
 		jq_publish_due(Max(DatumGetTimestampTz(run_at), DT_NOBEGIN + 1));
@@ -238,6 +280,6 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	check_values(new, desc);
 	check_row(new, desc);
 	if (jq_shmem_ready())
-		note_lane(new, desc);
+		note_lane(new, desc, t, update);
 	return PointerGetDatum(new);
 }
