@@ -453,7 +453,7 @@ COMMENT ON CAST (jobqueue_role AS pg_catalog.oid) IS
 COMMENT ON CAST (pg_catalog.oid AS jobqueue_role) IS
 	'the role with that OID';
 COMMENT ON CAST (pg_catalog.regrole AS jobqueue_role) IS
-	'The role as a jobqueue_role, for assignments.';
+	'the role as a jobqueue_role, for assignments';
 
 COMMENT ON TABLE jobqueue_meta IS
 	'internal: the identity of this installation; its data is not dumped';
@@ -462,7 +462,7 @@ COMMENT ON COLUMN jobqueue_meta.home IS
 COMMENT ON COLUMN jobqueue_meta.database IS
 	'OID of the database the identity belongs to; a copy of the database has another one and holds its jobs';
 COMMENT ON SEQUENCE jobqueue_job_id_seq IS
-	'Source of the ids of jobs; its value is part of a dump.';
+	'source of the ids of jobs; its value is part of a dump';
 COMMENT ON TABLE jobqueue_job IS
 	'live jobs, one row each from enqueue to end; a row is a right to run its command as its owner, so grant nothing on it; read the view jobqueue_jobs';
 COMMENT ON COLUMN jobqueue_job.id IS 'id of the job';
@@ -502,6 +502,8 @@ COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
 	'rows of roles that one is a member of';
+COMMENT ON INDEX jobqueue_job_key IS
+	'what waits for a key, where memory does not hold all that does';
 COMMENT ON TABLE jobqueue_archive IS
 	'jobs that are dead or cancelled, and completed ones that are kept; read the view jobqueue_history';
 COMMENT ON COLUMN jobqueue_archive.expires_at IS 'when the row is deleted';
@@ -520,7 +522,7 @@ COMMENT ON COLUMN jobqueue_queue.batch IS
 COMMENT ON COLUMN jobqueue_queue.version IS
 	'grows with each change; of two, memory takes the higher one';
 COMMENT ON SEQUENCE jobqueue_queue_version_seq IS
-	'Source of the versions of settings; its value is part of a dump.';
+	'source of the versions of settings; its value is part of a dump';
 COMMENT ON TRIGGER jobqueue_queue_version ON jobqueue_queue IS
 	'gives each row written a new version';
 COMMENT ON TRIGGER jobqueue_queue_announce ON jobqueue_queue IS
@@ -528,7 +530,7 @@ COMMENT ON TRIGGER jobqueue_queue_announce ON jobqueue_queue IS
 COMMENT ON FUNCTION jobqueue_queue_trigger() IS
 	'internal: keeps memory in step with jobqueue_queue';
 COMMENT ON FUNCTION jobqueue_at_home() IS
-	'Whether this database is the one that jobqueue_home() was made for; false in a copy, until jobqueue_adopt() has run there.';
+	'internal: is this database the one that jobqueue_home() was made for? false in a copy, until jobqueue_adopt() has run there';
 COMMENT ON FUNCTION jobqueue_home() IS
 	'internal: the identity of this installation';
 
@@ -580,7 +582,7 @@ COMMENT ON FUNCTION jobqueue_counts() IS
 COMMENT ON FUNCTION jobqueue_running_jobs() IS
 	'internal: jobs that workers have taken';
 COMMENT ON FUNCTION jobqueue_blocked_jobs() IS
-	'internal: jobs that wait for a key, as far as memory knows';
+	'internal: jobs that wait for a key in memory, and from where on those of a key wait in the table';
 COMMENT ON FUNCTION jobqueue_recent_jobs() IS
 	'internal: the jobs that ended last';
 COMMENT ON FUNCTION jobqueue_held_keys() IS
@@ -596,7 +598,7 @@ COMMENT ON COLUMN jobqueue_status.ready IS
 COMMENT ON COLUMN jobqueue_status.scheduled IS
 	'wait for their run_at, retries included';
 COMMENT ON COLUMN jobqueue_status.blocked IS
-	'wait for a key, as far as memory knows';
+	'wait for a key, as far as memory has found them, those that are left in the table included';
 COMMENT ON COLUMN jobqueue_status.running IS 'taken by a worker';
 COMMENT ON COLUMN jobqueue_status.dead IS 'dead jobs in the history';
 COMMENT ON COLUMN jobqueue_status.held IS
@@ -604,7 +606,7 @@ COMMENT ON COLUMN jobqueue_status.held IS
 COMMENT ON COLUMN jobqueue_status.spilled IS
 	'ready jobs that are in the table and not in memory';
 COMMENT ON COLUMN jobqueue_status.estimated IS
-	'ready and spilled are estimates';
+	'ready, spilled, blocked and held are not counted to the end yet: after a start, rows written by hand, or jobqueue_sweep()';
 COMMENT ON COLUMN jobqueue_status.oldest_ready IS
 	'when the jobs at the head of the queue were enqueued, the earliest of them';
 COMMENT ON COLUMN jobqueue_status.completed IS 'attempts that completed';
@@ -613,6 +615,8 @@ COMMENT ON COLUMN jobqueue_status.completed_per_minute IS
 	'completed in the last full minute';
 COMMENT ON COLUMN jobqueue_status.failed_per_minute IS
 	'failed in the last full minute';
+COMMENT ON COLUMN jobqueue_status.wasted IS
+	'jobs that a worker took in vain: the row was gone, or another worker had it';
 COMMENT ON COLUMN jobqueue_status.wait_p50 IS
 	'median of the time from ready to start, rounded up to a step of a histogram';
 COMMENT ON COLUMN jobqueue_status.wait_p99 IS
@@ -676,7 +680,8 @@ COMMENT ON VIEW jobqueue_keys IS
 COMMENT ON COLUMN jobqueue_keys.pid IS
 	'process that holds it; NULL: free, but jobs that wait for it have not started yet';
 COMMENT ON COLUMN jobqueue_keys.job IS 'the job it is held for';
-COMMENT ON COLUMN jobqueue_keys.waiting IS 'jobs that wait for it in memory';
+COMMENT ON COLUMN jobqueue_keys.waiting IS
+	'jobs that wait for it, as far as memory has found them, those that are left in the table included';
 COMMENT ON VIEW jobqueue_workers IS
 	'the worker processes of this database; reads memory only';
 COMMENT ON COLUMN jobqueue_workers.role IS 'the role whose jobs it runs';

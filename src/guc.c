@@ -65,16 +65,18 @@ jq_guc_define(void)
 	DefineCustomIntVariable("jobqueue.max_ready_jobs",
 							"Sets how many waiting jobs are kept in memory.",
 							"The others stay in the table until there is "
-							"room. An entry takes 96 bytes.",
+							"room. One takes 123 bytes of shared memory.",
 							&jobqueue_max_ready_jobs, 100000, 64, 100000000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_lanes",
 							"Sets how many combinations of database, role and "
 							"queue memory can hold at once.",
-							NULL, &jobqueue_max_lanes, 1024, 8, 65536,
-							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+							"One takes 2472 bytes of shared memory.",
+							&jobqueue_max_lanes, 1024, 8, 65536, PGC_POSTMASTER,
+							0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_databases",
-							"Sets how many databases may use jobqueue.", NULL,
+							"Sets how many databases may use jobqueue.",
+							"One takes 168 bytes of shared memory.",
 							&jobqueue_max_databases, 256, 1, 65536,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_args_size",
@@ -84,6 +86,7 @@ jq_guc_define(void)
 	DefineCustomIntVariable("jobqueue.flush_interval",
 							"Sets how long a worker that has more to do may "
 							"leave completed jobs unflushed.",
+							"Or ten times as long as a flush takes. "
 							"0 flushes after each job.",
 							&jobqueue_flush_interval, 2, 0, 10000, PGC_SIGHUP,
 							GUC_UNIT_MS, NULL, NULL, NULL);
@@ -99,9 +102,10 @@ jq_guc_define(void)
 	DefineCustomIntVariable("jobqueue.worker_max_memory",
 							"Sets at which size of its memory a worker is "
 							"replaced after the job.",
-							"0 means never.", &jobqueue_worker_max_memory,
-							65536, 0, MAX_KILOBYTES, PGC_SIGHUP, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+							"It is looked at every 256 jobs. 0 means never.",
+							&jobqueue_worker_max_memory, 65536, 0,
+							MAX_KILOBYTES, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL,
+							NULL);
 	DefineCustomStringVariable("jobqueue.capture_settings",
 							   "Names settings that are stored with a job "
 							   "and hold while it runs.",
