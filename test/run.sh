@@ -3,7 +3,7 @@
 # run.sh: all tests, in a private installation that is removed again.
 #
 # Environment:
-#   SUITE   regress, isolation or tap; default all three
+#   SUITE   regress, isolation, tap or bench; default all four
 #   TESTS   names within the suites, without path and ending; default all
 #   DIR     work here and keep it (fast when repeated); default: a temporary
 #           directory
@@ -12,8 +12,9 @@
 #   JOBS    TAP files at once, default 2
 #
 # Every suite runs, whatever became of the one before. Counted are: each
-# regression test, each isolation spec, each test point of each TAP file, and
-# for the servers of the first two that their log is clean. The last line is
+# regression test, each isolation spec, each test point of each TAP file, for
+# the servers of the first two that their log is clean, and that the short form
+# of the bench works. The last line is
 # "N passed, N failed"; the exit status is 0 when something ran and nothing
 # failed.
 
@@ -29,8 +30,9 @@ failed_names=()
 given_dir=${DIR:-}
 
 clean_environment
-export PGISOLATIONTIMEOUT=${PGISOLATIONTIMEOUT:-60}
+export PGISOLATIONTIMEOUT=${PGISOLATIONTIMEOUT:-150}
 export PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-120}
+export PGCTLTIMEOUT=${PGCTLTIMEOUT:-120}
 
 finish()
 {
@@ -199,9 +201,35 @@ tap()
 	done
 }
 
+# The figures mean nothing here: that it runs to its end is one test.
+bench()
+{
+	local status=0
+
+	echo
+	echo "== bench"
+	DIR=$dir TESTING=1 COPT="${COPT--Werror}" \
+		timeout --foreground -k 30 "${BENCH_TIMEOUT:-600}" \
+		"$top/test/bench/run" --short >"$dir/bench.txt" 2>&1 || status=$?
+	stop_all_servers
+	if [ "$status" = 0 ]; then
+		passed=$((passed + 1))
+		echo "ok, $(tail -n 1 "$dir/bench.txt")"
+	else
+		fail "bench (status $status)"
+		tail -n 60 "$dir/bench.txt"
+		if [ -f "$dir/bench.log" ]; then
+			echo
+			echo "-- end of the server's log:"
+			tail -n 40 "$dir/bench.log"
+		fi
+	fi
+	rm -rf "$dir/bench"
+}
+
 case ${SUITE:-} in
-	'' | regress | isolation | tap) ;;
-	*) die "SUITE is regress, isolation or tap" ;;
+	'' | regress | isolation | tap | bench) ;;
+	*) die "SUITE is regress, isolation, tap or bench" ;;
 esac
 
 "$top/test/setup.sh" test
@@ -237,6 +265,10 @@ if wanted isolation; then
 fi
 if wanted tap; then
 	tap "$pgxs" "${tap_tests[@]/%/.pl}"
+fi
+# it has no parts that TESTS could name
+if [ "${SUITE:-}" = bench ] || { wanted bench && [ -z "${TESTS:-}" ]; }; then
+	bench
 fi
 
 echo
