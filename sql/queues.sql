@@ -16,7 +16,7 @@ SELECT * FROM jobqueue_queues ORDER BY queue;
 SELECT jobqueue_pause('mail');
 SELECT jobqueue_enqueue('note', '{"what": "mail"}', queue => 'mail') > 0 AS id;
 SELECT jobqueue_enqueue('note', '{"what": "other"}', queue => 'other') > 0 AS id;
-CALL wait_until($$ EXISTS (SELECT FROM ran WHERE what = 'other') $$);
+CALL wait_until($$ EXISTS (SELECT FROM ran WHERE what = 'other') AND NOT EXISTS (SELECT FROM jobqueue_running) $$);
 SELECT left_behind();
 SELECT queue, ready, running, paused FROM jobqueue_status
 	WHERE queue IN ('mail', 'other') ORDER BY queue;

@@ -53,7 +53,8 @@ UPDATE jobqueue_job SET home = home + 1 WHERE id = :held;
 SELECT * FROM states();
 
 -- the queue, the running job, its key, its worker
-CALL wait_until('(SELECT dead = 1 AND NOT estimated FROM jobqueue_status WHERE queue = ''views'')');
+CALL wait_until('(SELECT dead = 1 AND NOT estimated AND running = 1 AND completed + failed = 3 FROM jobqueue_status WHERE queue = ''views'')');
+CALL wait_until('(SELECT count(*) = 1 FROM jobqueue_workers WHERE state = ''running'')');
 SELECT scheduled, blocked, running, dead, spilled, estimated,
 	completed, failed, oldest_ready IS NOT NULL AS oldest_ready,
 	wait_p50 >= '0' AS wait_p50, run_p99 >= '0' AS run_p99

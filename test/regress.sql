@@ -7,12 +7,13 @@ CREATE TABLE IF NOT EXISTS ran (
 	role name DEFAULT current_user);
 GRANT SELECT, INSERT ON ran TO PUBLIC;
 
--- try until it is true, at most 15 seconds
+-- try until it is true, at most 2 minutes
 CREATE OR REPLACE PROCEDURE wait_until(condition text) LANGUAGE plpgsql AS $$
 DECLARE
 	ok boolean;
+	until timestamptz := clock_timestamp() + interval '2 min';
 BEGIN
-	FOR i IN 1..1500 LOOP
+	WHILE clock_timestamp() < until LOOP
 		EXECUTE 'SELECT ' || condition INTO ok;
 		IF ok THEN
 			RETURN;

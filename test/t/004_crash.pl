@@ -61,9 +61,7 @@ sub check
 	is(sql('SELECT count(*) FROM effects WHERE attempt <> 1'),
 		0, "$what: no attempt charged");
 	is(sql('SELECT count(*) FROM jobqueue_history'), 0, "$what: none given up");
-	is( sql('SELECT coalesce(sum(ready + blocked + running + spilled), 0) FROM jobqueue_status'),
-		0,
-		"$what: memory is empty");
+	memory_empties("$what: memory is empty");
 	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	note sql('SELECT count(*) FROM effects') . ' jobs';
 }
@@ -81,12 +79,13 @@ property "kill -9 of a worker, $rounds times" => sub {
 				my $offset = crash_offset();
 				my $pid = '';
 
-				# not one whose job was killed before: it would be given up
+				# while there is none whose job was killed before, which would
+				# be given up: a worker soon has the next job
 				while ($pid eq '')
 				{
-					$pid = sql('SELECT r.pid FROM jobqueue_running r JOIN jobqueue_job j USING (id) WHERE j.crashes = 0 LIMIT 1');
+					$pid = sql('SELECT min(pid) FROM jobqueue_running WHERE NOT EXISTS (SELECT FROM jobqueue_job WHERE crashes > 0)');
 				}
-				kill 9, $pid;
+				kill_hard($pid);
 				wait_crash_restart($offset);
 			});
 	}
@@ -108,7 +107,7 @@ property "kill -9 of a client, $rounds times" => sub {
 				{
 					$pid = sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'pgbench' AND state <> 'idle' LIMIT 1");
 				}
-				kill 9, $pid;
+				kill_hard($pid);
 				wait_crash_restart($offset);
 			});
 	}

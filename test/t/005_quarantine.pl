@@ -79,7 +79,7 @@ property 'one crash from outside does not end a job' => sub {
 		my $id = enqueue('gate', gate => 1, what => "g$i");
 		wait_at_gate(1);
 		my $offset = crash_offset();
-		kill 9, sql("SELECT pid FROM jobqueue_running WHERE id = $id");
+		kill_hard(sql("SELECT pid FROM jobqueue_running WHERE id = $id"));
 		wait_crash_restart($offset);
 		wait_drained();
 	}

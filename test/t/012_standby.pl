@@ -15,10 +15,16 @@ $primary->backup('base');
 $standby->init_from_backup($primary, 'base', has_streaming => 1);
 $standby->start;
 
+# a worker's commits may be visible before they are written
+sub wait_for_standby
+{
+	$primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
+}
+
 property 'a standby runs nothing and refuses to enqueue' => sub {
 	enqueue('note', what => 'x') foreach (1 .. 10);
 	wait_drained();
-	$primary->wait_for_catchup($standby);
+	wait_for_standby();
 	is($standby->safe_psql('postgres', 'SELECT count(*) FROM ran'), 10, 'each ran once, on the primary');
 	my ($rc, $out, $err) = $standby->psql('postgres', q{SELECT jobqueue_enqueue('note')});
 	like($err, qr/ERROR/, 'no enqueue');
@@ -30,7 +36,7 @@ property 'promotion: what waits on the standby runs, once' => sub {
 	sql('SELECT jobqueue_quiesce()');
 	sql(q{SELECT count(jobqueue_enqueue('note', jsonb_build_object('what', i), key => 'k' || i % 3)) FROM generate_series(1, 500) i});
 	enqueue('note', what => 'due', run_at => 'yesterday');
-	$primary->wait_for_catchup($standby);
+	wait_for_standby();
 	$primary->stop('immediate');
 	$standby->promote;
 	$JobqueueTest::node = $standby;

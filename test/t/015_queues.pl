@@ -60,7 +60,7 @@ property 'a pause survives a restart, a crash and kill -9' => sub {
 	my $offset = crash_offset();
 	my $s = session();
 	$s->query_safe('SELECT 1');
-	kill 'KILL', sql('SELECT pid FROM jobqueue_workers LIMIT 1');
+	kill_hard(sql('SELECT pid FROM jobqueue_workers LIMIT 1'));
 	wait_crash_restart($offset);
 	is_paused('q', 'after kill -9 of a worker');
 	is(sql('SELECT * FROM jobqueue_queues ORDER BY queue'), "b|f|7\nq|t|1", 'as it was');

@@ -72,12 +72,22 @@ sub restart_at
 	node()->start;
 }
 
+# how often since the last start
 sub log_lines
 {
 	my ($pattern) = @_;
 	my @found = slurp_file(node()->logfile, $offset) =~ /$pattern/g;
 
 	return scalar @found;
+}
+
+# the state is seen before the line is written
+sub logged_once
+{
+	my ($pattern, $what) = @_;
+
+	node()->wait_for_log($pattern, $offset);
+	is(log_lines($pattern), 1, $what);
 }
 
 # ids until no job is started
@@ -115,7 +125,7 @@ property 'beyond the middle the log says so, once' => sub {
 	enqueue('note', what => $_) foreach (1 .. 10);
 	wait_drained();
 	is(sql('SELECT count(*) FROM ran'), 10, 'jobs run');
-	is(log_lines($throttled), 1, 'one warning');
+	logged_once($throttled, 'one warning');
 	like(slurp_file(node()->logfile, $offset),
 		qr/$throttled\n.*DETAIL:  9\d{8} transaction IDs are left before no more jobs are started, because of database "\w+"\. Jobs now use at most 26\d{4} of them a second/,
 		'with figures');
@@ -159,7 +169,7 @@ property 'throttled: jobs run, slower, and nothing else is slower' => sub {
 	sql(q{SELECT count(jobqueue_enqueue('nothing')) FROM generate_series(1, 10000)});
 	wait_for($some_throttled);
 	wait_for('SELECT sum(completed) > 20 FROM jobqueue_status');
-	is(log_lines($throttled), 1, 'one warning');
+	logged_once($throttled, 'one warning');
 	# what may be used is bounded, on a slow machine, too
 	my ($t1, $n1) = split /\|/, sql('SELECT extract(epoch FROM clock_timestamp()), (SELECT sum(completed) FROM jobqueue_status)');
 	wait_for("SELECT sum(completed) > $n1 + 20 FROM jobqueue_status");
@@ -225,7 +235,7 @@ property 'beyond the warn limit no job starts and nothing is lost' => sub {
 	my @ids = map { enqueue('note', what => "s$_") } (1 .. 20);
 	enqueue('note', what => 'due', run_at => 'yesterday');
 	wait_for($some_stopped);
-	is(log_lines($stopped), 1, 'one warning');
+	logged_once($stopped, 'one warning');
 	like(slurp_file(node()->logfile, $offset), qr/$stopped\n.*DETAIL:  Database "\w+" must be vacuumed within 3999\d{4} transactions\./, 'which database');
 	open_gate($gate);
 	wait_state($running, 'completed');
@@ -233,7 +243,8 @@ property 'beyond the warn limit no job starts and nothing is lost' => sub {
 	pass('what ran has ended; its failure is recorded');
 	wait_for('SELECT count(*) = 0 FROM jobqueue_running');
 	is(sql("SELECT string_agg(DISTINCT state, ' ') FROM jobqueue_jobs WHERE id IN (" . join(',', @ids) . ')'), 'ready', 'they wait');
-	is(sql('SELECT sum(ready), sum(running) FROM jobqueue_status'), '21|0', 'and are counted');
+	wait_for('SELECT sum(ready) = 21 AND sum(running) = 0 FROM jobqueue_status');
+	pass('and are counted');
 	is(sql("SELECT jobqueue_cancel($ids[0])"), 't', 'one is cancelled');
 	is(ran(), 'running', 'none has run');
 
@@ -254,7 +265,7 @@ property 'after a restart they still wait' => sub {
 	$offset = -s node()->logfile;
 	node()->restart;
 	wait_for($some_stopped);
-	is(log_lines($stopped), 1, 'the new server says it again');
+	logged_once($stopped, 'the new server says it again');
 	is(sql('SELECT count(*) FROM jobqueue_job'), 21, 'all there');
 	is(ran(), 'running', 'none has run');
 };
@@ -266,7 +277,7 @@ property 'jobs run again when vacuum has advanced the limit, without a restart' 
 	wait_drained();
 	is(sql('SELECT count(*), count(DISTINCT job), max(attempt) FROM ran'), '22|22|1', 'each once');
 	is(sql('SELECT pg_postmaster_start_time()'), $started, 'the same server');
-	is(log_lines($plenty), 1, 'the log says so');
+	logged_once($plenty, 'the log says so');
 	read_limits();
 	cmp_ok(left(), '>', 2_000_000_000, 'there is plenty');
 	forget();

@@ -23,8 +23,9 @@ use Time::HiRes qw(usleep time);
 our @EXPORT = qw(
   new_node node superuser property paused_property
   sql sql_as sql_error set_conf wait_for wait_drained wait_state wait_quiet
-  enqueue ran forget session send_sql close_gate open_gate wait_at_gate
-  arm caught release start_pgbench crash_offset wait_crash_restart
+  memory_empties enqueue ran forget session send_sql close_gate open_gate
+  wait_at_gate arm caught release start_pgbench crash_offset
+  wait_crash_restart kill_hard wait_gone
 );
 
 our $node;
@@ -275,6 +276,18 @@ sub wait_state
 		$state eq 'completed' ? 't' : $state, $opt{db});
 }
 
+# Memory knows of no job any more.  It may for a moment after the last row is
+# gone: what came twice is dropped by the worker that takes it.
+sub memory_empties
+{
+	my ($what, %opt) = @_;
+
+	wait_for(
+		'SELECT coalesce(sum(ready + blocked + running), 0) = 0 FROM jobqueue_status',
+		't', $opt{db});
+	pass($what);
+}
+
 # Whatever could run before this call has run: a job of the same lane that
 # comes last has run, and nothing else does.
 sub wait_quiet
@@ -430,6 +443,22 @@ sub start_pgbench
 sub crash_offset
 {
 	return -s $node->logfile;
+}
+
+# kill -9 of a process that is there
+sub kill_hard
+{
+	my ($pid) = @_;
+
+	die "no process to kill\n" unless $pid =~ /^\d+$/;
+	kill('KILL', $pid) or die "process $pid has gone by itself\n";
+}
+
+# until a server process has ended
+sub wait_gone
+{
+	my ($pid) = @_;
+	wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid");
 }
 
 sub wait_crash_restart
