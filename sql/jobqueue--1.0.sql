@@ -606,7 +606,7 @@ COMMENT ON COLUMN jobqueue_status.held IS
 COMMENT ON COLUMN jobqueue_status.spilled IS
 	'ready jobs that are in the table and not in memory';
 COMMENT ON COLUMN jobqueue_status.estimated IS
-	'ready, spilled, blocked and held are not counted to the end yet: after a start, rows written by hand, or jobqueue_sweep()';
+	'ready, spilled, blocked and held are not counted to the end yet: after a start, rows changed by hand or from another database, or jobqueue_sweep()';
 COMMENT ON COLUMN jobqueue_status.oldest_ready IS
 	'when the jobs at the head of the queue were enqueued, the earliest of them';
 COMMENT ON COLUMN jobqueue_status.completed IS 'attempts that completed';
