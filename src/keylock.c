@@ -180,7 +180,10 @@ max_waiters(void)
 
 	if (nfree > jq_shared->nentries / 4)
 		return 64;
-	return nfree > jq_shared->nentries / 16 ? 16 : 2;
+	if (nfree > jq_shared->nentries / 16)
+		return 16;
+	/* the rest is for those who do not wait */
+	return nfree > jq_shared->nentries / 32 ? 2 : 0;
 }
 
 /* the row at pos is in the table only; was: in memory until now */
@@ -237,6 +240,15 @@ spill_last(JqKey *k)
 	spill_from(k, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->lane, true);
 	pg_atomic_fetch_sub_u32(&jq_lanes[JQ_ENTRY(ix)->lane].nparked, 1);
 	jq_entry_free(ix);
+}
+
+/* the frontier has been lowered: no waiter may stand behind it */
+static void
+spill_from_frontier(JqKey *k)
+{
+	while (k->last != JQ_NIL &&
+		   jq_pos_cmp(JQ_ENTRY_POS(k->last), k->frontier) >= 0)
+		spill_last(k);
 }
 
 /* is it time to ask for the next rows of the key?  If so, it has been noted. */
@@ -880,10 +892,13 @@ for_spilled(Oid db, void (*change)(JqKey *k))
 static void
 abandon(JqKey *k)
 {
-	if (k->filling)
-		k->frontier = jq_pos_min(k->frontier, k->fill_from);
+	if (!k->filling)
+		return; /* what it wants has been asked for */
+	k->frontier = jq_pos_min(k->frontier, k->fill_from);
+	k->cut = jq_pos_min(k->cut, k->frontier);
 	k->filling = false;
 	k->want = true;
+	spill_from_frontier(k);
 }
 
 void
@@ -904,6 +919,7 @@ forget(JqKey *k)
 {
 	k->frontier = k->cut = k->fill_from = JQ_POS_NOTHING;
 	k->want = true;
+	spill_from_frontier(k);
 }
 
 void

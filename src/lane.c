@@ -410,7 +410,14 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 			if (lane_offer(l, lane, &items[done]) != REFUSED)
 				got++;
 			else if (refused != NULL)
+			{
+				/* not ready in the table yet: counted when it is */
+				lane_count_spilled(l,
+								   jq_pos_make(items[done].priority,
+											   items[done].id),
+								   -1);
 				refused[done] = true;
+			}
 			else if (items[done].flags & JQ_E_DUE)
 				due = true;
 		}

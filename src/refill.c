@@ -158,9 +158,21 @@ publish_rows(JqKeyRow *rows, int n)
 	int i;
 
 	for (i = 0; i < n; i++)
+		(void) jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
+							   &rows[i].item, 1);
+}
+
+/* those that are claimed are not for memory; whoever has one publishes it */
+static int
+leave_out_claimed(JqKeyRow *rows, int n)
+{
+	int kept = 0;
+	int i;
+
+	for (i = 0; i < n; i++)
 		if (!jq_claim_is_out(MyDatabaseId, rows[i].item.id))
-			(void) jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
-								   &rows[i].item, 1);
+			rows[kept++] = rows[i];
+	return kept;
 }
 
 static JqKeyRow *
@@ -197,6 +209,7 @@ refill_key(JqKeyWant *k)
 	}
 	PG_END_TRY();
 	JQ_PAUSE("key-refill-after-snapshot");
+	n = leave_out_claimed(rows, n);
 	jq_keylock_refill_read(MyDatabaseId, k, upto, n);
 	publish_rows(rows, n);
 	if (jq_keylock_refill_end(MyDatabaseId, k))
