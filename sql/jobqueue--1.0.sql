@@ -174,15 +174,15 @@ CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archiv
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
 CREATE FUNCTION jobqueue_queue_trigger() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'jq_queue_trigger' LANGUAGE C;
-CREATE TRIGGER jobqueue_queue_version BEFORE INSERT OR UPDATE ON jobqueue_queue
+CREATE TRIGGER jobqueue_queue_version BEFORE INSERT OR UPDATE OR DELETE ON jobqueue_queue
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_queue_trigger();
 CREATE TRIGGER jobqueue_queue_announce
-	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON jobqueue_queue
+	AFTER TRUNCATE ON jobqueue_queue
 	FOR EACH STATEMENT EXECUTE FUNCTION jobqueue_queue_trigger();
 ALTER TABLE jobqueue_queue ENABLE ALWAYS TRIGGER jobqueue_queue_version;
 ALTER TABLE jobqueue_queue ENABLE ALWAYS TRIGGER jobqueue_queue_announce;
 -- Memory may know settings of an extension that was here before.
-DELETE FROM jobqueue_queue;
+TRUNCATE jobqueue_queue;
 ALTER TABLE jobqueue_job ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_job_owner ON jobqueue_job
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));

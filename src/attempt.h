@@ -30,6 +30,7 @@ typedef struct JqAttempt
 	bool running; /* the command may have begun */
 	bool committing;
 	bool outside;
+	int commit_level;  /* synchronous_commit at its end, in a batch */
 	TransactionId xid; /* DOUBTFUL_ROW */
 	TimestampTz ready_at;
 	TimestampTz enqueued_at;

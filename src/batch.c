@@ -30,6 +30,8 @@
 #include "access/xact.h"
 #include "attempt.h"
 #include "batch.h"
+#include "database.h"
+#include "guc.h"
 #include "inflight.h"
 #include "keylock.h"
 #include "lane.h"
@@ -38,6 +40,7 @@
 #include "runjob.h"
 #include "session.h"
 #include "slot.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -113,6 +116,23 @@ gather(int size)
 	}
 }
 
+/* the first jobs are to commit: as one of them has asked for */
+static void
+set_commit_level(int done)
+{
+	static const char *const names[] = {"off", "local", "remote_write", "on",
+										"remote_apply"};
+	int level = synchronous_commit;
+	int i;
+
+	for (i = 0; i < done; i++)
+		level = Max(level, attempts[i].commit_level);
+	if (level != synchronous_commit)
+		(void) set_config_option("synchronous_commit", names[level],
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
+}
+
 /* the first jobs have committed */
 static void
 note_committed(int done)
@@ -128,7 +148,39 @@ note_committed(int done)
 	jq_claim_end_others(jobs[0].lane);
 }
 
-/* all has been rolled back: one after the other */
+/* the job in hand, alone, unless it has been cancelled while it waited */
+static void
+run_in_hand(JqAttempt *a)
+{
+	if (jq_claim_cancel_wanted())
+	{
+		(void) jq_attempt_context();
+		a->error = NULL;
+		a->result = NULL;
+		a->ended_at = 0;
+		jq_attempt_cancelled(a);
+		jq_attempt_done();
+		return;
+	}
+	jq_attempt_init(a, a->job, a->role, a->queue, a->queue_ix);
+	jq_attempt_alone(a);
+}
+
+/* may jobs that wait for their turn still begin? */
+static bool
+may_begin(void)
+{
+	JqLane *l = &jq_lanes[jobs[0].lane];
+
+	return jobqueue_enabled && !jq_lane_stopped(l) &&
+		   !jq_db_is_quiesced(l->dbix) &&
+		   !*(volatile bool *) &jq_slots[jq_my_slot].stop;
+}
+
+/*
+ * All has been rolled back: one after the other.  Those that may not begin any
+ * more go back to where they came from.
+ */
 static void
 run_alone_each(int n)
 {
@@ -139,19 +191,19 @@ run_alone_each(int n)
 	{
 		JqAttempt a = attempts[i];
 
-		jq_claim_pick(&jobs[i]);
-		if (jq_claim_cancel_wanted())
+		if (i > 0 && !may_begin())
 		{
-			(void) jq_attempt_context();
-			a.error = NULL;
-			a.result = NULL;
-			a.ended_at = 0;
-			jq_attempt_cancelled(&a);
-			jq_attempt_done();
-			continue;
+			jq_claim_end();
+			jq_batch_give_back();
+			for (; i < n; i++)
+				if (jobs[i].keylen > 0)
+					jq_keylock_release(MyDatabaseId, jobs[i].key,
+									   jobs[i].keylen);
+			return;
 		}
-		jq_attempt_init(&a, &jobs[i], a.role, a.queue, a.queue_ix);
-		jq_attempt_alone(&a);
+		jq_claim_pick(&jobs[i]);
+		a.job = &jobs[i];
+		run_in_hand(&a);
 	}
 }
 
@@ -193,6 +245,7 @@ jq_run_batch(JqClaimed *job, Oid role, const char *queue, int queue_ix,
 			ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
 							errmsg("canceling a job of a batch")));
 		attempts[0].committing = done > 0;
+		set_commit_level(done);
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
@@ -215,7 +268,7 @@ jq_run_batch(JqClaimed *job, Oid role, const char *queue, int queue_ix,
 			/* it is in hand, and its look has changed nothing */
 			jq_attempt_init(&attempts[n - 1], &jobs[n - 1], role, queue,
 							queue_ix);
-			jq_attempt_alone(&attempts[n - 1]);
+			run_in_hand(&attempts[n - 1]);
 		}
 		return n;
 	}

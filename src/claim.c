@@ -335,6 +335,7 @@ jq_claim_put_aside(void)
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	put_aside(s);
+	s->others_wait = true;
 	LWLockRelease(jq_lane_lock(lane));
 }
 
@@ -359,6 +360,8 @@ jq_claim_pick(const JqClaimed *job)
 	}
 	others[i] = others[c->nothers - 1];
 	c->nothers--;
+	if (c->nothers == 0)
+		s->others_wait = false;
 	LWLockRelease(jq_lane_lock(job->lane));
 }
 
@@ -374,8 +377,12 @@ jq_claim_end_others(int lane)
 	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
 
 	if (c->nothers == 0)
+	{
+		jq_slots[jq_my_slot].others_wait = false; /* it matters to nobody now */
 		return;
+	}
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	jq_slots[jq_my_slot].others_wait = false;
 	jq_lanes[lane].nclaimed -= c->nothers;
 	while (c->nothers > 0)
 	{
@@ -672,9 +679,14 @@ jq_claim_cancel(Oid db, int64 id)
 		if (s->claim_lane == lane && jq_claim_cells[i].db == db &&
 			(other = other_of_slot(i, id)) >= 0)
 		{
-			/* the job in hand ends, and with it the batch, so far undone */
+			/*
+			 * The job in hand ends, and with it the batch, so far undone.  One
+			 * that waits for its turn alone is looked at then, and the job in
+			 * hand has nothing to do with it.
+			 */
 			JQ_OTHERS(i)[other].cancel = true;
-			kill(s->pid, SIGINT);
+			if (!s->others_wait)
+				kill(s->pid, SIGINT);
 			sent = true;
 		}
 		else if (s->claim_lane == lane && jq_claim_cells[i].id == id &&

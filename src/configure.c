@@ -260,6 +260,12 @@ jq_queue_trigger(PG_FUNCTION_ARGS)
 			jq_publish_settings_unknown();
 		return PointerGetDatum(NULL);
 	}
+	/* row by row, as replication fires no others, and so that a statement that
+	 * policies keep from all rows does nothing */
+	if (!jq_bookkeeping && jq_shmem_ready())
+		jq_publish_settings_unknown();
+	if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
+		return PointerGetDatum(data->tg_trigtuple);
 	new = TRIGGER_FIRED_BY_UPDATE(data->tg_event) ? data->tg_newtuple :
 													data->tg_trigtuple;
 	desc = RelationGetDescr(data->tg_relation);

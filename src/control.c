@@ -469,6 +469,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 	jq_owner_end(&state);
 	/* whatever is due or expired, it was not looked at before */
 	jq_publish_due(DT_NOBEGIN + 1);
+	jq_publish_expiry(DT_NOBEGIN + 1);
 	CacheInvalidateRelcacheByRelid(t->job);
 	PG_RETURN_INT64((int64) n);
 }

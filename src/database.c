@@ -66,8 +66,8 @@ jq_db_request(int dbix, uint32 requests)
 	wake_server(procno);
 }
 
-void
-jq_db_due(int dbix, TimestampTz when)
+static void
+note_moment(int dbix, TimestampTz *next, TimestampTz when, uint32 request)
 {
 	JqDb *d = &jq_dbs[dbix];
 	int procno = -1;
@@ -78,19 +78,30 @@ jq_db_due(int dbix, TimestampTz when)
 	if (when < 0)
 	{
 		/* long ago, or -infinity: look at all that waits */
-		d->requests |= JQ_REQ_DUE;
-		procno = db_server(d);
+		d->requests |= request;
 		sooner = true;
 	}
-	else if (when < d->next_due)
+	else if (when < *next)
 	{
-		d->next_due = when;
-		procno = db_server(d);
-		sooner = true;
+		sooner = when < jq_db_next(d);
+		*next = when;
 	}
+	procno = db_server(d);
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	if (sooner)
 		wake_server(procno);
+}
+
+void
+jq_db_due(int dbix, TimestampTz when)
+{
+	note_moment(dbix, &jq_dbs[dbix].next_due, when, JQ_REQ_DUE);
+}
+
+void
+jq_db_expiry(int dbix, TimestampTz when)
+{
+	note_moment(dbix, &jq_dbs[dbix].next_expiry, when, JQ_REQ_EXPIRY);
 }
 
 bool
@@ -132,23 +143,31 @@ jq_db_sched_detach(int dbix)
 }
 
 uint32
-jq_db_take_requests(int dbix, TimestampTz *due_from)
+jq_db_take_requests(int dbix, TimestampTz *due_from, TimestampTz *expiry_from)
 {
 	JqDb *d = &jq_dbs[dbix];
+	TimestampTz now = GetCurrentTimestamp();
 	uint32 requests;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	requests = d->requests;
 	d->requests = 0;
-	*due_from = DT_NOBEGIN;
-	if (!(requests & JQ_REQ_DUE) && d->next_due <= GetCurrentTimestamp())
+	*due_from = *expiry_from = DT_NOBEGIN;
+	if (!(requests & JQ_REQ_DUE) && d->next_due <= now)
 	{
 		requests |= JQ_REQ_DUE;
 		*due_from = d->next_due;
 	}
+	if (!(requests & JQ_REQ_EXPIRY) && d->next_expiry <= now)
+	{
+		requests |= JQ_REQ_EXPIRY;
+		*expiry_from = d->next_expiry;
+	}
 	/* whoever commits an earlier one from now on lowers it again */
 	if (requests & JQ_REQ_DUE)
 		d->next_due = DT_NOEND;
+	if (requests & JQ_REQ_EXPIRY)
+		d->next_expiry = DT_NOEND;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	return requests;
 }
@@ -160,7 +179,7 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 	bool leave;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-	leave = d->requests == 0 && d->next_due > keep_until;
+	leave = d->requests == 0 && jq_db_next(d) > keep_until;
 	if (leave)
 	{
 		d->sched_state = JQ_SCHED_NONE;
@@ -213,7 +232,7 @@ jq_db_set_absent(int dbix, bool absent)
 	if (absent)
 	{
 		d->requests = 0;
-		d->next_due = DT_NOEND;
+		d->next_due = d->next_expiry = DT_NOEND;
 		d->loaded = false;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));

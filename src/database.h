@@ -15,17 +15,27 @@ extern void jq_db_request(int dbix, uint32 requests);
 /* the same without waking anybody: a lock is held, a request follows */
 extern void jq_db_request_quietly(int dbix, uint32 requests);
 
-/* a row waits until then */
+/* a row waits until then; or expires then */
 extern void jq_db_due(int dbix, TimestampTz when);
+extern void jq_db_expiry(int dbix, TimestampTz when);
+
+/* JQ_LOCK_DB held: when is there something to do? */
+static inline TimestampTz
+jq_db_next(const JqDb *d)
+{
+	return Min(d->next_due, d->next_expiry);
+}
 
 /* ---- scheduler ---- */
 extern bool jq_db_sched_attach(int dbix);
 extern void jq_db_sched_detach(int dbix);
 /*
  * Take the requests, before any snapshot is taken for them.  With JQ_REQ_DUE,
- * rows that wait for a time from *due_from on are to be looked at.
+ * rows that wait for a time from *due_from on are to be looked at; with
+ * JQ_REQ_EXPIRY, those that expire from *expiry_from on.
  */
-extern uint32 jq_db_take_requests(int dbix, TimestampTz *due_from);
+extern uint32 jq_db_take_requests(int dbix, TimestampTz *due_from,
+								  TimestampTz *expiry_from);
 /* leave if nothing is asked and nothing due before keep_until */
 extern bool jq_db_sched_leave(int dbix, TimestampTz keep_until);
 

@@ -20,6 +20,12 @@
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 
+#ifdef JQ_TESTING
+#define JQ_SINGLY_FIRST 0 /* tests want to know which jobs are together */
+#else
+#define JQ_SINGLY_FIRST JQ_BATCH_MAX
+#endif
+
 typedef enum JqDirKind
 {
 	JQ_DIR_DB = 1,
@@ -200,7 +206,7 @@ db_add(Oid db)
 			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 			memset(d, 0, sizeof(*d));
 			d->oid = db;
-			d->next_due = DT_NOEND;
+			d->next_due = d->next_expiry = DT_NOEND;
 			d->sched_procno = -1;
 			d->requests = JQ_REQ_ALL;
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
@@ -324,6 +330,9 @@ jq_dir_queue(int dbix, const char *name, bool create)
 			q->db = db;
 			strlcpy(q->name, name, sizeof(q->name));
 			pg_atomic_init_u32(&q->batch, 1);
+			/* a job that has crashed the server at the commit of a batch: the
+			 * first ones after a start run alone, it is among them */
+			pg_atomic_init_u32(&q->singly, JQ_SINGLY_FIRST);
 			pg_atomic_init_u32(&q->stopped, jq_dbs[dbix].settings_known ?
 												0 :
 												JQ_STOPPED_UNKNOWN);
@@ -444,6 +453,7 @@ found:
 	l->frontier = loaded ? JQ_POS_ALL : JQ_POS_NOTHING;
 	l->low_id = loaded ? PG_INT64_MAX : PG_INT64_MIN;
 	l->count_pos = l->frontier;
+	l->passed = JQ_POS_NOTHING;
 	pg_atomic_init_u32(&l->nparked, 0);
 	l->want_refill = !loaded;
 	l->cut = JQ_POS_ALL;

@@ -25,7 +25,8 @@
 #define JQ_REQ_RECOUNT 0x40	  /* go on counting where it is not known */
 #define JQ_REQ_KEYS 0x80	  /* spilled keys want rows */
 #define JQ_REQ_SETTINGS 0x100 /* read the settings of the queues */
-#define JQ_REQ_ALL 0x1ff
+#define JQ_REQ_EXPIRY 0x200	  /* look at all rows that expire */
+#define JQ_REQ_ALL 0x3ff
 
 typedef enum JqSchedState
 {
@@ -41,7 +42,8 @@ typedef struct JqDb
 	uint32 settings_forgotten; /* JQ_LOCK_DIR: how often, ever */
 	/* the rest under JQ_LOCK_DB */
 	uint32 requests;
-	TimestampTz next_due; /* DT_NOEND = nothing waits for its time */
+	TimestampTz next_due;	 /* DT_NOEND = nothing waits for its time */
+	TimestampTz next_expiry; /* DT_NOEND = nothing expires */
 	JqSchedState sched_state;
 	int sched_procno;
 	int sched_pid;
@@ -129,6 +131,7 @@ typedef struct JqLane
 						 * before count_pos are counted */
 	int64 held;	   /* rows of another home, as far as counted */
 	JqPos count_pos;
+	JqPos passed; /* refills have passed over rows of keys up to here */
 	uint32 head[JQ_LEVELS];
 	uint32 tail[JQ_LEVELS];
 } JqLane;

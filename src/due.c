@@ -23,8 +23,9 @@
 #include "utils/timestamp.h"
 
 static TimestampTz due_seen; /* rows due up to here have been looked at */
-static TimestampTz expiry_seen = DT_NOBEGIN; /* and those that expire */
-static TimestampTz prune_seen = DT_NOBEGIN;	 /* and those of the archive */
+static TimestampTz expiry_seen = DT_NOBEGIN;   /* and those that expire */
+static TimestampTz expiry_looked = DT_NOBEGIN; /* when the last look was */
+static TimestampTz prune_seen = DT_NOBEGIN;	   /* and those of the archive */
 
 /* rows that found no room in memory become ready in the table */
 static void
@@ -145,6 +146,7 @@ jq_sched_end_expired(TimestampTz from)
 	bool all = true;
 	int n;
 
+	expiry_looked = now;
 	do
 	{
 		JqTable *t = jq_sched_begin();
@@ -213,45 +215,64 @@ jq_sched_end_expired(TimestampTz from)
 		expiry_seen = now;
 }
 
-/* when is the next row due, or expired? */
-void
-jq_sched_find_next_due(TimestampTz unused)
+static TimestampTz
+find_next(const char *sql, TimestampTz after)
 {
 	Oid types[1] = {TIMESTAMPTZOID};
 	Datum values[1];
 	JqTable *t = jq_sched_begin();
 	JqOwnerState state;
 	TimestampTz next = DT_NOEND;
-	bool isnull;
+
+	if (t != NULL)
+	{
+		values[0] = TimestampTzGetDatum(after);
+		jq_owner_begin(t, &state);
+		jq_owner_execute(t, sql, 1, types, values, NULL);
+		if (SPI_processed == 1)
+		{
+			bool isnull;
+			Datum d = SPI_getbinval(SPI_tuptable->vals[0],
+									SPI_tuptable->tupdesc, 1, &isnull);
+
+			if (!isnull)
+				next = DatumGetTimestampTz(d);
+		}
+		jq_owner_end(&state);
+	}
+	jq_sched_commit();
+	return next;
+}
+
+/* when is the next row due? */
+void
+jq_sched_find_next_due(TimestampTz unused)
+{
+	/* not what is due by now: what became due since then is not published */
+	TimestampTz next =
+		find_next("SELECT min(run_at) FROM %s.jobqueue_job WHERE run_at > $1",
+				  due_seen);
 
 	(void) unused;
-	if (t == NULL)
-	{
-		jq_sched_commit();
-		return;
-	}
-	/* not what is due by now: what became due since then is not published */
-	values[0] = TimestampTzGetDatum(due_seen);
-	jq_owner_begin(t, &state);
-	jq_owner_execute(t,
-					 "SELECT least("
-					 "(SELECT min(run_at) FROM %s.jobqueue_job"
-					 "  WHERE run_at > $1),"
-					 "(SELECT min(expires_at) FROM %s.jobqueue_job"
-					 "  WHERE expires_at > $1))",
-					 1, types, values, NULL);
-	if (SPI_processed == 1)
-	{
-		Datum d = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-								&isnull);
-
-		if (!isnull)
-			next = DatumGetTimestampTz(d);
-	}
-	jq_owner_end(&state);
-	jq_sched_commit();
 	if (next != DT_NOEND)
 		jq_db_due(jq_sched_dbix, next);
+}
+
+/*
+ * And when does one expire?  Apart from the other, as it goes over the entries of
+ * all jobs that ended before they would have expired and that an old snapshot
+ * keeps.
+ */
+void
+jq_sched_find_next_expiry(TimestampTz unused)
+{
+	TimestampTz next = find_next(
+		"SELECT min(expires_at) FROM %s.jobqueue_job WHERE expires_at > $1",
+		expiry_looked);
+
+	(void) unused;
+	if (next != DT_NOEND)
+		jq_db_expiry(jq_sched_dbix, next);
 }
 
 /* what is in the archive for long enough */

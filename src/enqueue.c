@@ -300,7 +300,8 @@ enqueue_one(Template *t, Datum args, bool args_null, text *key)
 	t->item.id = id;
 	jq_publish_row(t->owner, t->queue, &t->item, t->run_at);
 	if (!t->nulls[JQ_COL_EXPIRES_AT - 1])
-		jq_publish_due(DatumGetTimestampTz(t->values[JQ_COL_EXPIRES_AT - 1]));
+		jq_publish_expiry(
+			DatumGetTimestampTz(t->values[JQ_COL_EXPIRES_AT - 1]));
 	return id;
 }
 

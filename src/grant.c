@@ -85,7 +85,7 @@ is_listed(const char *const *list, const char *name)
 	return false;
 }
 
-/* EXECUTE on a function of the extension, whichever overload */
+/* EXECUTE on a function of the extension without arguments */
 static bool
 role_may_execute(const char *name, Oid role)
 {
@@ -101,7 +101,7 @@ role_may_execute(const char *name, Oid role)
 	{
 		Form_pg_proc p = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
 
-		if (p->pronamespace == t->schema &&
+		if (p->pronamespace == t->schema && p->pronargs == 0 &&
 			getExtensionOfObject(ProcedureRelationId, p->oid) == t->extension &&
 			jq_proc_aclcheck(p->oid, role, ACL_EXECUTE) == ACLCHECK_OK)
 			ok = true;

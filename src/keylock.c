@@ -54,6 +54,9 @@ typedef struct JqKeyTag
 	char text[JQ_KEY_MAX + 1];
 } JqKeyTag;
 
+/* lanes that are told apart; what is of others is counted for the first */
+#define SPILL_LANES 4
+
 /* all under the partition's lock */
 typedef struct JqKey
 {
@@ -72,11 +75,12 @@ typedef struct JqKey
 	JqPos frontier; /* of a spilled key */
 	JqPos cut;
 	JqPos fill_from;
-	int brought;	/* entries of the last refill that no worker has met yet */
-	int64 nspilled; /* rows in the table only: of those before counted, */
-	JqPos counted;	/* not counting what refills before refilled brought */
-	JqPos refilled;
-	int spill_lane; /* one of the lanes they belong to */
+	int brought; /* entries of the last refill that no worker has met yet */
+	JqPos
+		counted; /* refills of lanes have counted what they passed up to here */
+	int nlanes;	 /* whose rows are in the table only: how many of them */
+	int32 lanes[SPILL_LANES];
+	int64 counts[SPILL_LANES];
 } JqKey;
 
 static HTAB *jq_keys;
@@ -186,29 +190,56 @@ max_waiters(void)
 	return nfree > jq_shared->nentries / 32 ? 2 : 0;
 }
 
-/* the row at pos is in the table only; was: in memory until now */
+/* n rows more, or less, of a lane are in the table only */
 static void
-spill_from(JqKey *k, JqPos pos, int lane, bool was)
+count_spilled(JqKey *k, int lane, int64 n)
+{
+	int i;
+
+	for (i = 0; i < k->nlanes; i++)
+		if (k->lanes[i] == lane)
+			break;
+	if (i == k->nlanes)
+	{
+		if (k->nlanes == SPILL_LANES)
+			i = 0;
+		else
+		{
+			k->lanes[i] = lane;
+			k->counts[i] = 0;
+			k->nlanes++;
+		}
+	}
+	k->counts[i] = Max(k->counts[i] + n, 0);
+}
+
+static int64
+all_spilled(const JqKey *k)
+{
+	int64 n = 0;
+	int i;
+
+	for (i = 0; i < k->nlanes; i++)
+		n += k->counts[i];
+	return n;
+}
+
+/* the row at pos is in the table only */
+static void
+spill_from(JqKey *k, JqPos pos, int lane)
 {
 	if (!k->spilled)
 	{
 		k->spilled = true;
 		k->frontier = JQ_POS_ALL;
-		k->counted = k->refilled = JQ_POS_NOTHING;
-		k->nspilled = 0;
+		k->counted = JQ_POS_NOTHING;
+		k->nlanes = 0;
 		k->brought = 0;
 		pg_atomic_fetch_add_u32(&jq_shared->spilled_keys, 1);
 	}
 	k->frontier = jq_pos_min(k->frontier, pos);
 	k->cut = jq_pos_min(k->cut, pos);
-	k->spill_lane = lane;
-	if (was || jq_pos_cmp(pos, k->refilled) < 0)
-		k->nspilled++;
-	else if (jq_pos_cmp(pos, k->counted) > 0)
-	{
-		k->counted = pos;
-		k->nspilled++;
-	}
+	count_spilled(k, lane, 1);
 }
 
 static void
@@ -217,7 +248,7 @@ set_unspilled(JqKey *k)
 	if (k->spilled)
 		pg_atomic_fetch_sub_u32(&jq_shared->spilled_keys, 1);
 	k->spilled = k->want = k->filling = false;
-	k->nspilled = 0;
+	k->nlanes = 0;
 }
 
 /* forget the largest waiter */
@@ -237,7 +268,7 @@ spill_last(JqKey *k)
 	*link = JQ_NIL;
 	k->last = prev;
 	k->nwaiting--;
-	spill_from(k, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->lane, true);
+	spill_from(k, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->lane);
 	pg_atomic_fetch_sub_u32(&jq_lanes[JQ_ENTRY(ix)->lane].nparked, 1);
 	jq_entry_free(ix);
 }
@@ -251,13 +282,32 @@ spill_from_frontier(JqKey *k)
 		spill_last(k);
 }
 
+/* waiters that a worker may take; those of stopped lanes hold nobody up */
+static uint32
+waiters_that_run(JqKey *k)
+{
+	uint32 n = 0;
+	uint32 ix;
+
+	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
+		if (!jq_lane_stopped(&jq_lanes[JQ_ENTRY(ix)->lane]))
+			n++;
+	return n;
+}
+
 /* is it time to ask for the next rows of the key?  If so, it has been noted. */
 static bool
 wants_refill(JqKey *k)
 {
+	uint32 n;
+
 	if (!k->spilled || k->want || k->filling)
 		return false;
-	if (k->nwaiting > 0 && (k->brought > 0 || k->nwaiting > max_waiters() / 2))
+	n = waiters_that_run(k);
+	/* free, and those in memory may have no worker: others may come after them */
+	if (n > 0 && k->procno < 0 && (k->nlanes > 1 || !k->one_lane))
+		n = 0;
+	if (n > 0 && (k->brought > 0 || n > max_waiters() / 2))
 		return false;
 	return k->want = true;
 }
@@ -318,7 +368,7 @@ wait_for(JqKey *k, uint32 ix)
 
 	if (k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
 	{
-		spill_from(k, pos, JQ_ENTRY(ix)->lane, false);
+		spill_from(k, pos, JQ_ENTRY(ix)->lane);
 		jq_entry_free(ix);
 		return JQ_KEY_GONE;
 	}
@@ -722,29 +772,25 @@ find_key(Oid db, const char *key, int len, uint32 *hash)
 	return hash_search_with_hash_value(jq_keys, &tag, *hash, HASH_FIND, NULL);
 }
 
-JqKeyAnswer
-jq_keylock_answers_for(Oid db, const JqItem *item)
+bool
+jq_keylock_answers_for(Oid db, const JqItem *item, int lane)
 {
 	JqPos pos = jq_pos_make(item->priority, item->id);
-	JqKeyAnswer answer = JQ_ANSWER_NO;
+	bool answers;
 	JqKey *k;
 	uint32 hash;
 
 	if (item->keylen == 0 || pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
-		return JQ_ANSWER_NO;
+		return false;
 	k = find_key(db, item->key, item->keylen, &hash);
-	if (k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
+	answers = k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0;
+	if (answers && jq_pos_cmp(pos, k->counted) > 0)
 	{
-		answer = JQ_ANSWER_YES;
-		if (jq_pos_cmp(pos, k->counted) > 0)
-		{
-			answer = JQ_ANSWER_NEW;
-			k->counted = pos;
-			k->nspilled++;
-		}
+		k->counted = pos;
+		count_spilled(k, lane, 1);
 	}
 	LWLockRelease(partition_lock(hash));
-	return answer;
+	return answers;
 }
 
 bool
@@ -783,23 +829,25 @@ jq_keylock_refill_begin(Oid db, const JqKeyWant *want, JqPos *from, int *room)
 }
 
 void
-jq_keylock_refill_read(Oid db, const JqKeyWant *want, JqPos upto, int n)
+jq_keylock_refill_read(Oid db, const JqKeyWant *want, JqPos upto,
+					   const int *lanes, int n)
 {
+	int i;
 	uint32 hash;
 	JqKey *k = find_key(db, want->key, want->len, &hash);
 
 	if (k != NULL && k->filling)
 	{
 		k->frontier = jq_pos_min(upto, k->cut);
-		k->refilled = upto;
 		k->brought = n;
-		k->nspilled = Max(k->nspilled - n, 0);
+		for (i = 0; i < n; i++)
+			count_spilled(k, lanes[i], -1);
 	}
 	LWLockRelease(partition_lock(hash));
 }
 
 bool
-jq_keylock_refill_end(Oid db, const JqKeyWant *want)
+jq_keylock_refill_end(Oid db, const JqKeyWant *want, int run)
 {
 	uint32 hash;
 	JqKey *k = find_key(db, want->key, want->len, &hash);
@@ -808,9 +856,10 @@ jq_keylock_refill_end(Oid db, const JqKeyWant *want)
 	if (k != NULL && k->filling)
 	{
 		k->filling = false;
+		k->brought = Min(k->brought, run);
 		if (jq_pos_is_all(k->frontier))
 			set_unspilled(k);
-		else if (k->procno < 0 && k->first == JQ_NIL)
+		else if (k->procno < 0)
 			ask = wants_refill(k); /* all that was read may have run by now */
 		remove_if_unused(k, hash);
 	}
@@ -919,7 +968,23 @@ forget(JqKey *k)
 {
 	k->frontier = k->cut = k->fill_from = JQ_POS_NOTHING;
 	k->want = true;
+	/* the lanes are read anew, and count them on the way */
+	k->counted = JQ_POS_NOTHING;
+	k->nlanes = 0;
 	spill_from_frontier(k);
+}
+
+static void
+look_again(JqKey *k)
+{
+	if (k->procno < 0)
+		(void) wants_refill(k);
+}
+
+void
+jq_keylock_look_again(Oid db)
+{
+	for_spilled(db, look_again);
 }
 
 void
@@ -929,18 +994,19 @@ jq_keylock_forget(Oid db)
 }
 
 void
-jq_keylock_count_spilled(Oid db, int64 *per_queue)
+jq_keylock_count_spilled(Oid db, int64 *per_lane)
 {
 	HASH_SEQ_STATUS seq;
 	JqKey *k;
+	int i;
 
 	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
 		return;
 	lock_all(LW_SHARED);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
-		if (k->tag.db == db && k->spilled)
-			per_queue[jq_lanes[k->spill_lane].queue_ix] += k->nspilled;
+		for (i = 0; k->tag.db == db && k->spilled && i < k->nlanes; i++)
+			per_lane[k->lanes[i]] += k->counts[i];
 	unlock_all();
 }
 
@@ -963,7 +1029,7 @@ jq_keylock_list(Oid db, int *n)
 		list[*n].pid = k->procno >= 0 ? k->pid : 0;
 		list[*n].job = k->job;
 		list[*n].since = k->since;
-		list[*n].waiting = k->nwaiting + k->nspilled;
+		list[*n].waiting = k->nwaiting + (k->spilled ? all_spilled(k) : 0);
 		list[*n].spilled = k->spilled;
 		list[*n].frontier = k->frontier;
 		(*n)++;

@@ -76,17 +76,10 @@ extern uint32 jq_keylock_forget_waiters(uint32 entry);
 
 /* ---- spilled keys; see keylock.c ---- */
 
-/* does a spilled key answer for that row, and did not count it yet? */
-typedef enum JqKeyAnswer
-{
-	JQ_ANSWER_NO,
-	JQ_ANSWER_YES,
-	JQ_ANSWER_NEW
-} JqKeyAnswer;
-
-extern JqKeyAnswer jq_keylock_answers_for(Oid db, const JqItem *item);
-/* rows that keys answer for are added to their queue's element */
-extern void jq_keylock_count_spilled(Oid db, int64 *per_queue);
+/* does a spilled key answer for that row of the lane? */
+extern bool jq_keylock_answers_for(Oid db, const JqItem *item, int lane);
+/* rows that keys answer for are added to their lane's element */
+extern void jq_keylock_count_spilled(Oid db, int64 *per_lane);
 /*
  * The entry of a job of that key has been dropped: does the key want a refill
  * now?
@@ -103,11 +96,13 @@ typedef struct JqKeyWant
 extern JqKeyWant *jq_keylock_wanting(Oid db, int *n);
 extern bool jq_keylock_refill_begin(Oid db, const JqKeyWant *k, JqPos *from,
 									int *room);
-/* everything before upto has been read, n rows */
+/* everything before upto has been read, n rows of these lanes */
 extern void jq_keylock_refill_read(Oid db, const JqKeyWant *k, JqPos upto,
-								   int n);
+								   const int *lanes, int n);
 /* what was read has been published; does it want more? */
-extern bool jq_keylock_refill_end(Oid db, const JqKeyWant *k);
+extern bool jq_keylock_refill_end(Oid db, const JqKeyWant *want, int run);
+/* lanes have been stopped: keys that are free may have to bring others' rows */
+extern void jq_keylock_look_again(Oid db);
 /* a scheduler died in a refill: what it had read is read again */
 extern void jq_keylock_refill_abandon(Oid db);
 /* the database has no jobs; or: forget what the keys know */

@@ -191,6 +191,7 @@ lane_uncount(JqLane *l)
 	l->held = 0;
 	l->spilled = 0;
 	l->count_pos = JQ_POS_NOTHING;
+	l->passed = JQ_POS_NOTHING;
 }
 
 /* one row is in the table only */
@@ -412,10 +413,8 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 			else if (refused != NULL)
 			{
 				/* not ready in the table yet: counted when it is */
-				lane_count_spilled(l,
-								   jq_pos_make(items[done].priority,
-											   items[done].id),
-								   -1);
+				lane_count_spilled(
+					l, jq_pos_make(items[done].priority, items[done].id), -1);
 				refused[done] = true;
 			}
 			else if (items[done].flags & JQ_E_DUE)
@@ -651,6 +650,7 @@ jq_lane_refill_begin(int lane, JqRefill *r)
 			l->cut = JQ_POS_ALL;
 			r->from = l->frontier;
 			r->low_id = l->low_id;
+			r->passed = l->passed;
 			r->room = Min(want, nfree);
 			ok = true;
 		}
@@ -733,6 +733,8 @@ jq_lane_refill_end(int lane, JqPos upto, int64 passed)
 	}
 	else
 		lane_count_spilled(l, upto, -passed);
+	if (jq_pos_cmp(l->passed, upto) < 0)
+		l->passed = upto;
 	l->low_water = l->nready / 2;
 	lane_check(l);
 	group = l->group;

@@ -70,14 +70,15 @@ typedef struct JqRefill
 {
 	JqPos from; /* where to read */
 	int64 low_id;
-	int room; /* how many rows at the most */
+	int room;	  /* how many rows at the most */
+	JqPos passed; /* rows of spilled keys before it were passed over before */
 } JqRefill;
 
 extern bool jq_lane_refill_begin(int lane, JqRefill *r);
 extern void jq_lane_refill_add(int lane, const JqItem *items, int n);
 /*
  * All rows before upto have been read (JQ_POS_ALL: the end of the index);
- * passed: how many rows of spilled keys were among them.
+ * passed: how many rows of spilled keys were passed over for the first time.
  */
 extern void jq_lane_refill_end(int lane, JqPos upto, int64 passed);
 extern void jq_lane_refill_abandon(int lane);

@@ -324,9 +324,9 @@ start_schedulers(void)
 
 			if (d->requests != 0)
 				when = now;
-			else if (d->next_due != DT_NOEND)
-				when =
-					TimestampTzPlusMilliseconds(d->next_due, -JQ_SCHED_LEAD_MS);
+			else if (jq_db_next(d) != DT_NOEND)
+				when = TimestampTzPlusMilliseconds(jq_db_next(d),
+												   -JQ_SCHED_LEAD_MS);
 			when = Max(when, d->sched_not_before);
 			want = when <= now;
 			if (!want)

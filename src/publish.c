@@ -90,6 +90,7 @@ static bool settings_unknown;
 static int *frozen; /* lanes that we hold back, by index in lanes[] */
 static int nfrozen, maxfrozen;
 static TimestampTz first_due;
+static TimestampTz first_expiry;
 
 static bool count_anew; /* rows of another home have come */
 static bool recycle;
@@ -134,6 +135,7 @@ forget_all(void)
 	nsettings = maxsettings = 0;
 	settings_unknown = false;
 	first_due = DT_NOEND;
+	first_expiry = DT_NOEND;
 	committed = false;
 	recycle = false;
 	count_anew = false;
@@ -266,6 +268,14 @@ jq_publish_due(TimestampTz when)
 	enter_level();
 	if (first_due == 0 || when < first_due)
 		first_due = when;
+}
+
+void
+jq_publish_expiry(TimestampTz when)
+{
+	enter_level();
+	if (first_expiry == 0 || when < first_expiry)
+		first_expiry = when;
 }
 
 void
@@ -483,6 +493,8 @@ push_all(void)
 		due = Min(due, first_due);
 	if (due != DT_NOEND)
 		jq_db_due(dbix, due);
+	if (first_expiry != 0 && first_expiry != DT_NOEND)
+		jq_db_expiry(dbix, first_expiry);
 	if (count_anew)
 		jq_db_request(dbix, JQ_REQ_COUNT);
 }
@@ -540,7 +552,8 @@ prepare(void)
 					n++;
 				}
 			}
-		if (first_due != 0 && first_due != DT_NOEND)
+		if ((first_due != 0 && first_due != DT_NOEND) ||
+			(first_expiry != 0 && first_expiry != DT_NOEND))
 			p.due = true;
 		if (jq_pos_is_all(first))
 			continue;
@@ -578,7 +591,7 @@ jq_publish_prepared(const JqPrepared *p)
 					  p->lanes[i].first, p->lanes[i].low_id, p->lanes[i].nrows);
 	dbix = jq_dir_db(p->db, true);
 	if (p->due && dbix >= 0)
-		jq_db_request(dbix, JQ_REQ_DUE);
+		jq_db_request(dbix, JQ_REQ_DUE | JQ_REQ_EXPIRY);
 }
 
 void
@@ -610,7 +623,7 @@ jq_publish_forget(Oid db)
 	}
 	jq_keylock_forget(db);
 	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_KEYS |
-							JQ_REQ_DUE | JQ_REQ_COUNT);
+							JQ_REQ_DUE | JQ_REQ_EXPIRY | JQ_REQ_COUNT);
 }
 
 /* ------------------------------------------------------------- callbacks */

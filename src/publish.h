@@ -20,6 +20,8 @@ extern void jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 
 /* at commit, the scheduler is to look at what is due or expired then */
 extern void jq_publish_due(TimestampTz when);
+/* one expires then */
+extern void jq_publish_expiry(TimestampTz when);
 
 /* the lane got rows that we know nothing else about */
 extern void jq_publish_unknown(Oid owner, const char *queue);

@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "database.h"
+#include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "queue.h"
@@ -134,8 +135,12 @@ jq_queue_apply(Oid db, const JqQueueRow *row)
 	}
 	else
 	{
-		/* was there a later one that memory did not keep?  The table says */
-		first = jq_queues[ix].version == 0;
+		/*
+		 * Was there a later one that memory did not keep, or has the sequence
+		 * been set back?  The table says.
+		 */
+		first =
+			jq_queues[ix].version == 0 || jq_queues[ix].version > row->version;
 		changed = jq_queues[ix].version < row->version;
 		if (changed)
 			set(&jq_queues[ix], row);
@@ -144,7 +149,14 @@ jq_queue_apply(Oid db, const JqQueueRow *row)
 	if (ix < 0 && !is_default(row))
 		tell_lanes(db, -1);
 	else if (changed)
+	{
 		tell_lanes(db, ix);
+		if (row->paused)
+		{
+			jq_keylock_look_again(db);
+			jq_db_request(dbix, JQ_REQ_KEYS);
+		}
+	}
 	if (first)
 		jq_db_request(dbix, JQ_REQ_SETTINGS);
 }
@@ -194,8 +206,9 @@ jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
 	for (i = 0; i < n && current; i++)
 	{
 		int ix = place_for(dbix, &rows[i]);
+		bool stays = ix >= 0;
 
-		if (ix < 0)
+		if (!stays)
 		{
 			if (is_default(&rows[i]))
 				continue;
@@ -209,6 +222,8 @@ jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
 		if (rows[i].version > jq_queues[ix].version ||
 			jq_queues[ix].version == seen->versions[ix])
 			set(&jq_queues[ix], &rows[i]);
+		if (!stays)
+			jq_queues[ix].pinned = false; /* only as long as it has lanes */
 	}
 	for (i = 0; i < jq_shared->nqueues && current; i++)
 	{
@@ -231,5 +246,7 @@ jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
 	pfree(has_row);
 	tell_lanes(db, -1);
+	jq_keylock_look_again(db);
+	jq_db_request(dbix, JQ_REQ_KEYS);
 	return complete;
 }

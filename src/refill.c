@@ -78,10 +78,19 @@ lane_name(int lane, char *queue, Oid *owner)
 	LWLockRelease(jq_lane_lock(lane));
 }
 
+/* the lane that is being refilled */
+static int this_lane;
+static JqPos this_passed;
+
+/* 2: and the lane has counted it as its own */
 static int
 answered_for(const JqItem *item)
 {
-	return (int) jq_keylock_answers_for(MyDatabaseId, item);
+	if (!jq_keylock_answers_for(MyDatabaseId, item, this_lane))
+		return 0;
+	return jq_pos_cmp(jq_pos_make(item->priority, item->id), this_passed) < 0 ?
+			   1 :
+			   2;
 }
 
 static void
@@ -109,6 +118,8 @@ refill_lane(int lane)
 			r.max = refill.room;
 			r.max_visits = VISITS_AT_ONCE;
 			r.pass = answered_for;
+			this_lane = lane;
+			this_passed = refill.passed;
 			jq_rows_ready(t, queue, owner, refill.from, refill.low_id, &r);
 		}
 		jq_sched_commit();
@@ -152,14 +163,22 @@ jq_sched_refill(TimestampTz unused)
 
 /* ------------------------------------------------------------------ keys */
 
-static void
-publish_rows(JqKeyRow *rows, int n)
+/* returns how many went to lanes that are not stopped */
+/* returns how many went to lanes from which jobs are taken */
+static int
+publish_rows(JqKeyRow *rows, const int *lanes, int n)
 {
+	int run = 0;
 	int i;
 
 	for (i = 0; i < n; i++)
+	{
 		(void) jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
 							   &rows[i].item, 1);
+		if (!jq_lane_stopped(&jq_lanes[lanes[i]]))
+			run++;
+	}
+	return run;
 }
 
 /* those that are claimed are not for memory; whoever has one publishes it */
@@ -193,7 +212,8 @@ static void
 refill_key(JqKeyWant *k)
 {
 	JqPos from, upto;
-	int room, n;
+	int room, n, run, i;
+	int *lanes;
 	JqKeyRow *rows;
 
 	if (!jq_keylock_refill_begin(MyDatabaseId, k, &from, &room))
@@ -210,9 +230,15 @@ refill_key(JqKeyWant *k)
 	PG_END_TRY();
 	JQ_PAUSE("key-refill-after-snapshot");
 	n = leave_out_claimed(rows, n);
-	jq_keylock_refill_read(MyDatabaseId, k, upto, n);
-	publish_rows(rows, n);
-	if (jq_keylock_refill_end(MyDatabaseId, k))
+	lanes = palloc(Max(n, 1) * sizeof(int));
+	for (i = 0; i < n; i++)
+		/* without a place for the lane, it does not matter which */
+		lanes[i] =
+			Max(jq_dir_lane(MyDatabaseId, rows[i].owner, rows[i].queue, true),
+				0);
+	jq_keylock_refill_read(MyDatabaseId, k, upto, lanes, n);
+	run = publish_rows(rows, lanes, n);
+	if (jq_keylock_refill_end(MyDatabaseId, k, run))
 		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_KEYS);
 }
 

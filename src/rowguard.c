@@ -233,7 +233,7 @@ note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 		jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
 	run_at = column(tup, desc, "expires_at", &isnull);
 	if (!isnull)
-		jq_publish_due(Max(DatumGetTimestampTz(run_at), DT_NOBEGIN + 1));
+		jq_publish_expiry(Max(DatumGetTimestampTz(run_at), DT_NOBEGIN + 1));
 	run_at = column(tup, desc, "run_at", &isnull);
 	if (!isnull)
 	{

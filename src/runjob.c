@@ -30,6 +30,7 @@
 #include "attempt.h"
 #include "catalog/pg_type.h"
 #include "command.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "database.h"
 #include "failure.h"
@@ -51,6 +52,7 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
@@ -393,7 +395,7 @@ run_and_finish(JqAttempt *a, JqTable *t, JqRow *row, Snapshot snapshot,
 bool
 jq_attempt_in_batch(JqAttempt *a)
 {
-	JqTable *t = jq_table();
+	JqTable *t;
 	JqRow row;
 	Snapshot snapshot = NULL;
 	JqItem item;
@@ -401,6 +403,10 @@ jq_attempt_in_batch(JqAttempt *a)
 	char kind;
 	int nest;
 
+	/* as at the start of a transaction: a lock that an earlier job has left
+	 * would keep what others have committed from being noticed */
+	AcceptInvalidationMessages();
+	t = jq_table();
 	MemoryContextSwitchTo(job_context);
 	if (t == NULL ||
 		jq_row_fetch(t, a->job->id, &a->job->tid, GetTransactionSnapshot(),
@@ -420,6 +426,15 @@ jq_attempt_in_batch(JqAttempt *a)
 	begin_running(a, &row);
 	nest = NewGUCNestLevel();
 	run_and_finish(a, t, &row, snapshot, true);
+	/*
+	 * What a commit would do for it: deferred triggers run and constraints are
+	 * checked as part of this job, under its settings and its timeout, and
+	 * cursors are closed.
+	 */
+	AfterTriggerFireDeferred();
+	PortalHashTableDeleteAll();
+	/* the commit is as strict as the strictest of the jobs asks for */
+	a->commit_level = synchronous_commit;
 	/* what it has set ends with it, SET LOCAL or not */
 	AtEOXact_GUC(false, nest);
 	stop_timeout();
@@ -580,6 +595,16 @@ jq_attempt_begin(void)
 {
 	jq_worker_interrupted = false;
 	timeouts_fired = 0;
+	/* one that is pending may have been for a job before this one */
+	if (QueryCancelPending)
+	{
+		QueryCancelPending = false;
+		if (jq_claim_cancel_wanted())
+		{
+			jq_worker_interrupted = true;
+			QueryCancelPending = InterruptPending = true;
+		}
+	}
 }
 
 JqVerdict
@@ -890,6 +915,8 @@ jq_attempt_done(void)
 	jq_current_job.id = 0;
 	debug_query_string = NULL;
 	MemoryContextSwitchTo(TopMemoryContext);
+	/* what was meant for this job must not hit the cleaning */
+	QueryCancelPending = false;
 	jq_session_clean();
 }
 

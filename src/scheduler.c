@@ -217,7 +217,7 @@ scheduler_exit(int code, Datum arg)
 }
 
 static void
-serve(uint32 requests, TimestampTz due_from)
+serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 {
 	if (requests & JQ_REQ_SETTINGS)
 	{
@@ -233,8 +233,12 @@ serve(uint32 requests, TimestampTz due_from)
 	if (requests & JQ_REQ_DUE)
 	{
 		guarded(jq_sched_publish_due, due_from, JQ_REQ_DUE);
-		guarded(jq_sched_end_expired, due_from, JQ_REQ_DUE);
 		guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
+	}
+	if (requests & JQ_REQ_EXPIRY)
+	{
+		guarded(jq_sched_end_expired, expiry_from, JQ_REQ_EXPIRY);
+		guarded(jq_sched_find_next_expiry, 0, JQ_REQ_EXPIRY);
 	}
 	if (requests & JQ_REQ_FAILED)
 		guarded(jq_sched_settle_held, 0, JQ_REQ_FAILED);
@@ -315,7 +319,7 @@ jq_scheduler_main(Datum arg)
 	for (;;)
 	{
 		uint32 requests;
-		TimestampTz due_from;
+		TimestampTz due_from, expiry_from;
 		TimestampTz now;
 		TimestampTz wake;
 		long timeout;
@@ -323,11 +327,11 @@ jq_scheduler_main(Datum arg)
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
 		look_again = DT_NOEND;
-		requests = jq_db_take_requests(jq_sched_dbix, &due_from);
+		requests = jq_db_take_requests(jq_sched_dbix, &due_from, &expiry_from);
 		if (requests != 0)
 		{
 			pgstat_report_activity(STATE_RUNNING, "jobqueue scheduler");
-			serve(requests, due_from);
+			serve(requests, due_from, expiry_from);
 			idle_since = GetCurrentTimestamp();
 		}
 		now = GetCurrentTimestamp();
@@ -360,14 +364,14 @@ jq_scheduler_main(Datum arg)
 				wake = now;
 			else
 				wake = Min(now < wake ? wake : now + IDLE_MS * INT64CONST(1000),
-						   jq_dbs[jq_sched_dbix].next_due);
+						   jq_db_next(&jq_dbs[jq_sched_dbix]));
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 		}
 		else
 		{
 			/* requests put back for later must not be taken at once */
 			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
-			wake = Min(look_again, jq_dbs[jq_sched_dbix].next_due);
+			wake = Min(look_again, jq_db_next(&jq_dbs[jq_sched_dbix]));
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 		}
 		timeout = TimestampDifferenceMilliseconds(now, wake);

@@ -101,6 +101,7 @@ jq_slot_reserve(int group, uint64 *generation)
 		s->written_off = false;
 		s->jobs = 0;
 		s->held_back = 0;
+		s->others_wait = false;
 		jq_groups[group].nworkers++;
 		jq_groups[group].last_served = s->launched;
 	}

@@ -56,6 +56,7 @@ typedef struct JqSlot
 	char claim_key[JQ_KEY_MAX + 1];
 	int64 cancel_for;	   /* the job a cancel is meant for */
 	TimestampTz cancel_at; /* since when */
+	bool others_wait;	   /* the others wait for their turn, alone */
 
 	/* written by the owner alone; readers retry while changecount is odd or
 	 * has moved */

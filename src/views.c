@@ -58,12 +58,12 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
-	of_keys = palloc0(jq_shared->nqueues * sizeof(int64));
+	of_keys = palloc0(jq_shared->nlanes * sizeof(int64));
 	jq_keylock_count_spilled(MyDatabaseId, of_keys);
 	for (i = 0; i < jq_shared->nqueues; i++)
 	{
 		JqQueue *q = &jq_queues[i];
-		int64 ready = 0, blocked = of_keys[i], running = 0, spilled = 0;
+		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
 		bool estimated = false;
 		bool seen = jq_sight_of(InvalidOid) > 0;
 		Datum values[16];
@@ -90,7 +90,7 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 			if (l->db == MyDatabaseId && l->role == role)
 			{
 				ready += l->nready;
-				blocked += pg_atomic_read_u32(&l->nparked);
+				blocked += pg_atomic_read_u32(&l->nparked) + of_keys[k];
 				running += l->nclaimed;
 				if (!jq_pos_is_all(l->frontier))
 				{
