@@ -875,6 +875,7 @@ typedef struct Count
 	int visits;
 	int64 n;
 	int64 held;
+	int (*pass)(const JqItem *item);
 } Count;
 
 static bool
@@ -884,14 +885,14 @@ count_visit(LaneScan *s, void *arg)
 
 	if (at_home(s))
 	{
-		bool isnull;
-		JqPos pos;
+		JqItem item;
 
-		pos.id = DatumGetInt64(slot_getattr(read_slot, JQ_COL_ID, &isnull));
-		pos.priority =
-			DatumGetInt16(slot_getattr(read_slot, JQ_COL_PRIORITY, &isnull));
-		if (jq_pos_cmp(pos, c->first) >= 0)
+		item_of_slot(&item, read_slot);
+		if (jq_pos_cmp(jq_pos_make(item.priority, item.id), c->first) >= 0 &&
+			c->pass(&item) == 0)
 			c->n++;
+		if (item.keylen > 0)
+			pfree(unconstify(char *, item.key));
 	}
 	else
 		c->held++;
@@ -900,10 +901,11 @@ count_visit(LaneScan *s, void *arg)
 
 int64
 jq_rows_count(JqTable *t, const char *queue, Oid owner, JqPos from, JqPos first,
-			  int max_visits, int64 *held, JqPos *upto)
+			  int max_visits, int (*pass)(const JqItem *item), int64 *held,
+			  JqPos *upto)
 {
 	LaneScan s;
-	Count c = {first, max_visits, 0, 0};
+	Count c = {first, max_visits, 0, 0, pass};
 
 	lane_scan_open(&s, t, queue, owner);
 	*upto = lane_scan(&s, from, PG_INT64_MIN, count_visit, &c);

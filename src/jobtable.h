@@ -151,10 +151,12 @@ extern void jq_rows_ready(JqTable *t, const char *queue, Oid owner, JqPos from,
 
 /*
  * Count ready rows from a position on, at most max_visits of them: those not
- * before first, and those of another home.  *upto as above.
+ * before first that pass() does not leave out, and those of another home.
+ * *upto as above.
  */
 extern int64 jq_rows_count(JqTable *t, const char *queue, Oid owner, JqPos from,
-						   JqPos first, int max_visits, int64 *held,
+						   JqPos first, int max_visits,
+						   int (*pass)(const JqItem *item), int64 *held,
 						   JqPos *upto);
 
 /*

@@ -320,6 +320,9 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 		ix = jq_entry_new(item, lane);
 		if (ix != JQ_NIL)
 			break;
+		if (l->tail[0] != JQ_NIL &&
+			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) == 0)
+			return KNOWN;
 		/* no room: the largest gives way, perhaps this one */
 		if (l->tail[0] == JQ_NIL ||
 			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) <= 0)
@@ -794,6 +797,9 @@ jq_lane_counted(int lane, JqPos from, JqPos upto, int64 n, int64 held)
 	if (OidIsValid(l->db) && jq_pos_cmp(l->count_pos, from) == 0)
 	{
 		l->count_pos = upto;
+		/* those that keys answer for are not among them */
+		if (jq_pos_cmp(l->passed, upto) < 0)
+			l->passed = upto;
 		l->spilled += n;
 		l->held += held;
 		pg_atomic_fetch_add_u64(&jq_queues[l->queue_ix].held, held);

@@ -280,8 +280,11 @@ count_lane(int lane)
 	lane_name(lane, queue, &owner);
 	t = jq_sched_begin();
 	if (t != NULL)
-		n = jq_rows_count(t, queue, owner, from, frontier, COUNT_AT_ONCE, &held,
-						  &upto);
+	{
+		this_lane = lane;
+		n = jq_rows_count(t, queue, owner, from, frontier, COUNT_AT_ONCE,
+						  answered_for, &held, &upto);
+	}
 	jq_sched_commit();
 	jq_lane_counted(lane, from, upto, n, held);
 	return true;
