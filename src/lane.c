@@ -601,7 +601,11 @@ make_room(int lane, int want)
 		for (i = 0; i < jq_shared->nlanes && want > 0; i++)
 		{
 			JqLane *l = &jq_lanes[i];
-			uint32 keep = jq_lane_stopped(l) ? LANE_RESERVE : share;
+			/* what waits for keys stays, and is part of the share */
+			int waiting = (int) pg_atomic_read_u32(&l->nparked);
+			uint32 keep = jq_lane_stopped(l) ?
+							  LANE_RESERVE :
+							  Max(share - waiting, LANE_RESERVE);
 
 			if (i == lane || l->nready <= keep ||
 				(pass == 0 && !jq_lane_stopped(l)))
