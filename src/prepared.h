@@ -24,9 +24,10 @@ typedef struct JqPrepared
 {
 	char gid[256]; /* JQ_LOCK_PREPARED; empty = free */
 	Oid db;
-	bool all;	   /* more lanes than fit, or unknown */
-	bool due;	   /* rows that wait for their time */
-	bool settings; /* of queues were changed */
+	bool all;		 /* more lanes than fit, or unknown */
+	bool due;		 /* rows that wait for their time */
+	bool settings;	 /* of queues were changed */
+	bool count_anew; /* rows of another home came */
 	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
 } JqPrepared;

@@ -528,6 +528,7 @@ prepare(void)
 	strlcpy(p.gid, prepare_gid, sizeof(p.gid));
 	p.db = MyDatabaseId;
 	p.settings = nsettings > 0 || settings_unknown;
+	p.count_anew = count_anew;
 	for (i = 0; i < nlanes; i++)
 	{
 		PendingLane *l = &lanes[i];
@@ -590,8 +591,10 @@ jq_publish_prepared(const JqPrepared *p)
 		jq_lane_spill(p->db, p->lanes[i].role, p->lanes[i].queue,
 					  p->lanes[i].first, p->lanes[i].low_id, p->lanes[i].nrows);
 	dbix = jq_dir_db(p->db, true);
-	if (p->due && dbix >= 0)
+	if (dbix >= 0 && p->due)
 		jq_db_request(dbix, JQ_REQ_DUE | JQ_REQ_EXPIRY);
+	if (dbix >= 0 && p->count_anew)
+		jq_db_request(dbix, JQ_REQ_COUNT);
 }
 
 void

@@ -281,5 +281,7 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	check_row(new, desc);
 	if (jq_shmem_ready())
 		note_lane(new, desc, t, update);
+	if (jq_shmem_ready() && update && !at_home(data->tg_trigtuple, desc, t))
+		jq_publish_count_anew(); /* it is held no more */
 	return PointerGetDatum(new);
 }

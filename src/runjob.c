@@ -804,6 +804,14 @@ end_failed(JqAttempt *volatile a, bool asked)
 	JQ_PAUSE("fail-after-record");
 	if (!cancelled && recorded == JQ_RECORD_GONE)
 		cancelled = true; /* somebody deleted the row */
+	/* first, as after success: whoever sees it end can read how it ended */
+	note_end(a,
+			 cancelled					? JQ_CANCELLED :
+			 recorded == JQ_RECORD_DEAD ? JQ_DEAD :
+										  JQ_FAILED,
+			 cancelled			? "cancelled" :
+			 timeouts_fired > 0 ? "job timed out" :
+								  message);
 	jq_claim_end();
 	if (recorded == JQ_RECORD_RETRY)
 	{
@@ -813,13 +821,6 @@ end_failed(JqAttempt *volatile a, bool asked)
 			jq_db_due(dbix, run_at);
 	}
 	RESUME_INTERRUPTS();
-	note_end(a,
-			 cancelled					? JQ_CANCELLED :
-			 recorded == JQ_RECORD_DEAD ? JQ_DEAD :
-										  JQ_FAILED,
-			 cancelled			? "cancelled" :
-			 timeouts_fired > 0 ? "job timed out" :
-								  message);
 }
 
 MemoryContext
