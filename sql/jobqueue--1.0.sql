@@ -524,9 +524,9 @@ COMMENT ON COLUMN jobqueue_queue.version IS
 COMMENT ON SEQUENCE jobqueue_queue_version_seq IS
 	'source of the versions of settings; its value is part of a dump';
 COMMENT ON TRIGGER jobqueue_queue_version ON jobqueue_queue IS
-	'gives each row written a new version';
+	'gives each row written a new version; has settings read anew that were written past the functions';
 COMMENT ON TRIGGER jobqueue_queue_announce ON jobqueue_queue IS
-	'has settings read anew that were written past the functions';
+	'has settings read anew after a TRUNCATE';
 COMMENT ON FUNCTION jobqueue_queue_trigger() IS
 	'internal: keeps memory in step with jobqueue_queue';
 COMMENT ON FUNCTION jobqueue_at_home() IS
