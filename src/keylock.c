@@ -72,6 +72,9 @@ typedef struct JqKey
 	bool spilled;
 	bool want; /* the scheduler has been asked for a refill */
 	bool filling;
+	int pusher; /* procno of the scheduler that publishes what it has read, or
+				 * -1: until it has, nobody else gets the key when it is free */
+	int pusher_pid;
 	JqPos frontier; /* of a spilled key */
 	JqPos cut;
 	JqPos fill_from;
@@ -84,6 +87,9 @@ typedef struct JqKey
 } JqKey;
 
 static HTAB *jq_keys;
+
+static void lock_all(LWLockMode mode);
+static void unlock_all(void);
 
 /* keys of this process */
 typedef struct JqMyKey
@@ -393,6 +399,7 @@ enter_key(const JqKeyTag *tag, uint32 hash)
 		memset((char *) k + sizeof(JqKeyTag), 0,
 			   sizeof(JqKey) - sizeof(JqKeyTag));
 		k->procno = -1;
+		k->pusher = -1;
 		k->first = k->last = JQ_NIL;
 		k->one_lane = true;
 		k->cut = JQ_POS_ALL;
@@ -426,7 +433,8 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
 	{
 		if (entry != JQ_NIL && k->brought > 0)
 			k->brought--;
-		if (k->procno >= 0)
+		if (k->procno >= 0 &&
+			!(entry == JQ_NIL && k->pusher >= 0 && k->procno == k->pusher))
 			result = entry == JQ_NIL ? JQ_KEY_BUSY : wait_for(k, entry);
 		else if (entry != JQ_NIL && k->spilled &&
 				 jq_pos_cmp(JQ_ENTRY_POS(entry), k->frontier) >= 0 &&
@@ -553,6 +561,15 @@ set_free(JqKey *k, uint32 hash, bool all, bool *ask)
 {
 	uint32 chain;
 
+	if (k->pusher >= 0 && k->procno != k->pusher)
+	{
+		/* smaller ones than those in the lanes may be on their way */
+		k->procno = k->pusher;
+		k->pid = k->pusher_pid;
+		k->job = 0;
+		return JQ_NIL;
+	}
+	k->pusher = -1;
 	k->procno = -1;
 	k->pid = 0;
 	k->job = 0;
@@ -696,6 +713,22 @@ jq_keylock_release_all(void)
 {
 	while (n_my_keys > 0)
 		release_at(n_my_keys - 1);
+}
+
+/* this process, a scheduler, will not publish what it has read */
+void
+jq_keylock_push_no_more(void)
+{
+	HASH_SEQ_STATUS seq;
+	JqKey *k;
+
+	lock_all(LW_EXCLUSIVE);
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+		if (k->pusher == jq_my_procno() && k->pusher_pid == MyProcPid &&
+			k->procno != k->pusher)
+			k->pusher = -1;
+	unlock_all();
 }
 
 bool
@@ -842,16 +875,28 @@ jq_keylock_refill_read(Oid db, const JqKeyWant *want, JqPos upto,
 		k->brought = n;
 		for (i = 0; i < n; i++)
 			count_spilled(k, lanes[i], -1);
+		/* entries before the new frontier may stand in their lanes already */
+		k->pusher = jq_my_procno();
+		k->pusher_pid = MyProcPid;
+		if (k->procno < 0)
+		{
+			k->procno = k->pusher;
+			k->pid = k->pusher_pid;
+			k->job = 0;
+			k->since = GetCurrentTimestamp();
+		}
+		my_keys[n_my_keys].tag = k->tag;
+		my_keys[n_my_keys].hash = hash;
+		n_my_keys++;
 	}
 	LWLockRelease(partition_lock(hash));
 }
 
-bool
+void
 jq_keylock_refill_end(Oid db, const JqKeyWant *want, int run)
 {
 	uint32 hash;
 	JqKey *k = find_key(db, want->key, want->len, &hash);
-	bool ask = false;
 
 	if (k != NULL && k->filling)
 	{
@@ -859,13 +904,12 @@ jq_keylock_refill_end(Oid db, const JqKeyWant *want, int run)
 		k->brought = Min(k->brought, run);
 		if (jq_pos_is_all(k->frontier))
 			set_unspilled(k);
-		else if (k->procno < 0)
-			ask = wants_refill(k); /* all that was read may have run by now */
-		remove_if_unused(k, hash);
+		if (k->procno != k->pusher)
+			k->pusher = -1; /* somebody has it: it is his to release */
 	}
 	LWLockRelease(partition_lock(hash));
-	wake_for_keys();
-	return ask;
+	/* all that was read may have run by now: asks for more if need be */
+	jq_keylock_release(db, want->key, want->len);
 }
 
 /* ---------------------------------------------------- all keys of a database */

@@ -99,10 +99,12 @@ extern bool jq_keylock_refill_begin(Oid db, const JqKeyWant *k, JqPos *from,
 /* everything before upto has been read, n rows of these lanes */
 extern void jq_keylock_refill_read(Oid db, const JqKeyWant *k, JqPos upto,
 								   const int *lanes, int n);
-/* what was read has been published; does it want more? */
-extern bool jq_keylock_refill_end(Oid db, const JqKeyWant *want, int run);
+/* what was read has been published, run of it to lanes that are not stopped */
+extern void jq_keylock_refill_end(Oid db, const JqKeyWant *k, int run);
 /* lanes have been stopped: keys that are free may have to bring others' rows */
 extern void jq_keylock_look_again(Oid db);
+/* for the exit hook of a scheduler, before jq_keylock_release_all */
+extern void jq_keylock_push_no_more(void);
 /* a scheduler died in a refill: what it had read is read again */
 extern void jq_keylock_refill_abandon(Oid db);
 /* the database has no jobs; or: forget what the keys know */

@@ -236,10 +236,10 @@ refill_key(JqKeyWant *k)
 		lanes[i] =
 			Max(jq_dir_lane(MyDatabaseId, rows[i].owner, rows[i].queue, true),
 				0);
+	jq_keylock_prepare();
 	jq_keylock_refill_read(MyDatabaseId, k, upto, lanes, n);
 	run = publish_rows(rows, lanes, n);
-	if (jq_keylock_refill_end(MyDatabaseId, k, run))
-		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_KEYS);
+	jq_keylock_refill_end(MyDatabaseId, k, run);
 }
 
 void

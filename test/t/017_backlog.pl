@@ -234,7 +234,6 @@ backlog_property 'numbers of a hot key among a backlog' => sub {
 	sql('SELECT jobqueue_sweep()');
 	# which of them wait for the key is known when they have been looked at
 	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
-	wait_for(q{SELECT ready + blocked = 1500 AND blocked > 0 FROM jobqueue_status WHERE queue = 'default'});
 	open_gate($gate);
 	wait_for('SELECT count(*) = 2000 FROM effects');
 	check_numbers('default|0|0|500|0', 'blocked');
