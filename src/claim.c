@@ -432,7 +432,7 @@ jq_claim_take_turn(JqClaimed *job)
 	uint32 ix;
 	bool taken = true;
 	bool spill = false;
-	bool ask;
+	bool ask = false;
 	JqKeyResult r;
 	Oid db = l->db;
 	Oid role = l->role;
@@ -461,7 +461,11 @@ jq_claim_take_turn(JqClaimed *job)
 		jq_entry_free(ix);
 	LWLockRelease(jq_lane_lock(job->lane));
 	if (spill)
+	{
 		jq_lane_spill(db, role, queue, job->pos, job->id, 1);
+		if (job->flags & JQ_E_DUE)
+			jq_db_request(l->dbix, JQ_REQ_DUE);
+	}
 	return taken;
 }
 

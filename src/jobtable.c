@@ -914,6 +914,26 @@ jq_rows_count(JqTable *t, const char *queue, Oid owner, JqPos from, JqPos first,
 	return c.n;
 }
 
+static bool
+stop_visit(LaneScan *s, void *arg)
+{
+	(void) s;
+	*(bool *) arg = true;
+	return false;
+}
+
+bool
+jq_lane_has_rows(JqTable *t, const char *queue, Oid owner)
+{
+	LaneScan s;
+	bool found = false;
+
+	lane_scan_open(&s, t, queue, owner);
+	(void) lane_scan(&s, JQ_POS_NOTHING, PG_INT64_MIN, stop_visit, &found);
+	lane_scan_close(&s);
+	return found;
+}
+
 /* a row of the key that memory may have now? */
 static bool
 read_key_row(JqTable *t, const char *key, int keylen, TimestampTz now,

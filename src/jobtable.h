@@ -159,6 +159,9 @@ extern int64 jq_rows_count(JqTable *t, const char *queue, Oid owner, JqPos from,
 						   int (*pass)(const JqItem *item), int64 *held,
 						   JqPos *upto);
 
+/* does the lane have a ready row, of whatever home? */
+extern bool jq_lane_has_rows(JqTable *t, const char *queue, Oid owner);
+
 /*
  * Rows of a key from a position on, over all queues and owners: those that are
  * ready or due.

@@ -42,7 +42,12 @@ jq_sched_discover(TimestampTz unused)
 	for (; jq_next_lane(t, queue, &owner, first); first = false)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (jq_dir_lane(MyDatabaseId, owner, queue, true) < 0)
+		jq_dir_forget(); /* the place it remembers may be another lane's now */
+		if (jq_dir_lane(MyDatabaseId, owner, queue, false) >= 0)
+			continue;
+		/* no place for lanes whose entries are all dead: they may be many */
+		if (jq_lane_has_rows(t, queue, owner) &&
+			jq_dir_lane(MyDatabaseId, owner, queue, true) < 0)
 			complete = false;
 	}
 	jq_sched_commit();
@@ -255,7 +260,7 @@ jq_sched_refill_keys(TimestampTz unused)
 		refill_key(&list[i]);
 	}
 	if (n > 0)
-		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_KEYS); /* are there more? */
+		jq_db_request(jq_sched_dbix, JQ_REQ_KEYS); /* are there more? */
 }
 
 /* -------------------------------------------------------------- counting */
