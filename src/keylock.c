@@ -17,22 +17,12 @@
  * is evicted), the waiters of the lane leave with it, so nobody waits for a key
  * that no one will release.
  *
- * Waiters stand in order of (priority, id).
+ * Waiters stand in order of (priority, id); keyspill.c tells of those that memory
+ * does not keep, and of the scheduler that brings them:
  *
- * Spilled keys.  Only some waiters are kept in memory, fewer when memory is
- * short.  One more, and the largest is forgotten: the key is "spilled", and has a
- * frontier of its own.  Every row of the key before it that is ready is in memory
- * or known to its lane as beyond the lane's frontier; for those from it on the
- * key answers: lanes pass over them, workers drop them.  When few waiters are
- * left the scheduler reads the next rows from the index of keys and publishes
- * them to their lanes.  The rules are those of a lane's refill (lane.c):
- *
- *	forget	lowers frontier and cut to the row (min)
- *	refill	begin: filling, cut = ALL; then the snapshot; read: frontier =
- *			min(what was read, cut); publish; end.  At the end of the index the
- *			key is not spilled any more.
- *
- * A spilled key stays in the table even if nobody holds it or waits.
+ *		free   -> held		: jq_keylock_refill_read, by the scheduler
+ *		held   -> held		: jq_keylock_release while rows are on their way: the
+ *							  key goes to the scheduler ("pusher")
  */
 #include "postgres.h"
 
@@ -40,56 +30,14 @@
 #include "compat.h"
 #include "database.h"
 #include "guc.h"
-#include "keylock.h"
+#include "keytable.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
-typedef struct JqKeyTag
-{
-	Oid db;
-	uint32 len;
-	char text[JQ_KEY_MAX + 1];
-} JqKeyTag;
-
-/* lanes that are told apart; what is of others is counted for the first */
-#define SPILL_LANES 4
-
-/* all under the partition's lock */
-typedef struct JqKey
-{
-	JqKeyTag tag;
-	int procno; /* of the holder; -1 = free */
-	int pid;
-	int64 job;
-	TimestampTz since;
-	uint32 first; /* waiters, by next[0] */
-	uint32 last;
-	uint32 nwaiting;
-	bool one_lane; /* all waiters are of one lane */
-	bool spilled;
-	bool want; /* the scheduler has been asked for a refill */
-	bool filling;
-	int pusher; /* procno of the scheduler that publishes what it has read, or
-				 * -1: until it has, nobody else gets the key when it is free */
-	int pusher_pid;
-	JqPos frontier; /* of a spilled key */
-	JqPos cut;
-	JqPos fill_from;
-	int brought; /* entries of the last refill that no worker has met yet */
-	JqPos
-		counted; /* refills of lanes have counted what they passed up to here */
-	int nlanes;	 /* whose rows are in the table only: how many of them */
-	int32 lanes[SPILL_LANES];
-	int64 counts[SPILL_LANES];
-} JqKey;
-
-static HTAB *jq_keys;
-
-static void lock_all(LWLockMode mode);
-static void unlock_all(void);
+HTAB *jq_keys;
 
 /* keys of this process */
 typedef struct JqMyKey
@@ -110,6 +58,12 @@ tag_hash_text(const void *key, Size keysize)
 	(void) keysize;
 	return hash_combine(hash_bytes((const unsigned char *) tag->text, tag->len),
 						tag->db);
+}
+
+uint32
+jq_key_hash_of(const JqKeyTag *tag)
+{
+	return tag_hash_text(tag, 0);
 }
 
 static int
@@ -162,8 +116,8 @@ make_tag(JqKeyTag *tag, Oid db, const char *key, int len)
 	tag->text[len] = '\0';
 }
 
-static LWLock *
-partition_lock(uint32 hash)
+LWLock *
+jq_key_partition(uint32 hash)
 {
 	return jq_key_lock(hash % JQ_KEY_PARTITIONS);
 }
@@ -180,147 +134,47 @@ jq_keylock_prepare(void)
 	max_my_keys = max_my_keys == 0 ? 8 : 2 * max_my_keys;
 }
 
-/* ----------------------------------------------------------- spilled keys */
-
-/* how many waiters a key may have in memory, as long as that has room */
-static uint32
-max_waiters(void)
+void
+jq_key_note_mine(const JqKeyTag *tag, uint32 hash)
 {
-	int nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
-
-	if (nfree > jq_shared->nentries / 4)
-		return 64;
-	if (nfree > jq_shared->nentries / 16)
-		return 16;
-	/* the rest is for those who do not wait */
-	return nfree > jq_shared->nentries / 32 ? 2 : 0;
+	Assert(n_my_keys < max_my_keys);
+	my_keys[n_my_keys].tag = *tag;
+	my_keys[n_my_keys].hash = hash;
+	n_my_keys++;
 }
 
-/* n rows more, or less, of a lane are in the table only */
-static void
-count_spilled(JqKey *k, int lane, int64 n)
+JqKey *
+jq_key_find(Oid db, const char *key, int len, uint32 *hash)
+{
+	JqKeyTag tag;
+
+	make_tag(&tag, db, key, len);
+	*hash = tag_hash_text(&tag, 0);
+	LWLockAcquire(jq_key_partition(*hash), LW_EXCLUSIVE);
+	return hash_search_with_hash_value(jq_keys, &tag, *hash, HASH_FIND, NULL);
+}
+
+void
+jq_key_lock_all(LWLockMode mode)
 {
 	int i;
 
-	for (i = 0; i < k->nlanes; i++)
-		if (k->lanes[i] == lane)
-			break;
-	if (i == k->nlanes)
-	{
-		if (k->nlanes == SPILL_LANES)
-			i = 0;
-		else
-		{
-			k->lanes[i] = lane;
-			k->counts[i] = 0;
-			k->nlanes++;
-		}
-	}
-	k->counts[i] = Max(k->counts[i] + n, 0);
+	for (i = 0; i < JQ_KEY_PARTITIONS; i++)
+		LWLockAcquire(jq_key_lock(i), mode);
 }
 
-static int64
-all_spilled(const JqKey *k)
+void
+jq_key_unlock_all(void)
 {
-	int64 n = 0;
 	int i;
 
-	for (i = 0; i < k->nlanes; i++)
-		n += k->counts[i];
-	return n;
-}
-
-/* the row at pos is in the table only */
-static void
-spill_from(JqKey *k, JqPos pos, int lane)
-{
-	if (!k->spilled)
-	{
-		k->spilled = true;
-		k->frontier = JQ_POS_ALL;
-		k->counted = JQ_POS_NOTHING;
-		k->nlanes = 0;
-		k->brought = 0;
-		pg_atomic_fetch_add_u32(&jq_shared->spilled_keys, 1);
-	}
-	k->frontier = jq_pos_min(k->frontier, pos);
-	k->cut = jq_pos_min(k->cut, pos);
-	count_spilled(k, lane, 1);
-}
-
-static void
-set_unspilled(JqKey *k)
-{
-	if (k->spilled)
-		pg_atomic_fetch_sub_u32(&jq_shared->spilled_keys, 1);
-	k->spilled = k->want = k->filling = false;
-	k->nlanes = 0;
-}
-
-/* forget the largest waiter */
-static void
-spill_last(JqKey *k)
-{
-	uint32 *link = &k->first;
-	uint32 prev = JQ_NIL;
-	uint32 ix;
-
-	while (*link != k->last)
-	{
-		prev = *link;
-		link = &JQ_ENTRY(prev)->next[0];
-	}
-	ix = *link;
-	*link = JQ_NIL;
-	k->last = prev;
-	k->nwaiting--;
-	spill_from(k, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->lane);
-	pg_atomic_fetch_sub_u32(&jq_lanes[JQ_ENTRY(ix)->lane].nparked, 1);
-	jq_entry_free(ix);
-}
-
-/* the frontier has been lowered: no waiter may stand behind it */
-static void
-spill_from_frontier(JqKey *k)
-{
-	while (k->last != JQ_NIL &&
-		   jq_pos_cmp(JQ_ENTRY_POS(k->last), k->frontier) >= 0)
-		spill_last(k);
-}
-
-/* waiters that a worker may take; those of stopped lanes hold nobody up */
-static uint32
-waiters_that_run(JqKey *k)
-{
-	uint32 n = 0;
-	uint32 ix;
-
-	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
-		if (!jq_lane_stopped(&jq_lanes[JQ_ENTRY(ix)->lane]))
-			n++;
-	return n;
-}
-
-/* is it time to ask for the next rows of the key?  If so, it has been noted. */
-static bool
-wants_refill(JqKey *k)
-{
-	uint32 n;
-
-	if (!k->spilled || k->want || k->filling)
-		return false;
-	n = waiters_that_run(k);
-	/* free, and those in memory may have no worker: others may come after them */
-	if (n > 0 && k->procno < 0 && (k->nlanes > 1 || !k->one_lane))
-		n = 0;
-	if (n > 0 && (k->brought > 0 || n > max_waiters() / 2))
-		return false;
-	return k->want = true;
+	for (i = JQ_KEY_PARTITIONS - 1; i >= 0; i--)
+		LWLockRelease(jq_key_lock(i));
 }
 
 /* nobody holds it, waits for it, or has rows in the table only */
-static void
-remove_if_unused(JqKey *k, uint32 hash)
+void
+jq_key_remove_if_unused(JqKey *k, uint32 hash)
 {
 	if (k->procno < 0 && k->first == JQ_NIL && !k->spilled)
 		hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
@@ -374,7 +228,7 @@ wait_for(JqKey *k, uint32 ix)
 
 	if (k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
 	{
-		spill_from(k, pos, JQ_ENTRY(ix)->lane);
+		jq_key_spill_from(k, pos, JQ_ENTRY(ix)->lane);
 		jq_entry_free(ix);
 		return JQ_KEY_GONE;
 	}
@@ -382,8 +236,8 @@ wait_for(JqKey *k, uint32 ix)
 		return JQ_KEY_GONE;
 	pg_atomic_fetch_add_u32(&jq_lanes[JQ_ENTRY(ix)->lane].nparked, 1);
 	/* suspects are few, and no index has them together */
-	if (k->tag.db != JQ_SUSPECT_DB && k->nwaiting > max_waiters())
-		spill_last(k);
+	if (k->tag.db != JQ_SUSPECT_DB && k->nwaiting > jq_key_max_waiters())
+		jq_key_spill_last(k);
 	return JQ_KEY_BUSY;
 }
 
@@ -419,7 +273,7 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
 	Assert(n_my_keys < max_my_keys);
 	make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
-	LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
+	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
 	k = enter_key(&tag, hash);
 	if (k == NULL)
 	{
@@ -437,12 +291,20 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
 			!(entry == JQ_NIL && k->pusher >= 0 && k->procno == k->pusher))
 			result = entry == JQ_NIL ? JQ_KEY_BUSY : wait_for(k, entry);
 		else if (entry != JQ_NIL && k->spilled &&
-				 jq_pos_cmp(JQ_ENTRY_POS(entry), k->frontier) >= 0 &&
-				 !(JQ_ENTRY(entry)->flags & JQ_E_UNPARKED))
+				 jq_pos_cmp(JQ_ENTRY_POS(entry), k->frontier) >= 0)
 		{
 			/* free, but smaller ones may be in the table */
+			bool counted_on = (JQ_ENTRY(entry)->flags & JQ_E_UNPARKED) != 0;
+
 			result = wait_for(k, entry);
-			*ask |= wants_refill(k);
+			if (counted_on && !k->filling && !k->want)
+			{
+				/* those of its lane that count on it are larger still */
+				jq_key_spill_waiters(k);
+				k->want = *ask = true;
+			}
+			else
+				*ask |= jq_key_wants_refill(k);
 		}
 		else
 		{
@@ -451,12 +313,10 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
 			k->pid = MyProcPid;
 			k->job = job;
 			k->since = GetCurrentTimestamp();
-			my_keys[n_my_keys].tag = tag;
-			my_keys[n_my_keys].hash = hash;
-			n_my_keys++;
+			jq_key_note_mine(&tag, hash);
 		}
 	}
-	LWLockRelease(partition_lock(hash));
+	LWLockRelease(jq_key_partition(hash));
 	return result;
 }
 
@@ -574,8 +434,8 @@ set_free(JqKey *k, uint32 hash, bool all, bool *ask)
 	k->pid = 0;
 	k->job = 0;
 	chain = unpark(k, all);
-	*ask = wants_refill(k);
-	remove_if_unused(k, hash);
+	*ask = jq_key_wants_refill(k);
+	jq_key_remove_if_unused(k, hash);
 	return chain;
 }
 
@@ -589,8 +449,8 @@ ask_refill(Oid db)
 }
 
 /* there may be a place for a key again: wake who could not have one */
-static void
-wake_for_keys(void)
+void
+jq_keylock_wake(void)
 {
 	int i;
 
@@ -632,7 +492,7 @@ release_at(int my)
 		int lanes[RELEASE_LANES];
 		int n = 0;
 
-		LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
+		LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
 		k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
 		if (k == NULL || k->procno != jq_my_procno() || k->pid != MyProcPid)
 			done = true; /* not ours */
@@ -645,7 +505,7 @@ release_at(int my)
 				done = true;
 			}
 		}
-		LWLockRelease(partition_lock(hash));
+		LWLockRelease(jq_key_partition(hash));
 		if (done && n >= 0)
 			break;
 		while (nlocked > 0)
@@ -690,7 +550,7 @@ release_at(int my)
 	}
 	if (ask)
 		ask_refill(tag.db);
-	wake_for_keys();
+	jq_keylock_wake();
 	RESUME_INTERRUPTS();
 }
 
@@ -722,13 +582,13 @@ jq_keylock_push_no_more(void)
 	HASH_SEQ_STATUS seq;
 	JqKey *k;
 
-	lock_all(LW_EXCLUSIVE);
+	jq_key_lock_all(LW_EXCLUSIVE);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
 		if (k->pusher == jq_my_procno() && k->pusher_pid == MyProcPid &&
 			k->procno != k->pusher)
 			k->pusher = -1;
-	unlock_all();
+	jq_key_unlock_all();
 }
 
 bool
@@ -754,12 +614,13 @@ jq_keylock_forget_waiters(uint32 entry)
 	uint32 hash;
 	JqKey *k;
 	uint32 chain = JQ_NIL;
+	bool ask;
 
 	if (len == 0)
 		return JQ_NIL;
 	make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
-	LWLockAcquire(partition_lock(hash), LW_EXCLUSIVE);
+	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
 	if (k != NULL && k->procno < 0)
 	{
@@ -783,275 +644,14 @@ jq_keylock_forget_waiters(uint32 entry)
 				link = &JQ_ENTRY(ix)->next[0];
 			}
 		}
-		if (wants_refill(k))
-			/* rare; nobody is sure to ask after the locks */
+		ask = jq_key_wants_refill(k);
+		jq_key_remove_if_unused(k, hash);
+		/* rare; nobody is sure to ask after the locks */
+		if (ask || jq_keylock_full())
 			jq_db_request(jq_lanes[lane].dbix, JQ_REQ_KEYS);
-		remove_if_unused(k, hash);
 	}
-	LWLockRelease(partition_lock(hash));
+	LWLockRelease(jq_key_partition(hash));
 	return chain;
-}
-
-/* ----------------------------------------------------- refill of one key */
-
-static JqKey *
-find_key(Oid db, const char *key, int len, uint32 *hash)
-{
-	JqKeyTag tag;
-
-	make_tag(&tag, db, key, len);
-	*hash = tag_hash_text(&tag, 0);
-	LWLockAcquire(partition_lock(*hash), LW_EXCLUSIVE);
-	return hash_search_with_hash_value(jq_keys, &tag, *hash, HASH_FIND, NULL);
-}
-
-bool
-jq_keylock_answers_for(Oid db, const JqItem *item, int lane)
-{
-	JqPos pos = jq_pos_make(item->priority, item->id);
-	bool answers;
-	JqKey *k;
-	uint32 hash;
-
-	if (item->keylen == 0 || pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
-		return false;
-	k = find_key(db, item->key, item->keylen, &hash);
-	answers = k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0;
-	if (answers && jq_pos_cmp(pos, k->counted) > 0)
-	{
-		k->counted = pos;
-		count_spilled(k, lane, 1);
-	}
-	LWLockRelease(partition_lock(hash));
-	return answers;
-}
-
-bool
-jq_keylock_dropped(Oid db, const char *key, int len)
-{
-	JqKey *k;
-	uint32 hash;
-	bool ask;
-
-	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
-		return false;
-	k = find_key(db, key, len, &hash);
-	ask = k != NULL && k->procno < 0 && k->first == JQ_NIL && wants_refill(k);
-	LWLockRelease(partition_lock(hash));
-	return ask;
-}
-
-bool
-jq_keylock_refill_begin(Oid db, const JqKeyWant *want, JqPos *from, int *room)
-{
-	uint32 hash;
-	JqKey *k = find_key(db, want->key, want->len, &hash);
-	bool ok = k != NULL && k->spilled && !k->filling;
-
-	if (ok)
-	{
-		k->want = false;
-		k->filling = true;
-		k->cut = JQ_POS_ALL;
-		k->fill_from = k->frontier;
-		*from = k->frontier;
-		*room = (int) Max(max_waiters(), k->nwaiting + 1) - (int) k->nwaiting;
-	}
-	LWLockRelease(partition_lock(hash));
-	return ok;
-}
-
-void
-jq_keylock_refill_read(Oid db, const JqKeyWant *want, JqPos upto,
-					   const int *lanes, int n)
-{
-	int i;
-	uint32 hash;
-	JqKey *k = find_key(db, want->key, want->len, &hash);
-
-	if (k != NULL && k->filling)
-	{
-		k->frontier = jq_pos_min(upto, k->cut);
-		k->brought = n;
-		for (i = 0; i < n; i++)
-			count_spilled(k, lanes[i], -1);
-		/* entries before the new frontier may stand in their lanes already */
-		k->pusher = jq_my_procno();
-		k->pusher_pid = MyProcPid;
-		if (k->procno < 0)
-		{
-			k->procno = k->pusher;
-			k->pid = k->pusher_pid;
-			k->job = 0;
-			k->since = GetCurrentTimestamp();
-		}
-		my_keys[n_my_keys].tag = k->tag;
-		my_keys[n_my_keys].hash = hash;
-		n_my_keys++;
-	}
-	LWLockRelease(partition_lock(hash));
-}
-
-void
-jq_keylock_refill_end(Oid db, const JqKeyWant *want, int run)
-{
-	uint32 hash;
-	JqKey *k = find_key(db, want->key, want->len, &hash);
-
-	if (k != NULL && k->filling)
-	{
-		k->filling = false;
-		k->brought = Min(k->brought, run);
-		if (jq_pos_is_all(k->frontier))
-			set_unspilled(k);
-		if (k->procno != k->pusher)
-			k->pusher = -1; /* somebody has it: it is his to release */
-	}
-	LWLockRelease(partition_lock(hash));
-	/* all that was read may have run by now: asks for more if need be */
-	jq_keylock_release(db, want->key, want->len);
-}
-
-/* ---------------------------------------------------- all keys of a database */
-
-static void
-lock_all(LWLockMode mode)
-{
-	int i;
-
-	for (i = 0; i < JQ_KEY_PARTITIONS; i++)
-		LWLockAcquire(jq_key_lock(i), mode);
-}
-
-static void
-unlock_all(void)
-{
-	int i;
-
-	for (i = JQ_KEY_PARTITIONS - 1; i >= 0; i--)
-		LWLockRelease(jq_key_lock(i));
-}
-
-#define WANTING_AT_ONCE 64
-
-JqKeyWant *
-jq_keylock_wanting(Oid db, int *n)
-{
-	JqKeyWant *list = palloc(WANTING_AT_ONCE * sizeof(JqKeyWant));
-	HASH_SEQ_STATUS seq;
-	JqKey *k;
-
-	*n = 0;
-	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
-		return list;
-	lock_all(LW_SHARED);
-	hash_seq_init(&seq, jq_keys);
-	while ((k = hash_seq_search(&seq)) != NULL)
-	{
-		if (k->tag.db != db || !k->want)
-			continue;
-		list[*n].len = (int) k->tag.len;
-		memcpy(list[*n].key, k->tag.text, sizeof(list[*n].key));
-		if (++*n == WANTING_AT_ONCE)
-		{
-			hash_seq_term(&seq);
-			break;
-		}
-	}
-	unlock_all();
-	return list;
-}
-
-/* a change of all spilled keys of a database */
-static void
-for_spilled(Oid db, void (*change)(JqKey *k))
-{
-	HASH_SEQ_STATUS seq;
-	JqKey *k;
-
-	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
-		return;
-	lock_all(LW_EXCLUSIVE);
-	hash_seq_init(&seq, jq_keys);
-	while ((k = hash_seq_search(&seq)) != NULL)
-		if (k->tag.db == db && k->spilled)
-		{
-			change(k);
-			remove_if_unused(k, tag_hash_text(&k->tag, 0));
-		}
-	unlock_all();
-}
-
-static void
-abandon(JqKey *k)
-{
-	if (!k->filling)
-		return; /* what it wants has been asked for */
-	k->frontier = jq_pos_min(k->frontier, k->fill_from);
-	k->cut = jq_pos_min(k->cut, k->frontier);
-	k->filling = false;
-	k->want = true;
-	spill_from_frontier(k);
-}
-
-void
-jq_keylock_refill_abandon(Oid db)
-{
-	for_spilled(db, abandon);
-}
-
-void
-jq_keylock_purge(Oid db)
-{
-	for_spilled(db, set_unspilled);
-	wake_for_keys();
-}
-
-static void
-forget(JqKey *k)
-{
-	k->frontier = k->cut = k->fill_from = JQ_POS_NOTHING;
-	k->want = true;
-	/* the lanes are read anew, and count them on the way */
-	k->counted = JQ_POS_NOTHING;
-	k->nlanes = 0;
-	spill_from_frontier(k);
-}
-
-static void
-look_again(JqKey *k)
-{
-	if (k->procno < 0)
-		(void) wants_refill(k);
-}
-
-void
-jq_keylock_look_again(Oid db)
-{
-	for_spilled(db, look_again);
-}
-
-void
-jq_keylock_forget(Oid db)
-{
-	for_spilled(db, forget);
-}
-
-void
-jq_keylock_count_spilled(Oid db, int64 *per_lane)
-{
-	HASH_SEQ_STATUS seq;
-	JqKey *k;
-	int i;
-
-	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
-		return;
-	lock_all(LW_SHARED);
-	hash_seq_init(&seq, jq_keys);
-	while ((k = hash_seq_search(&seq)) != NULL)
-		for (i = 0; k->tag.db == db && k->spilled && i < k->nlanes; i++)
-			per_lane[k->lanes[i]] += k->counts[i];
-	unlock_all();
 }
 
 JqKeyInfo *
@@ -1063,7 +663,7 @@ jq_keylock_list(Oid db, int *n)
 	JqKey *k;
 
 	*n = 0;
-	lock_all(LW_SHARED);
+	jq_key_lock_all(LW_SHARED);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
 	{
@@ -1073,12 +673,13 @@ jq_keylock_list(Oid db, int *n)
 		list[*n].pid = k->procno >= 0 ? k->pid : 0;
 		list[*n].job = k->job;
 		list[*n].since = k->since;
-		list[*n].waiting = k->nwaiting + (k->spilled ? all_spilled(k) : 0);
+		list[*n].waiting =
+			k->nwaiting + (k->spilled ? jq_key_spilled_rows(k) : 0);
 		list[*n].spilled = k->spilled;
 		list[*n].frontier = k->frontier;
 		(*n)++;
 	}
-	unlock_all();
+	jq_key_unlock_all();
 	return list;
 }
 
@@ -1091,7 +692,7 @@ jq_keylock_parked(Oid db, int *n)
 	JqKey *k;
 
 	*n = 0;
-	lock_all(LW_SHARED);
+	jq_key_lock_all(LW_SHARED);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
 	{
@@ -1104,6 +705,6 @@ jq_keylock_parked(Oid db, int *n)
 			if (jq_lanes[JQ_ENTRY(ix)->lane].db == db)
 				ids[(*n)++] = JQ_ENTRY(ix)->id;
 	}
-	unlock_all();
+	jq_key_unlock_all();
 	return ids;
 }

@@ -56,6 +56,9 @@ jq_keylock_full(void)
 	return pg_atomic_read_u32(&jq_shared->keys_full) != 0;
 }
 
+/* a key has gone from the table: wake who found no place; no lock held */
+extern void jq_keylock_wake(void);
+
 /*
  * Give back a key of this process: unpark the first waiter of each lane.  Takes
  * lane locks: the caller holds none.  Does nothing if the key is not ours.
@@ -95,12 +98,12 @@ typedef struct JqKeyWant
 
 extern JqKeyWant *jq_keylock_wanting(Oid db, int *n);
 extern bool jq_keylock_refill_begin(Oid db, const JqKeyWant *k, JqPos *from,
-									int *room);
+									int64 *low_id, int *room);
 /* everything before upto has been read, n rows of these lanes */
 extern void jq_keylock_refill_read(Oid db, const JqKeyWant *k, JqPos upto,
 								   const int *lanes, int n);
-/* what was read has been published, run of it to lanes that are not stopped */
-extern void jq_keylock_refill_end(Oid db, const JqKeyWant *k, int run);
+/* what was read has been published, so much of it to no lane that runs */
+extern void jq_keylock_refill_end(Oid db, const JqKeyWant *k, int in_vain);
 /* lanes have been stopped: keys that are free may have to bring others' rows */
 extern void jq_keylock_look_again(Oid db);
 /* for the exit hook of a scheduler, before jq_keylock_release_all */

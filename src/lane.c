@@ -220,6 +220,16 @@ lane_forget(JqLane *l, uint32 ix)
 	if (JQ_ENTRY(ix)->flags & JQ_E_DUE)
 		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
 	lane_spill_row(l, JQ_ENTRY_POS(ix));
+	if (JQ_ENTRY(ix)->keylen > 0 &&
+		pg_atomic_read_u32(&jq_shared->spilled_keys) > 0)
+	{
+		char key[JQ_KEY_MAX + 1];
+		int len = jq_entry_key(ix, key);
+
+		/* rare; nobody is sure to ask after the locks */
+		if (jq_keylock_dropped(l->db, key, len))
+			jq_db_request(l->dbix, JQ_REQ_KEYS);
+	}
 	jq_entry_free(ix);
 }
 
@@ -705,8 +715,8 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 						break;
 				}
 			/* known up to here, unless this very row found no room */
-			pos.id++;
-			pos = jq_pos_min(pos, l->cut);
+			pos = jq_pos_min(jq_pos_after(items[done].priority, items[done].id),
+							 l->cut);
 			if (jq_pos_cmp(l->frontier, pos) < 0)
 				l->frontier = pos;
 		}

@@ -100,6 +100,16 @@ jq_pos_make(int priority, int64 id)
 	return p;
 }
 
+/* the first place after a row */
+static inline JqPos
+jq_pos_after(int priority, int64 id)
+{
+	if (id < PG_INT64_MAX)
+		return jq_pos_make(priority, id + 1);
+	return priority < PG_INT16_MAX ? jq_pos_make(priority + 1, PG_INT64_MIN) :
+									 JQ_POS_ALL;
+}
+
 static inline bool
 jq_pos_is_all(JqPos a)
 {

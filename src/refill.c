@@ -9,6 +9,7 @@
 #include "database.h"
 #include "executor/spi.h"
 #include "guc.h"
+#include "jobscan.h"
 #include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
@@ -168,7 +169,6 @@ jq_sched_refill(TimestampTz unused)
 
 /* ------------------------------------------------------------------ keys */
 
-/* returns how many went to lanes that are not stopped */
 /* returns how many went to lanes from which jobs are taken */
 static int
 publish_rows(JqKeyRow *rows, const int *lanes, int n)
@@ -178,9 +178,9 @@ publish_rows(JqKeyRow *rows, const int *lanes, int n)
 
 	for (i = 0; i < n; i++)
 	{
-		(void) jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
-							   &rows[i].item, 1);
-		if (!jq_lane_stopped(&jq_lanes[lanes[i]]))
+		if (jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
+							&rows[i].item, 1) > 0 &&
+			!jq_lane_stopped(&jq_lanes[lanes[i]]))
 			run++;
 	}
 	return run;
@@ -200,7 +200,7 @@ leave_out_claimed(JqKeyRow *rows, int n)
 }
 
 static JqKeyRow *
-read_key(JqKeyWant *k, JqPos from, int room, int *n, JqPos *upto)
+read_key(JqKeyWant *k, JqPos from, int64 low_id, int room, int *n, JqPos *upto)
 {
 	JqKeyRow *rows = palloc(room * sizeof(JqKeyRow));
 	JqTable *t = jq_sched_begin();
@@ -208,7 +208,7 @@ read_key(JqKeyWant *k, JqPos from, int room, int *n, JqPos *upto)
 	*n = 0;
 	*upto = JQ_POS_ALL;
 	if (t != NULL && t->meta_database == MyDatabaseId)
-		*n = jq_rows_of_key(t, k->key, k->len, from, rows, room, upto);
+		*n = jq_rows_of_key(t, k->key, k->len, from, low_id, rows, room, upto);
 	jq_sched_commit();
 	return rows;
 }
@@ -217,15 +217,19 @@ static void
 refill_key(JqKeyWant *k)
 {
 	JqPos from, upto;
+	int64 low_id;
 	int room, n, run, i;
 	int *lanes;
 	JqKeyRow *rows;
 
-	if (!jq_keylock_refill_begin(MyDatabaseId, k, &from, &room))
+	jq_keylock_prepare();
+	if (!jq_keylock_refill_begin(MyDatabaseId, k, &from, &low_id, &room))
 		return;
+	/* nothing fails after this */
 	PG_TRY();
 	{
-		rows = read_key(k, from, room, &n, &upto);
+		rows = read_key(k, from, low_id, room, &n, &upto);
+		lanes = palloc(Max(n, 1) * sizeof(int));
 	}
 	PG_CATCH();
 	{
@@ -235,16 +239,14 @@ refill_key(JqKeyWant *k)
 	PG_END_TRY();
 	JQ_PAUSE("key-refill-after-snapshot");
 	n = leave_out_claimed(rows, n);
-	lanes = palloc(Max(n, 1) * sizeof(int));
 	for (i = 0; i < n; i++)
 		/* without a place for the lane, it does not matter which */
 		lanes[i] =
 			Max(jq_dir_lane(MyDatabaseId, rows[i].owner, rows[i].queue, true),
 				0);
-	jq_keylock_prepare();
 	jq_keylock_refill_read(MyDatabaseId, k, upto, lanes, n);
 	run = publish_rows(rows, lanes, n);
-	jq_keylock_refill_end(MyDatabaseId, k, run);
+	jq_keylock_refill_end(MyDatabaseId, k, n - run);
 }
 
 void
@@ -254,6 +256,7 @@ jq_sched_refill_keys(TimestampTz unused)
 	JqKeyWant *list = jq_keylock_wanting(MyDatabaseId, &n);
 
 	(void) unused;
+	jq_keylock_wake();
 	for (i = 0; i < n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();

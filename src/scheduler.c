@@ -316,6 +316,7 @@ jq_scheduler_main(Datum arg)
 	for (i = 0; i < n; i++)
 		jq_lane_refill_abandon(list[i]);
 	jq_keylock_refill_abandon(MyDatabaseId);
+	jq_db_request_quietly(jq_sched_dbix, JQ_REQ_REFILL | JQ_REQ_KEYS);
 
 	idle_since = GetCurrentTimestamp();
 	for (;;)
