@@ -102,6 +102,8 @@ extern bool jq_keylock_refill_begin(Oid db, const JqKeyWant *k, JqPos *from,
 /* everything before upto has been read, n rows of these lanes */
 extern void jq_keylock_refill_read(Oid db, const JqKeyWant *k, JqPos upto,
 								   const int *lanes, int n);
+/* a row of those was in memory before, and not among those in the table only */
+extern void jq_keylock_was_known(Oid db, const JqKeyWant *k, int lane);
 /* what was read has been published, so much of it to no lane that runs */
 extern void jq_keylock_refill_end(Oid db, const JqKeyWant *k, int in_vain);
 /* lanes have been stopped: keys that are free may have to bring others' rows */

@@ -267,6 +267,17 @@ jq_keylock_refill_read(Oid db, const JqKeyWant *want, JqPos upto,
 }
 
 void
+jq_keylock_was_known(Oid db, const JqKeyWant *want, int lane)
+{
+	uint32 hash;
+	JqKey *k = jq_key_find(db, want->key, want->len, &hash);
+
+	if (k != NULL && k->filling)
+		count_spilled(k, lane, 1);
+	LWLockRelease(jq_key_partition(hash));
+}
+
+void
 jq_keylock_refill_end(Oid db, const JqKeyWant *want, int in_vain)
 {
 	uint32 hash;

@@ -391,10 +391,10 @@ lane_overflow(Oid db, bool due)
 		jq_db_request(dbix, JQ_REQ_DISCOVER | (due ? JQ_REQ_DUE : 0));
 }
 
-/* refused: one flag an item, or NULL */
+/* refused: one flag an item, or NULL; known: how many were there already */
 static int
 publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
-		bool *refused)
+		bool *refused, int *known)
 {
 	int done = 0;
 	int accepted = 0;
@@ -421,7 +421,11 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		l = &jq_lanes[lane];
 		for (; done < end; done++)
 		{
-			if (lane_offer(l, lane, &items[done]) != REFUSED)
+			Offered offered = lane_offer(l, lane, &items[done]);
+
+			if (offered == KNOWN)
+				(*known)++;
+			if (offered != REFUSED)
 				got++;
 			else if (refused != NULL)
 			{
@@ -454,14 +458,28 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 int
 jq_lane_publish(Oid db, Oid role, const char *queue, const JqItem *items, int n)
 {
-	return publish(db, role, queue, items, n, NULL);
+	int known = 0;
+
+	return publish(db, role, queue, items, n, NULL, &known);
+}
+
+bool
+jq_lane_publish_one(Oid db, Oid role, const char *queue, const JqItem *item,
+					bool *known)
+{
+	int n = 0;
+	bool accepted = publish(db, role, queue, item, 1, NULL, &n) > 0;
+
+	*known = n > 0;
+	return accepted;
 }
 
 int
 jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n)
 {
 	bool *refused = palloc0(n * sizeof(bool));
-	int accepted = publish(db, role, queue, items, n, refused);
+	int known = 0;
+	int accepted = publish(db, role, queue, items, n, refused, &known);
 	int i;
 
 	for (i = 0; i < n; i++)

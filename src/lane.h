@@ -19,6 +19,10 @@
 extern int jq_lane_publish(Oid db, Oid role, const char *queue,
 						   const JqItem *items, int n);
 
+/* The same for one, which may be there already (and is accepted then). */
+extern bool jq_lane_publish_one(Oid db, Oid role, const char *queue,
+								const JqItem *item, bool *known);
+
 /*
  * The same for the scheduler's due rows: those that found no room are marked
  * JQ_E_REFUSED, and nothing is requested for them.

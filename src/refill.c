@@ -169,18 +169,26 @@ jq_sched_refill(TimestampTz unused)
 
 /* ------------------------------------------------------------------ keys */
 
-/* returns how many went to lanes from which jobs are taken */
+/*
+ * Returns how many went to lanes from which jobs are taken.  Those that memory
+ * had already were counted as rows in the table all the same.
+ */
 static int
-publish_rows(JqKeyRow *rows, const int *lanes, int n)
+publish_rows(const JqKeyWant *k, JqKeyRow *rows, const int *lanes, int n)
 {
 	int run = 0;
 	int i;
 
 	for (i = 0; i < n; i++)
 	{
-		if (jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
-							&rows[i].item, 1) > 0 &&
-			!jq_lane_stopped(&jq_lanes[lanes[i]]))
+		bool known;
+		bool accepted =
+			jq_lane_publish_one(MyDatabaseId, rows[i].owner, rows[i].queue,
+								&rows[i].item, &known);
+
+		if (known)
+			jq_keylock_was_known(MyDatabaseId, k, lanes[i]);
+		if (accepted && !jq_lane_stopped(&jq_lanes[lanes[i]]))
 			run++;
 	}
 	return run;
@@ -245,7 +253,7 @@ refill_key(JqKeyWant *k)
 			Max(jq_dir_lane(MyDatabaseId, rows[i].owner, rows[i].queue, true),
 				0);
 	jq_keylock_refill_read(MyDatabaseId, k, upto, lanes, n);
-	run = publish_rows(rows, lanes, n);
+	run = publish_rows(k, rows, lanes, n);
 	jq_keylock_refill_end(MyDatabaseId, k, n - run);
 }
 
