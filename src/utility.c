@@ -233,7 +233,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	JqPrepared prepared;
 	bool publish = false;
 	bool forget = false;
-	Oid db;
+	volatile Oid db;
 
 	if (!jq_shmem_ready())
 	{
