@@ -5,7 +5,7 @@
 #   make install        install it where pg_config points
 #   make demo           see it work, in a private server that is removed again
 #   make test           all tests, in a private server
-#                       (SUITE=regress|isolation|tap, TESTS="name name")
+#                       (SUITE=regress|isolation|tap|bench, TESTS="name name")
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
 #   make format         clang-format all C files; format-check only looks
 #
