@@ -8,6 +8,7 @@
 #include "guc.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
+#include "planner.h"
 #include "shmem.h"
 #include "utility.h"
 
@@ -35,6 +36,7 @@ _PG_init(void)
 		return;
 	jq_shmem_init_hooks();
 	jq_utility_init();
+	jq_planner_init();
 
 	memset(&w, 0, sizeof(w));
 	w.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;

@@ -287,6 +287,12 @@ jq_table(void)
 	return &table;
 }
 
+bool
+jq_table_is_queue(Oid relid)
+{
+	return table_valid && (relid == table.job || relid == table.archive);
+}
+
 JqTable *
 jq_table_required(void)
 {

@@ -93,6 +93,8 @@ typedef enum JqFetch
 
 /* the tables of this database, or NULL: the extension is not here */
 extern JqTable *jq_table(void);
+/* is it one of the tables that jobs are in?  Looks nothing up. */
+extern bool jq_table_is_queue(Oid relid);
 /* ERROR if the extension is not here */
 extern JqTable *jq_table_required(void);
 

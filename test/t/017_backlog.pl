@@ -362,4 +362,23 @@ backlog_property 'thousands of rows of the history that are old at the same time
 	$old->query_safe('COMMIT');
 };
 
+backlog_property 'rows that are due are found by index, though statistics say that there are none' => sub {
+	my $gate = stop_workers('r1');
+	my $read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'jobqueue_job_due'";
+	my $before;
+
+	sql('VACUUM jobqueue_job');
+	is( sql("SELECT reltuples < 10, relpages > 100 FROM pg_class WHERE oid = 'jobqueue_job'::regclass"),
+		't|t',
+		'statistics of an empty table');
+	$before = sql($read);
+	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{}', run_at => t + interval '1 s'))
+		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 20000)");
+	wait_for('SELECT count(*) < 200 FROM jobqueue_job WHERE run_at IS NOT NULL');
+	open_gate($gate);
+	check_effects(20000);
+	wait_for("SELECT ($read) >= $before + 19000");
+	cmp_ok(sql($read) - $before, '<', 1_000_000, 'no row is read again and again');
+};
+
 done_testing();
