@@ -7,8 +7,8 @@
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
-#include "postmaster/bgworker.h"
 #include "planner.h"
+#include "postmaster/bgworker.h"
 #include "shmem.h"
 #include "utility.h"
 
