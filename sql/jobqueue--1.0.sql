@@ -258,6 +258,22 @@ CREATE FUNCTION jobqueue_cancel_where(queue text, state text, tag text,
 	AS 'MODULE_PATHNAME', 'jq_cancel_where' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_retry(id bigint) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'jq_retry' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_retry_where(queue text, state text, tag text,
+	everything boolean DEFAULT false) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_retry_where' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_reschedule(id bigint, run_at timestamptz) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_reschedule' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_reschedule_where(queue text, state text, tag text,
+	run_at timestamptz, everything boolean DEFAULT false) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_reschedule_where' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_reprioritize(id bigint, priority int) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_reprioritize' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_reprioritize_where(queue text, state text, tag text,
+	priority int, everything boolean DEFAULT false) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_reprioritize_where' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_purge(queue text, state text,
+	everything boolean DEFAULT false) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_purge' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_run(id bigint) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_run' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_adopt() RETURNS bigint
@@ -399,9 +415,9 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   j.command,
 		   CASE WHEN x.sight = 2 THEN j.args END AS args,
 		   j.key::text AS key, j.priority::int AS priority, j.run_at,
-		   j.attempt::int AS attempt, coalesce(j.max_attempts, CASE j.kind WHEN 'x' THEN 1 ELSE 10 END)::int AS max_attempts,
-		   coalesce(j.timeout, '1 hour') AS timeout, j.expires_at,
-		   coalesce(j.keep, '0') AS keep, j.tags,
+		   j.attempt::int AS attempt, coalesce(j.max_attempts, q.max_attempts, CASE j.kind WHEN 'x' THEN 1 ELSE 10 END)::int AS max_attempts,
+		   coalesce(j.timeout, q.timeout, '1 hour') AS timeout, j.expires_at,
+		   coalesce(j.keep, q.keep, '0') AS keep, j.tags,
 		   j.enqueued_at, r.started_at, NULL::timestamptz AS ended_at,
 		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason
 	FROM jobqueue_job j
@@ -410,16 +426,18 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		 LEFT JOIN jobqueue_blocked_jobs() b ON b.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() k ON k.key = j.key
 			AND (j.priority::int, j.id) >= (k.from_priority, k.from_id)
+		 LEFT JOIN jobqueue_queue q ON q.name = j.queue
 	WHERE x.sight > 0
 	UNION ALL
 	SELECT h.id, h.queue, h.owner::oid::regrole, h.state, h.command,
 		   CASE WHEN x.sight = 2 THEN h.args END, h.key, h.priority, NULL,
-		   h.attempt, coalesce(h.max_attempts, CASE h.kind WHEN 'x' THEN 1 ELSE 10 END), coalesce(h.timeout, '1 hour'), NULL,
-		   coalesce(h.keep, '0'), h.tags, h.enqueued_at, h.started_at,
+		   h.attempt, coalesce(h.max_attempts, q.max_attempts, CASE h.kind WHEN 'x' THEN 1 ELSE 10 END), coalesce(h.timeout, q.timeout, '1 hour'), NULL,
+		   coalesce(h.keep, q.keep, '0'), h.tags, h.enqueued_at, h.started_at,
 		   h.ended_at, NULL, CASE WHEN x.sight = 2 THEN h.result END,
 		   h.errors, h.reason
 	FROM jobqueue_archive h
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
+		 LEFT JOIN jobqueue_queue q ON q.name = h.queue
 	WHERE x.sight > 0;
 
 CREATE VIEW jobqueue_running WITH (security_barrier) AS
@@ -627,6 +645,18 @@ COMMENT ON FUNCTION jobqueue_cancel_where(text, text, text, boolean) IS
 	'cancel all jobs of a queue, in a state, with a tag (null: any) that one may act on; how many; jobs of the same queues and roles start after the transaction';
 COMMENT ON FUNCTION jobqueue_retry(bigint) IS
 	'make a dead or cancelled job ready again with its attempts reset; false if there is none of that id';
+COMMENT ON FUNCTION jobqueue_retry_where(text, text, text, boolean) IS
+	'as jobqueue_retry(), for all jobs of a queue, in a state, with a tag (null: any) that one may act on; how many';
+COMMENT ON FUNCTION jobqueue_reschedule(bigint, timestamptz) IS
+	'let a waiting job run not before then (null: at once); false if there is no waiting job of that id';
+COMMENT ON FUNCTION jobqueue_reschedule_where(text, text, text, timestamptz, boolean) IS
+	'as jobqueue_reschedule(), for all waiting jobs of a queue, in a state, with a tag (null: any) that one may act on; how many';
+COMMENT ON FUNCTION jobqueue_reprioritize(bigint, int) IS
+	'give a waiting job another priority, smaller ones run first; false if there is no waiting job of that id';
+COMMENT ON FUNCTION jobqueue_reprioritize_where(text, text, text, int, boolean) IS
+	'as jobqueue_reprioritize(), for all waiting jobs of a queue, in a state, with a tag (null: any) that one may act on; how many';
+COMMENT ON FUNCTION jobqueue_purge(text, text, boolean) IS
+	'delete jobs that have ended from the history: those of a queue, in a state (null: any) that one may act on; how many';
 COMMENT ON FUNCTION jobqueue_run(bigint) IS
 	'for tests: run a waiting job of the current role here, in this transaction; returns its result';
 COMMENT ON FUNCTION jobqueue_adopt() IS

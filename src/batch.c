@@ -125,17 +125,13 @@ gather(int size)
 static void
 set_commit_level(int done)
 {
-	static const char *const names[] = {"off", "local", "remote_write", "on",
-										"remote_apply"};
 	int level = synchronous_commit;
 	int i;
 
 	for (i = 0; i < done; i++)
 		level = Max(level, attempts[i].commit_level);
 	if (level != synchronous_commit)
-		(void) set_config_option("synchronous_commit", names[level],
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-								 true, 0, false);
+		jq_session_set_commit(level, false);
 }
 
 /* the first jobs have committed */

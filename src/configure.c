@@ -80,6 +80,27 @@ jq_settings_read(JqTable *t, int *n)
 	return rows;
 }
 
+void
+jq_settings_of_queue(JqTable *t, const char *queue, JqQueueSettings *out)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1];
+	JqOwnerState state;
+
+	jq_settings_default(out);
+	values[0] = CStringGetTextDatum(queue);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 psprintf("SELECT %s FROM %%s.jobqueue_queue"
+							  " WHERE name = $1",
+							  jq_settings_columns()),
+					 1, types, values, NULL);
+	if (SPI_processed == 1)
+		jq_settings_of_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						   out);
+	jq_owner_end(&state);
+}
+
 /* ------------------------------------------------------------- functions */
 
 /*

@@ -154,7 +154,6 @@ jq_sched_end_expired(TimestampTz from)
 		JqFoundRow *rows;
 		Oid types[4] = {INT8OID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID};
 		Datum values[4];
-		Interval week;
 		int i;
 
 		if (t == NULL)
@@ -162,8 +161,6 @@ jq_sched_end_expired(TimestampTz from)
 			jq_sched_commit();
 			return;
 		}
-		memset(&week, 0, sizeof(week));
-		week.day = 7;
 		values[0] = Int64GetDatum(t->home);
 		values[1] = TimestampTzGetDatum(last);
 		values[2] = Int64GetDatum(last_id);
@@ -198,8 +195,8 @@ jq_sched_end_expired(TimestampTz from)
 			}
 			jq_publish_held(rows[i].owner, rows[i].queue, &rows[i].item,
 							rows[i].run_at);
-			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0, (Datum) 0,
-					   &week);
+			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0,
+					   (Datum) 0);
 			rows[i].run_at = DT_NOEND; /* to be noted below */
 		}
 		jq_sched_commit();
