@@ -156,6 +156,19 @@ SELECT jobqueue_pause('w_dead');
 SELECT jobqueue_retry_where('w_dead', NULL, NULL);
 SELECT count(*) FROM jobqueue_jobs WHERE queue = 'w_dead' AND state = 'ready' AND attempt = 0 AND errors IS NOT NULL;
 ROLLBACK;
+-- with two-phase commit
+BEGIN;
+SELECT jobqueue_retry_where('w_dead', NULL, NULL);
+SELECT jobqueue_purge('w_dead', 'completed');
+PREPARE TRANSACTION 'regress_where';
+ROLLBACK PREPARED 'regress_where';
+SELECT * FROM counts();
+BEGIN;
+SELECT jobqueue_retry_where('w_dead', NULL, NULL);
+PREPARE TRANSACTION 'regress_where';
+COMMIT PREPARED 'regress_where';
+CALL wait_until($$ NOT EXISTS (SELECT FROM jobqueue_jobs WHERE queue = 'w_dead' AND state IN ('ready', 'running')) $$);
+SELECT * FROM counts();
 SELECT jobqueue_purge('w_dead', 'completed');
 SELECT jobqueue_purge('w_dead', 'cancelled');
 -- live jobs stay
