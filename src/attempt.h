@@ -7,6 +7,7 @@
 
 #include "claim.h"
 #include "recent.h"
+#include "settings.h"
 
 /* what has become of an attempt */
 typedef enum JqVerdict
@@ -40,6 +41,7 @@ typedef struct JqAttempt
 	ErrorData *error;
 	char *result; /* text of the result, or NULL */
 	int result_len;
+	JqQueueSettings settings; /* of its queue, as it started */
 } JqAttempt;
 
 /* what lives as long as a job, or a batch; emptied here */

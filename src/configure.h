@@ -10,5 +10,8 @@
 
 /* all rows of jobqueue_queue, in the current context; a snapshot is active */
 extern JqQueueRow *jq_settings_read(JqTable *t, int *n);
+/* of one queue, as the table has them; a snapshot is active */
+extern void jq_settings_of_queue(JqTable *t, const char *queue,
+								 JqQueueSettings *out);
 
 #endif /* JQ_CONFIGURE_H */

@@ -14,6 +14,8 @@
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "compat.h"
+#include "configure.h"
+#include "control.h"
 #include "database.h"
 #include "executor/spi.h"
 #include "failure.h"
@@ -36,8 +38,8 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-static JqTable *
-check_call(const char *function)
+JqTable *
+jq_control_begin(const char *function)
 {
 	jq_shmem_check();
 	PreventCommandIfParallelMode(function);
@@ -46,8 +48,8 @@ check_call(const char *function)
 	return jq_table_required();
 }
 
-static int64
-id_argument(FunctionCallInfo fcinfo)
+int64
+jq_control_id(FunctionCallInfo fcinfo)
 {
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
@@ -80,18 +82,8 @@ check_owner(Oid owner, int64 id)
 			 "One may act on the jobs of roles whose privileges one has.")));
 }
 
-/* a waiting job, found and held for this transaction */
-typedef struct Held
-{
-	JqRow row;
-	Oid owner;
-	char *queue;
-	JqItem item;
-	TimestampTz run_at;
-} Held;
-
 static void
-describe(Held *h)
+describe(JqHeldJob *h)
 {
 	char *key = jq_row_cstring(&h->row, JQ_COL_KEY);
 
@@ -116,12 +108,8 @@ describe(Held *h)
 	}
 }
 
-/*
- * Find the row and claim it.  A job that is claimed by somebody else is left to
- * him; *running tells whether by a worker.  false: not claimed.
- */
-static bool
-hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
+bool
+jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 {
 	TransactionId xid;
 	LOCKTAG tag;
@@ -173,12 +161,8 @@ hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
 	}
 }
 
-/*
- * The row was not found by a statement with the transaction's snapshot.  If it
- * is there, the transaction cannot go on; its abort lets the job run.
- */
-static void
-must_be_gone(JqTable *t, int64 id)
+void
+jq_control_must_be_gone(JqTable *t, int64 id)
 {
 	JqRow row;
 	TransactionId xid;
@@ -197,15 +181,14 @@ PG_FUNCTION_INFO_V1(jq_cancel);
 Datum
 jq_cancel(PG_FUNCTION_ARGS)
 {
-	JqTable *t = check_call("jobqueue_cancel()");
-	int64 id = id_argument(fcinfo);
-	Held h;
+	JqTable *t = jq_control_begin("jobqueue_cancel()");
+	int64 id = jq_control_id(fcinfo);
+	JqHeldJob h;
 	bool running;
 	bool done;
-	Interval week;
 
 	CommandCounterIncrement();
-	while (!hold_waiting(t, id, &h, &running))
+	while (!jq_control_hold(t, id, &h, &running))
 	{
 		if (!running)
 			PG_RETURN_BOOL(false);
@@ -214,11 +197,9 @@ jq_cancel(PG_FUNCTION_ARGS)
 		/* it ended just now: completed, or it waits for its next attempt */
 		CHECK_FOR_INTERRUPTS();
 	}
-	memset(&week, 0, sizeof(week));
-	week.day = 7;
-	done = jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0, &week);
+	done = jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0);
 	if (!done)
-		must_be_gone(t, id);
+		jq_control_must_be_gone(t, id);
 	PG_RETURN_BOOL(done);
 }
 
@@ -238,8 +219,8 @@ jq_retry(PG_FUNCTION_ARGS)
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
 		" timeout, keep, tags, errors FROM back"
 		" RETURNING queue, owner::oid, priority, key, ctid, home";
-	JqTable *t = check_call("jobqueue_retry()");
-	int64 id = id_argument(fcinfo);
+	JqTable *t = jq_control_begin("jobqueue_retry()");
+	int64 id = jq_control_id(fcinfo);
 	Oid types[1] = {INT8OID};
 	Datum values[1];
 	JqOwnerState state;
@@ -304,14 +285,15 @@ PG_FUNCTION_INFO_V1(jq_run);
 Datum
 jq_run(PG_FUNCTION_ARGS)
 {
-	JqTable *t = check_call("jobqueue_run()");
-	int64 id = id_argument(fcinfo);
-	Held h;
+	JqTable *t = jq_control_begin("jobqueue_run()");
+	int64 id = jq_control_id(fcinfo);
+	JqHeldJob h;
 	bool running;
 	bool done;
 	bool isnull;
 	Datum result;
 	JqCurrent outer = jq_current_job;
+	JqQueueSettings settings;
 	int nest;
 
 	CommandCounterIncrement();
@@ -319,7 +301,7 @@ jq_run(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
 						errmsg("job " INT64_FORMAT " cannot run itself", id),
 						errhint("Enqueue another job.")));
-	if (!hold_waiting(t, id, &h, &running))
+	if (!jq_control_hold(t, id, &h, &running))
 	{
 		if (running)
 			ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
@@ -370,11 +352,12 @@ jq_run(PG_FUNCTION_ARGS)
 								errmsg("too many keys are held")));
 		}
 	}
+	jq_settings_of_queue(t, h.queue, &settings);
 	jq_current_job.id = id;
 	jq_current_job.queue = h.queue;
 	jq_current_job.key = jq_row_cstring(&h.row, JQ_COL_KEY);
 	jq_current_job.attempt = DatumGetInt16(JQ_ROW(&h.row, JQ_COL_ATTEMPT)) + 1;
-	jq_current_job.max_attempts = jq_row_max_attempts(&h.row);
+	jq_current_job.max_attempts = jq_row_max_attempts(&h.row, &settings);
 	jq_current_job.enqueued_at =
 		DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
 	nest = NewGUCNestLevel();
@@ -391,16 +374,15 @@ jq_run(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
-	if (!jq_row_wants_keep(&h.row))
+	if (!jq_row_wants_keep(&h.row, &settings))
 		done = jq_row_delete(t, id, &h.row, NULL);
 	else
 		done = jq_archive(t, id, "completed", NULL,
 						  GetCurrentStatementStartTimestamp(),
-						  isnull ? (Datum) 0 : result,
-						  DatumGetIntervalP(JQ_ROW(&h.row, JQ_COL_KEEP)));
+						  isnull ? (Datum) 0 : result);
 	if (!done)
 	{
-		must_be_gone(t, id);
+		jq_control_must_be_gone(t, id);
 		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
 						errmsg("the row of the job was deleted while it ran"),
 						errhint("Nothing of it has been done.")));
@@ -423,7 +405,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 		" THEN (SELECT p.proowner FROM pg_proc p"
 		"       WHERE p.oid = to_regprocedure(j.command)::oid) END"
 		" WHERE home <> $1 RETURNING queue, owner::oid";
-	JqTable *t = check_call("jobqueue_adopt()");
+	JqTable *t = jq_control_begin("jobqueue_adopt()");
 	Oid types[2] = {INT8OID, OIDOID};
 	Datum values[2];
 	JqOwnerState state;
@@ -479,7 +461,7 @@ Datum
 jq_sweep(PG_FUNCTION_ARGS)
 {
 	(void) fcinfo;
-	(void) check_call("jobqueue_sweep()");
+	(void) jq_control_begin("jobqueue_sweep()");
 	jq_publish_forget(MyDatabaseId);
 	PG_RETURN_VOID();
 }
@@ -493,7 +475,7 @@ jq_quiesce(PG_FUNCTION_ARGS)
 	int64 us = USECS_PER_MINUTE;
 	int dbix;
 
-	(void) check_call("jobqueue_quiesce()");
+	(void) jq_control_begin("jobqueue_quiesce()");
 	if (timeout != NULL)
 		us = timeout->time +
 			 (timeout->day + INT64CONST(30) * timeout->month) * USECS_PER_DAY;
@@ -531,7 +513,7 @@ jq_resume(PG_FUNCTION_ARGS)
 	int i;
 
 	(void) fcinfo;
-	(void) check_call("jobqueue_resume()");
+	(void) jq_control_begin("jobqueue_resume()");
 	dbix = jq_dir_db(MyDatabaseId, true);
 	if (dbix < 0)
 		PG_RETURN_VOID();

@@ -15,6 +15,7 @@
 #include "failure.h"
 #include "lane.h"
 #include "miscadmin.h"
+#include "pause.h"
 #include "publish.h"
 #include "scheduler.h"
 #include "utils/array.h"
@@ -26,6 +27,12 @@ static TimestampTz due_seen; /* rows due up to here have been looked at */
 static TimestampTz expiry_seen = DT_NOBEGIN;   /* and those that expire */
 static TimestampTz expiry_looked = DT_NOBEGIN; /* when the last look was */
 static TimestampTz prune_seen = DT_NOBEGIN;	   /* and those of the archive */
+static int64 prune_seen_id = PG_INT64_MIN;
+
+#define PRUNE_ROWS 1000 /* rows of the archive in one transaction */
+#define PRUNE_BATCHES 5
+
+bool jq_sched_prune_more;
 
 /* rows that found no room in memory become ready in the table */
 static void
@@ -96,6 +103,7 @@ jq_sched_publish_due(TimestampTz from)
 		jq_owner_execute(t, sql, 4, types, values, NULL);
 		rows = jq_sched_rows(&n);
 		jq_owner_end(&state);
+		JQ_PAUSE("due-after-look");
 		for (i = 0; i < n; i = j)
 		{
 			JqItem items[JQ_SCHED_BATCH];
@@ -154,7 +162,6 @@ jq_sched_end_expired(TimestampTz from)
 		JqFoundRow *rows;
 		Oid types[4] = {INT8OID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID};
 		Datum values[4];
-		Interval week;
 		int i;
 
 		if (t == NULL)
@@ -162,8 +169,6 @@ jq_sched_end_expired(TimestampTz from)
 			jq_sched_commit();
 			return;
 		}
-		memset(&week, 0, sizeof(week));
-		week.day = 7;
 		values[0] = Int64GetDatum(t->home);
 		values[1] = TimestampTzGetDatum(last);
 		values[2] = Int64GetDatum(last_id);
@@ -198,8 +203,8 @@ jq_sched_end_expired(TimestampTz from)
 			}
 			jq_publish_held(rows[i].owner, rows[i].queue, &rows[i].item,
 							rows[i].run_at);
-			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0, (Datum) 0,
-					   &week);
+			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0,
+					   (Datum) 0);
 			rows[i].run_at = DT_NOEND; /* to be noted below */
 		}
 		jq_sched_commit();
@@ -275,21 +280,26 @@ jq_sched_find_next_expiry(TimestampTz unused)
 		jq_db_expiry(jq_sched_dbix, next);
 }
 
-/* what is in the archive for long enough */
+/*
+ * What is in the archive for long enough.  A part of it at a time, as jobs wait
+ * for what else a scheduler does.
+ */
 void
 jq_sched_prune(TimestampTz unused)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz last = prune_seen;
-	int64 last_id = PG_INT64_MIN;
+	int64 last_id = prune_seen_id;
+	int batches = 0;
 	int64 n;
 
 	(void) unused;
+	jq_sched_prune_more = false;
 	do
 	{
 		JqTable *t = jq_sched_begin();
-		Oid types[3] = {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID};
-		Datum values[3];
+		Oid types[4] = {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID};
+		Datum values[4];
 		JqOwnerState state;
 		bool isnull;
 
@@ -301,17 +311,18 @@ jq_sched_prune(TimestampTz unused)
 		values[0] = TimestampTzGetDatum(last);
 		values[1] = Int64GetDatum(last_id);
 		values[2] = TimestampTzGetDatum(now);
+		values[3] = Int64GetDatum(PRUNE_ROWS);
 		jq_owner_begin(t, &state);
 		jq_owner_execute(
 			t,
 			"WITH gone AS (DELETE FROM %s.jobqueue_archive WHERE id IN ("
 			"  SELECT id FROM %s.jobqueue_archive"
 			"  WHERE (expires_at, id) > ($1, $2) AND expires_at <= $3"
-			"  ORDER BY expires_at, id LIMIT 1000 FOR UPDATE SKIP LOCKED)"
+			"  ORDER BY expires_at, id LIMIT $4 FOR UPDATE SKIP LOCKED)"
 			" RETURNING expires_at, id)"
 			" SELECT expires_at, id, count(*) OVER () FROM gone"
 			" ORDER BY expires_at DESC, id DESC LIMIT 1",
-			3, types, values, NULL);
+			4, types, values, NULL);
 		n = 0;
 		if (SPI_processed > 0)
 		{
@@ -325,7 +336,17 @@ jq_sched_prune(TimestampTz unused)
 		jq_owner_end(&state);
 		jq_sched_commit();
 		CHECK_FOR_INTERRUPTS();
-	} while (n == 1000);
+	} while (n == PRUNE_ROWS && ++batches < PRUNE_BATCHES);
+	jq_sched_prune_more = n == PRUNE_ROWS;
+	if (jq_sched_prune_more)
+	{
+		prune_seen = last;
+		prune_seen_id = last_id;
+		jq_sched_again_in(0);
+		JQ_PAUSE("prune-part");
+		return;
+	}
 	/* a transaction may commit an end that is older than it */
 	prune_seen = now - USECS_PER_HOUR;
+	prune_seen_id = PG_INT64_MIN;
 }

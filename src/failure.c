@@ -14,8 +14,6 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
-#define BACKOFF_BASE USECS_PER_SEC
-#define BACKOFF_MAX USECS_PER_HOUR
 #define MAX_ERRORS 25 /* kept with a job */
 
 void
@@ -29,14 +27,17 @@ jq_begin_bookkeeping(void)
 }
 
 int64
-jq_backoff(int attempt)
+jq_backoff(int attempt, const JqQueueSettings *q)
 {
-	int64 wait = BACKOFF_BASE;
+	double wait = q->backoff_base_us;
 	int i;
 
-	for (i = 1; i < attempt && wait < BACKOFF_MAX; i++)
-		wait *= 2;
-	wait = Min(wait, BACKOFF_MAX);
+	if (q->backoff == 'l')
+		wait *= attempt;
+	else if (q->backoff == 'e')
+		for (i = 1; i < attempt && wait < q->backoff_max_us; i++)
+			wait *= 2;
+	wait = Min(wait, q->backoff_max_us);
 	/* within 20 percent, so that what failed together does not come together */
 	return (int64) (wait * (0.8 + 0.4 * pg_prng_double(&pg_global_prng_state)));
 }
@@ -50,7 +51,7 @@ opt_text(const char *s, char *flag)
 
 bool
 jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
-		   TimestampTz started_at, Datum result, Interval *keep)
+		   TimestampTz started_at, Datum result)
 {
 	static const char *const sql =
 		"WITH gone AS (DELETE FROM %s.jobqueue_job WHERE id = $1 RETURNING *)"
@@ -58,7 +59,11 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		" expires_at, home, owner, func_owner, priority, attempt, max_attempts,"
 		" kind, state, queue, command, args, key, search_path, settings, timeout,"
 		" keep, tags, result, errors, reason)"
-		" SELECT id, enqueued_at, $4, clock_timestamp(), clock_timestamp() + $6,"
+		" SELECT id, enqueued_at, $4, clock_timestamp(), CASE $2"
+		"  WHEN 'completed' THEN clock_timestamp() + coalesce(keep,"
+		"   (SELECT q.keep FROM %s.jobqueue_queue q WHERE q.name = gone.queue),"
+		"   '0')"
+		"  ELSE " JQ_EXPIRES_DEAD " END,"
 		" home, owner, func_owner, priority, attempt, max_attempts, kind, $2,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
 		" $5, errors, $3 FROM gone"
@@ -66,10 +71,9 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
 		" attempt = excluded.attempt, result = excluded.result,"
 		" errors = excluded.errors, reason = excluded.reason";
-	Oid types[6] = {INT8OID,		TEXTOID,  TEXTOID,
-					TIMESTAMPTZOID, JSONBOID, INTERVALOID};
-	Datum values[6];
-	char flags[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+	Oid types[5] = {INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, JSONBOID};
+	Datum values[5];
+	char flags[5] = {' ', ' ', ' ', ' ', ' '};
 	JqOwnerState state_;
 	bool done;
 
@@ -82,17 +86,24 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 	values[4] = result;
 	if (result == (Datum) 0)
 		flags[4] = 'n';
-	values[5] = IntervalPGetDatum(keep);
 	jq_owner_begin(t, &state_);
-	jq_owner_execute(t, sql, 6, types, values, flags);
+	jq_owner_execute(t, sql, 5, types, values, flags);
 	done = SPI_processed > 0;
 	jq_owner_end(&state_);
 	return done;
 }
 
-/* attempt, max_attempts and kind of a row that is locked now */
+/* a row that is locked now, and what holds for its failures */
+typedef struct Locked
+{
+	int attempt;
+	int max_attempts;
+	int crashes;
+	JqQueueSettings settings; /* backoff only */
+} Locked;
+
 static bool
-lock_row(JqTable *t, int64 id, int *attempt, int *max_attempts, int *crashes)
+lock_row(JqTable *t, int64 id, Locked *l)
 {
 	Oid types[1] = {INT8OID};
 	Datum values[1];
@@ -104,31 +115,34 @@ lock_row(JqTable *t, int64 id, int *attempt, int *max_attempts, int *crashes)
 	jq_owner_begin(t, &state);
 	jq_owner_execute(
 		t,
-		"SELECT attempt::int, coalesce(max_attempts,"
-		" CASE kind WHEN 'x' THEN 1 ELSE 10 END)::int, crashes::int"
-		" FROM %s.jobqueue_job WHERE id = $1 FOR UPDATE",
+		"SELECT j.attempt::int, coalesce(j.max_attempts, q.max_attempts,"
+		" CASE j.kind WHEN 'x' THEN 1 ELSE 10 END)::int, j.crashes::int,"
+		" q.backoff, q.backoff_base, q.backoff_max"
+		" FROM %s.jobqueue_job j LEFT JOIN %s.jobqueue_queue q ON q.name = j.queue"
+		" WHERE j.id = $1 FOR UPDATE OF j",
 		1, types, values, NULL);
 	found = SPI_processed > 0;
 	if (found)
 	{
 		HeapTuple tup = SPI_tuptable->vals[0];
 		TupleDesc desc = SPI_tuptable->tupdesc;
+		Datum backoff = SPI_getbinval(tup, desc, 4, &isnull);
 
-		*attempt = DatumGetInt32(SPI_getbinval(tup, desc, 1, &isnull));
-		*max_attempts = DatumGetInt32(SPI_getbinval(tup, desc, 2, &isnull));
-		*crashes = DatumGetInt32(SPI_getbinval(tup, desc, 3, &isnull));
+		jq_settings_default(&l->settings);
+		if (!isnull)
+		{
+			l->settings.backoff = TextDatumGetCString(backoff)[0];
+			l->settings.backoff_base_us = jq_interval_us(
+				DatumGetIntervalP(SPI_getbinval(tup, desc, 5, &isnull)));
+			l->settings.backoff_max_us = jq_interval_us(
+				DatumGetIntervalP(SPI_getbinval(tup, desc, 6, &isnull)));
+		}
+		l->attempt = DatumGetInt32(SPI_getbinval(tup, desc, 1, &isnull));
+		l->max_attempts = DatumGetInt32(SPI_getbinval(tup, desc, 2, &isnull));
+		l->crashes = DatumGetInt32(SPI_getbinval(tup, desc, 3, &isnull));
 	}
 	jq_owner_end(&state);
 	return found;
-}
-
-static Interval *
-keep_dead(void)
-{
-	Interval *i = palloc0(sizeof(Interval));
-
-	i->day = 7;
-	return i;
 }
 
 JqRecorded
@@ -149,14 +163,15 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f, TimestampTz *run_at)
 	Datum values[9];
 	char flags[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	JqOwnerState state;
-	int attempt, max_attempts, crashes;
+	Locked l;
+	int attempt;
 	bool dead;
 
-	if (!lock_row(t, id, &attempt, &max_attempts, &crashes))
+	if (!lock_row(t, id, &l))
 		return JQ_RECORD_GONE;
-	attempt = Min(attempt + 1, PG_INT16_MAX);
-	dead = f->final || attempt >= max_attempts;
-	*run_at = GetCurrentTimestamp() + jq_backoff(attempt);
+	attempt = Min(l.attempt + 1, PG_INT16_MAX);
+	dead = f->final || attempt >= l.max_attempts;
+	*run_at = GetCurrentTimestamp() + jq_backoff(attempt, &l.settings);
 
 	values[0] = Int64GetDatum(id);
 	values[1] = Int16GetDatum(attempt);
@@ -175,8 +190,8 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f, TimestampTz *run_at)
 	jq_archive(t, id, "dead",
 			   f->reason != NULL ?
 				   f->reason :
-				   psprintf("attempt %d of %d failed", attempt, max_attempts),
-			   f->started_at, (Datum) 0, keep_dead());
+				   psprintf("attempt %d of %d failed", attempt, l.max_attempts),
+			   f->started_at, (Datum) 0);
 	return JQ_RECORD_DEAD;
 }
 
@@ -186,11 +201,12 @@ jq_record_crash(JqTable *t, int64 id, bool alone)
 	Oid types[2] = {INT8OID, INT2OID};
 	Datum values[2];
 	JqOwnerState state;
-	int attempt, max_attempts, crashes;
+	Locked l;
+	int crashes;
 
-	if (!lock_row(t, id, &attempt, &max_attempts, &crashes))
+	if (!lock_row(t, id, &l))
 		return false;
-	crashes = Min(crashes + 1, PG_INT16_MAX);
+	crashes = Min(l.crashes + 1, PG_INT16_MAX);
 	values[0] = Int64GetDatum(id);
 	values[1] = Int16GetDatum(crashes);
 	jq_owner_begin(t, &state);
@@ -201,5 +217,5 @@ jq_record_crash(JqTable *t, int64 id, bool alone)
 		return false;
 	return jq_archive(t, id, "dead",
 					  "the server crashed twice while it ran this job", 0,
-					  (Datum) 0, keep_dead());
+					  (Datum) 0);
 }

@@ -7,6 +7,15 @@
 
 #include "jobtable.h"
 
+/*
+ * In a statement that has the rows of jobs as "gone": when they leave the
+ * history, if they are dead or cancelled.
+ */
+#define JQ_EXPIRES_DEAD                                     \
+	"clock_timestamp() + coalesce((SELECT q.keep_dead"      \
+	" FROM %s.jobqueue_queue q WHERE q.name = gone.queue)," \
+	" '7 days')"
+
 typedef struct JqFailure
 {
 	const char *sqlstate;
@@ -37,12 +46,12 @@ extern JqRecorded jq_record_failure(JqTable *t, int64 id, const JqFailure *f,
 									TimestampTz *run_at);
 
 /*
- * Move the row to the archive.  result may be 0.  keep: for how long, in
- * seconds.  false: it is gone.
+ * Move the row to the archive, for as long as the job or its queue says.  result
+ * may be 0.  false: it is gone.
  */
 extern bool jq_archive(JqTable *t, int64 id, const char *state,
-					   const char *reason, TimestampTz started_at, Datum result,
-					   Interval *keep);
+					   const char *reason, TimestampTz started_at,
+					   Datum result);
 
 /*
  * Charge a crash of the server to the job; alone: nobody else can have caused
@@ -51,6 +60,6 @@ extern bool jq_archive(JqTable *t, int64 id, const char *state,
 extern bool jq_record_crash(JqTable *t, int64 id, bool alone);
 
 /* how long a failed job waits before attempt n + 1, in microseconds */
-extern int64 jq_backoff(int attempt);
+extern int64 jq_backoff(int attempt, const JqQueueSettings *q);
 
 #endif /* JQ_FAILURE_H */

@@ -44,6 +44,11 @@
 		"jobqueue_blocked_jobs", "jobqueue_recent_jobs", "jobqueue_held_keys", \
 		"jobqueue_processes"
 
+#define ACT_ON_JOBS                                           \
+	"jobqueue_retry_where", "jobqueue_reschedule",            \
+		"jobqueue_reschedule_where", "jobqueue_reprioritize", \
+		"jobqueue_reprioritize_where", "jobqueue_purge"
+
 /* names of functions and views; what is not there is not granted */
 static const char *const use_members[] = {"jobqueue_enqueue",
 										  "jobqueue_enqueue_many",
@@ -52,6 +57,7 @@ static const char *const use_members[] = {"jobqueue_enqueue",
 										  "jobqueue_cancel_where",
 										  "jobqueue_retry",
 										  "jobqueue_run",
+										  ACT_ON_JOBS,
 										  VIEW_FUNCTIONS,
 										  VIEWS,
 										  NULL};
@@ -72,6 +78,7 @@ static const char *const admin_members[] = {"jobqueue_cancel",
 											"jobqueue_grant",
 											"jobqueue_revoke",
 											"jobqueue_monitors",
+											ACT_ON_JOBS,
 											VIEW_FUNCTIONS,
 											VIEWS,
 											NULL};

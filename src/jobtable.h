@@ -12,6 +12,7 @@
 #include "access/htup.h"
 #include "datatype/timestamp.h"
 #include "pool.h"
+#include "settings.h"
 #include "utils/relcache.h"
 
 /* columns of jobqueue_job */
@@ -48,6 +49,7 @@ enum
 #define JQ_KIND_OUTSIDE 'x'	 /* one statement outside a transaction block */
 
 #define JQ_DEFAULT_MAX_ATTEMPTS 10
+#define JQ_DEFAULT_TIMEOUT_US USECS_PER_HOUR
 
 typedef struct JqTable
 {
@@ -122,9 +124,10 @@ extern bool jq_row_delete(JqTable *t, int64 id, JqRow *row,
 /* is a row due (and not expired), and where does it stand */
 extern JqPos jq_row_pos(const JqRow *row);
 extern char *jq_row_cstring(const JqRow *row, int col); /* palloc'd, or NULL */
-/* is its result to stay in the history? */
-extern bool jq_row_wants_keep(const JqRow *row);
-extern int jq_row_max_attempts(const JqRow *row);
+/* what holds for the job: its own value, or that of its queue */
+extern bool jq_row_wants_keep(const JqRow *row, const JqQueueSettings *q);
+extern int jq_row_max_attempts(const JqRow *row, const JqQueueSettings *q);
+extern int64 jq_row_timeout_us(const JqRow *row, const JqQueueSettings *q);
 
 /*
  * A slot for rows of jobqueue_job, for one read at a time; begin and end go

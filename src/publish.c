@@ -664,7 +664,7 @@ xact_callback(XactEvent event, void *arg)
 						ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg(
-							 "cannot PREPARE a transaction that has cancelled or run a job"),
+							 "cannot PREPARE a transaction that has acted on a waiting job"),
 						 errhint(
 							 "Commit it, or act on the job in a transaction of its own.")));
 			if (nfrozen > 0)
@@ -672,9 +672,9 @@ xact_callback(XactEvent event, void *arg)
 					ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg(
-						 "cannot PREPARE a transaction that has cancelled jobs"),
+						 "cannot PREPARE a transaction that has acted on many jobs"),
 					 errhint(
-						 "Commit it, or cancel the jobs in a transaction of their own.")));
+						 "Commit it, or act on the jobs in a transaction of its own.")));
 			if (nkeys > 0)
 				ereport(
 					ERROR,

@@ -43,6 +43,7 @@
 #include "pause.h"
 #include "pgstat.h"
 #include "publish.h"
+#include "queue.h"
 #include "recent.h"
 #include "runjob.h"
 #include "session.h"
@@ -62,7 +63,6 @@
 #include "worker.h"
 
 #define MAX_RERUNS 10
-#define DEFAULT_TIMEOUT_MS (3600 * 1000)
 #define TIMEOUT_REPEATS 5 /* seconds of cancelling before FATAL */
 
 JqCurrent jq_current_job;
@@ -104,19 +104,13 @@ jq_run_timed_out(void)
 	return timeouts_fired > 0;
 }
 
+/* 0: none */
 static int64
-timeout_ms(const JqRow *row)
+timeout_ms(const JqAttempt *a, const JqRow *row)
 {
-	Interval *i;
-	double ms;
+	int64 us = jq_row_timeout_us(row, &a->settings);
 
-	if (JQ_ROW_NULL(row, JQ_COL_TIMEOUT))
-		return DEFAULT_TIMEOUT_MS;
-	i = DatumGetIntervalP(JQ_ROW(row, JQ_COL_TIMEOUT));
-	ms = i->time / 1000.0 + (i->day + 30.0 * i->month) * 86400000.0;
-	if (ms <= 0)
-		return 0;
-	return ms < 1 ? 1 : (int64) Min(ms, 1e14);
+	return us <= 0 ? 0 : Min((us + 999) / 1000, INT64CONST(100000000000000));
 }
 
 static void
@@ -238,13 +232,13 @@ as_expected(JqAttempt *a, JqTable *t, JqRow *row)
 /* ---------------------------------------------------------------- running */
 
 static void
-set_current(const JqRow *row)
+set_current(const JqAttempt *a, const JqRow *row)
 {
 	jq_current_job.id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
 	jq_current_job.queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	jq_current_job.key = jq_row_cstring(row, JQ_COL_KEY);
 	jq_current_job.attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
-	jq_current_job.max_attempts = jq_row_max_attempts(row);
+	jq_current_job.max_attempts = jq_row_max_attempts(row, &a->settings);
 	jq_current_job.enqueued_at =
 		DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
 }
@@ -306,12 +300,11 @@ static bool
 finish_row(JqAttempt *a, JqTable *t, JqRow *row, Snapshot snapshot,
 		   Datum result)
 {
-	if (!jq_row_wants_keep(row))
+	if (!jq_row_wants_keep(row, &a->settings))
 		return jq_row_delete(t, a->job->id, row, snapshot);
 	if (snapshot)
 		UnregisterSnapshot(snapshot);
-	return jq_archive(t, a->job->id, "completed", NULL, a->started_at, result,
-					  DatumGetIntervalP(JQ_ROW(row, JQ_COL_KEEP)));
+	return jq_archive(t, a->job->id, "completed", NULL, a->started_at, result);
 }
 
 static bool
@@ -338,16 +331,17 @@ note_start(JqAttempt *a, JqRow *row)
 					  DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
 	a->started_at = GetCurrentStatementStartTimestamp();
 	a->attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
+	jq_queue_settings(a->queue_ix, &a->settings);
 }
 
 /* from here on the job is to blame */
 static void
 begin_running(JqAttempt *a, JqRow *row)
 {
-	int64 timeout = timeout_ms(row);
+	int64 timeout = timeout_ms(a, row);
 
 	a->running = true;
-	set_current(row);
+	set_current(a, row);
 	debug_query_string = jq_row_cstring(row, JQ_COL_COMMAND);
 	jq_slot_show(a->attempt, a->started_at,
 				 timeout > 0 ?
@@ -357,6 +351,9 @@ begin_running(JqAttempt *a, JqRow *row)
 	pgstat_report_activity(STATE_RUNNING, debug_query_string);
 	jq_inflight_mark(MyDatabaseId, a->job->id);
 	jq_claim_set_running();
+	if (a->settings.synchronous_commit >= 0)
+		jq_session_set_commit(a->settings.synchronous_commit,
+							  kind_of(row) == JQ_KIND_OUTSIDE);
 	start_timeout(a->started_at, timeout);
 }
 
@@ -496,13 +493,9 @@ attempt_it(JqAttempt *a)
 	note_start(a, &row);
 	if (has_expired(a, &row))
 	{
-		Interval week;
-
-		memset(&week, 0, sizeof(week));
-		week.day = 7;
 		PushActiveSnapshot(snapshot);
 		UnregisterSnapshot(snapshot);
-		jq_archive(t, a->job->id, "cancelled", "expired", 0, (Datum) 0, &week);
+		jq_archive(t, a->job->id, "cancelled", "expired", 0, (Datum) 0);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 		return EXPIRED;
@@ -712,16 +705,13 @@ static void
 record_cancel(JqAttempt *a)
 {
 	JqTable *t;
-	Interval week;
 
-	memset(&week, 0, sizeof(week));
-	week.day = 7;
 	jq_begin_bookkeeping();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	t = jq_table();
 	if (t != NULL)
 		jq_archive(t, a->job->id, "cancelled", "cancelled while it ran",
-				   a->started_at, (Datum) 0, &week);
+				   a->started_at, (Datum) 0);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }

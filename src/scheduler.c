@@ -338,7 +338,8 @@ jq_scheduler_main(Datum arg)
 			idle_since = GetCurrentTimestamp();
 		}
 		now = GetCurrentTimestamp();
-		if (now - last_prune > PRUNE_INTERVAL_MS * INT64CONST(1000))
+		if (jq_sched_prune_more ||
+			now - last_prune > PRUNE_INTERVAL_MS * INT64CONST(1000))
 		{
 			guarded(jq_sched_prune, 0, 0);
 			last_prune = now;

@@ -56,6 +56,7 @@ extern void jq_sched_end_expired(TimestampTz from);
 extern void jq_sched_find_next_due(TimestampTz unused);
 extern void jq_sched_find_next_expiry(TimestampTz unused);
 extern void jq_sched_prune(TimestampTz unused);
+extern bool jq_sched_prune_more; /* the last call has left some */
 
 /* ---- settle.c ---- */
 extern void jq_sched_settle_suspects(TimestampTz unused);

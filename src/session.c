@@ -215,6 +215,20 @@ jq_session_is_clean(void)
 		   GetOuterUserId() == my_role;
 }
 
+void
+jq_session_set_commit(int level, bool whole_job)
+{
+	static const char *const names[] = {"off", "local", "remote_write", "on",
+										"remote_apply"};
+
+	if (whole_job)
+		dirty = true;
+	(void) set_config_option("synchronous_commit", names[level], PGC_USERSET,
+							 PGC_S_SESSION,
+							 whole_job ? GUC_ACTION_SET : GUC_ACTION_LOCAL,
+							 true, 0, false);
+}
+
 bool
 jq_session_commits_sync(void)
 {

@@ -30,6 +30,12 @@ extern bool jq_session_is_clean(void);
 /* utility hook: a statement that may leave something runs */
 extern void jq_session_note_utility(Node *stmt);
 
+/*
+ * This transaction commits with that level (SyncCommitLevel); whole_job: and those
+ * that follow until the session is cleaned.
+ */
+extern void jq_session_set_commit(int level, bool whole_job);
+
 /* does an explicit setting of role or database say how to commit? */
 extern bool jq_session_commits_sync(void);
 

@@ -152,14 +152,8 @@ settle_failing(JqHeld *h)
 	f.started_at = h->started_at;
 	t = jq_sched_begin();
 	if (t != NULL && cancelled)
-	{
-		Interval week;
-
-		memset(&week, 0, sizeof(week));
-		week.day = 7;
 		jq_archive(t, h->id, "cancelled", "cancelled while it ran",
-				   h->started_at, (Datum) 0, &week);
-	}
+				   h->started_at, (Datum) 0);
 	else if (t != NULL)
 		recorded = jq_record_failure(t, h->id, &f, &run_at);
 	HOLD_INTERRUPTS();

@@ -1,0 +1,40 @@
+/*
+ * control.h
+ *		What functions that act on one job have in common.
+ */
+#ifndef JQ_CONTROL_H
+#define JQ_CONTROL_H
+
+#include "fmgr.h"
+#include "jobtable.h"
+
+/* a waiting job, found and held for this transaction */
+typedef struct JqHeldJob
+{
+	JqRow row;
+	Oid owner;
+	char *queue;
+	JqItem item;
+	TimestampTz run_at; /* DT_NOBEGIN: it is ready */
+} JqHeldJob;
+
+/* may this session call such a function? */
+extern JqTable *jq_control_begin(const char *function);
+/* the first argument */
+extern int64 jq_control_id(FunctionCallInfo fcinfo);
+
+/*
+ * Find the row and claim it for the transaction, which gives it back at its end;
+ * if it commits, what is still to run is for the caller to publish.  A job that
+ * is claimed by somebody else is left to him; *running tells whether by a
+ * worker.  false: not claimed.  ERROR if the caller may not act on it.
+ */
+extern bool jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running);
+
+/*
+ * The row was not found by a statement with the transaction's snapshot.  If it
+ * is there, the transaction cannot go on; its abort lets the job run.
+ */
+extern void jq_control_must_be_gone(JqTable *t, int64 id);
+
+#endif /* JQ_CONTROL_H */
