@@ -51,6 +51,9 @@ extern void jq_lane_took_back(int lane, int n);
  */
 extern bool jq_lane_hold_back(Oid db, Oid role, const char *queue, bool hold);
 
+/* see to it that up to so many ready entries are run, as far as limits allow */
+extern void jq_lane_call(int lane, int most);
+
 /* Lane lock held: forget all ready entries; the frontier becomes this. */
 extern void jq_lane_clear(int lane, JqPos frontier);
 
