@@ -34,6 +34,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
+#include "pause.h"
 #include "pgstat.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
@@ -203,6 +204,7 @@ take_called(JqClaimed *job)
 
 	if (s->claim_lane >= 0 || s->place.queue < 0)
 		return false;
+	JQ_PAUSE("worker-called");
 	for (i = 0; i < n_my_lanes; i++)
 		if (jq_lanes[my_lanes[i]].queue_ix == s->place.queue &&
 			jq_claim_next(my_lanes[i], args.db, args.role, job))
