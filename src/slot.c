@@ -195,14 +195,15 @@ jq_slot_ready(void)
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 }
 
-void
+bool
 jq_slot_set_idle(void)
 {
 	JqSlot *s = &jq_slots[jq_my_slot];
+	bool idle;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
-	/* one that has been called is not idle */
-	if (s->state == JQ_SLOT_BUSY && s->place.queue < 0)
+	idle = s->place.queue < 0;
+	if (idle && s->state == JQ_SLOT_BUSY)
 	{
 		s->state = JQ_SLOT_IDLE;
 		s->idle_since = GetCurrentTimestamp();
@@ -211,6 +212,7 @@ jq_slot_set_idle(void)
 		jq_groups[s->group].called = false;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	return idle;
 }
 
 void

@@ -111,8 +111,8 @@ extern bool jq_slot_attach(int slot, uint64 generation);
 extern void jq_slot_detach(void);
 /* worker: connected and ready */
 extern void jq_slot_ready(void);
-/* worker: going to sleep; and awake again */
-extern void jq_slot_set_idle(void);
+/* worker: going to sleep (false: it has been called); and awake again */
+extern bool jq_slot_set_idle(void);
 extern void jq_slot_set_busy(void);
 
 /*

@@ -439,7 +439,8 @@ wait_for_work(void)
 		TimestampTz wake;
 		int rc;
 
-		jq_slot_set_idle();
+		if (!jq_slot_set_idle())
+			return true; /* called, while the latch was reset */
 		if (jobqueue_enabled &&
 			!jq_db_is_quiesced(jq_groups[args.group].dbix) && anything_ready())
 		{
