@@ -190,6 +190,17 @@ jq_lane_waits(const JqLane *l)
 	return jq_lane_stopped(l) || *(volatile const bool *) &l->limit_waiting;
 }
 
+/*
+ * May there be a job in it for somebody who has a place of that queue (-1:
+ * none)?  He need not wait for one.
+ */
+static inline bool
+jq_lane_may_have(const JqLane *l, int place)
+{
+	return *(volatile const uint32 *) &l->nready > 0 &&
+		   (place == l->queue_ix ? !jq_lane_stopped(l) : !jq_lane_waits(l));
+}
+
 /* lanes of a database; buf has room for jq_shared->nlanes */
 extern int jq_dir_lanes_of(Oid db, int *buf);
 extern int jq_dir_lanes_of_group(int group, int *buf, int max);

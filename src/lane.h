@@ -100,6 +100,8 @@ extern void jq_lane_counted(int lane, JqPos from, JqPos upto, int64 n,
 /* count from the start */
 extern void jq_lane_uncount(int lane);
 
+/* all workers of the group are awake, and another one is wanted already */
+extern bool jq_group_is_awake(int group);
 /* wake workers of the group for n new entries */
 extern void jq_group_wake(int group, int n);
 

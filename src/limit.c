@@ -135,11 +135,11 @@ room(JqLimit *m, int n)
 }
 
 static void
-fill_token(JqLimit *m, JqPlace *place)
+fill_token(JqLimit *m, JqPlace *place, int64 now)
 {
 	if (m->rate == 0)
 		return;
-	m->full_at = full_after(m, now_ns(), 1);
+	m->full_at = full_after(m, now, 1);
 	place->token = m->life;
 }
 
@@ -157,7 +157,7 @@ fill(JqLimit *m, int queue_ix, JqPlace *place, bool called)
 	place->queue = queue_ix;
 	place->called = called;
 	pg_atomic_fetch_add_u32(&m->running, 1);
-	fill_token(m, place);
+	fill_token(m, place, m->rate > 0 ? now_ns() : 0);
 }
 
 static void
@@ -265,11 +265,14 @@ other_waits(JqLimit *m, int lane)
 static bool
 renew_token(JqLimit *m, JqPlace *place)
 {
+	int64 now;
+
 	if (m->rate == 0 || place->token == m->life)
 		return true;
-	if (tokens(m, now_ns()) == 0)
+	now = now_ns();
+	if (full_after(m, now, 1) > now + m->burst_ns)
 		return false;
-	fill_token(m, place);
+	fill_token(m, place, now);
 	return true;
 }
 
@@ -285,6 +288,21 @@ may_keep(JqLimit *m, int lane, JqPlace *place)
 	if (!place->called && other_waits(m, lane))
 		return false;
 	return renew_token(m, place);
+}
+
+/* the same where there is nothing to change: no token, and no other lane waits */
+static bool
+may_keep_unlocked(JqLimit *m, int lane, const JqPlace *place)
+{
+	uint32 nwaiting = pg_atomic_read_u32(&m->nwaiting);
+
+	return place->queue >= 0 && !place->called &&
+		   pg_atomic_read_u32(&m->limited) == JQ_LIMITED_RUNNING &&
+		   (nwaiting == 0 ||
+			(nwaiting == 1 &&
+			 *(volatile bool *) &jq_lanes[lane].limit_waiting)) &&
+		   pg_atomic_read_u32(&m->running) <=
+			   pg_atomic_read_u32(&m->max_running);
 }
 
 /* a place for the lane, or it waits */
@@ -328,6 +346,8 @@ jq_limit_take(int lane, JqPlace *place, bool in_batch)
 		place->called = false;
 		return true;
 	}
+	if (may_keep_unlocked(m, lane, place))
+		return true;
 	LWLockAcquire(jq_limit_lock(queue_ix), LW_EXCLUSIVE);
 	if (place->queue < 0)
 		ok = take_new(m, queue_ix, lane, place);

@@ -238,6 +238,16 @@ jq_launcher_wake(void)
 		SetLatch(&GetPGProcByNumber(procno)->procLatch);
 }
 
+bool
+jq_group_is_awake(int group)
+{
+	JqGroup *g = &jq_groups[group];
+
+	/* pairs with the lock in jq_slot_set_idle */
+	pg_memory_barrier();
+	return *(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted;
+}
+
 void
 jq_group_wake(int group, int n)
 {
@@ -247,9 +257,7 @@ jq_group_wake(int group, int n)
 	bool launcher = false;
 	int i;
 
-	/* pairs with the lock in jq_slot_set_idle */
-	pg_memory_barrier();
-	if (*(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted)
+	if (jq_group_is_awake(group))
 		return;
 	/* nobody may take anything; jobqueue_resume() wakes */
 	if (jq_db_is_quiesced(g->dbix))

@@ -37,7 +37,8 @@ jq_weights_differ(const int *lanes, int n)
 }
 
 int
-jq_weight_choose(int group, const int *lanes, int n, int *start, uint32 round)
+jq_weight_choose(int group, const int *lanes, int n, int place, int *start,
+				 uint32 round)
 {
 	static uint32 *tried; /* the last round in which a lane was chosen */
 	uint64 vtime = pg_atomic_read_u64(&jq_groups[group].vtime);
@@ -54,8 +55,7 @@ jq_weight_choose(int group, const int *lanes, int n, int *start, uint32 round)
 		JqLane *l = &jq_lanes[lanes[at]];
 		uint64 pass;
 
-		if (*(volatile uint32 *) &l->nready == 0 || jq_lane_waits(l) ||
-			tried[lanes[at]] == round)
+		if (!jq_lane_may_have(l, place) || tried[lanes[at]] == round)
 			continue;
 		pass = Max(pg_atomic_read_u64(&l->pass), vtime);
 		if (pass < least)

@@ -191,8 +191,7 @@ anything_ready(void)
 static bool
 may_have_job(int lane)
 {
-	return *(volatile uint32 *) &jq_lanes[lane].nready > 0 &&
-		   !jq_lane_waits(&jq_lanes[lane]);
+	return jq_lane_may_have(&jq_lanes[lane], jq_slots[jq_my_slot].place.queue);
 }
 
 /* called for a job of a limited queue: take one, or let others have the place */
@@ -226,6 +225,7 @@ take_weighted(JqClaimed *job)
 
 	round++;
 	while ((lane = jq_weight_choose(args.group, my_lanes, n_my_lanes,
+									jq_slots[jq_my_slot].place.queue,
 									&next_lane, round)) >= 0)
 		if (jq_claim_next(lane, args.db, args.role, job))
 		{
@@ -267,7 +267,7 @@ call_for_help(int lane)
 {
 	int n;
 
-	if (!may_have_job(lane))
+	if (!may_have_job(lane) || jq_group_is_awake(args.group))
 		return;
 	/* a job of it is claimed, so it stays what it is */
 	n = jq_limit_wakes(lane, 1);

@@ -213,7 +213,7 @@ property 'what is limited delays nobody, and wakes nobody' => sub {
 	is(sql(q{SELECT count(*) FROM jobqueue_workers WHERE role = current_user::regrole}), 1,
 		'no worker was started for them');
 	configure('slow', 'max_running => 0');
-	wait_at_gate(5);
+	wait_for(q{SELECT count(*) >= 5 FROM jobqueue_running});
 	open_gate($gate);
 	wait_drained();
 	forget();
@@ -352,11 +352,11 @@ paused_property 'a limit that is set between the taking of a job and its start c
 
 property 'workers of a role are shared out by weight' => sub {
 	set_conf('jobqueue.max_workers' => 1);
-	sql(q{SELECT jobqueue_pause(q) FROM unnest('{w3,w1,w0}'::text[]) q});
+	sql('SELECT jobqueue_quiesce()');
 	configure('w3', 'weight => 3');
 	many(300, 'note', '{"what": "w3"}', 'w3');
 	many(300, 'note', '{"what": "w1"}', 'w1');
-	sql(q{SELECT jobqueue_resume(q) FROM unnest('{w3,w1}'::text[]) q});
+	sql('SELECT jobqueue_resume()');
 	wait_for('SELECT count(*) = 600 FROM ran');
 	my $n = sql(q{SELECT count(*) FROM (SELECT what FROM ran ORDER BY n OFFSET 8 LIMIT 200) x WHERE what = 'w3'});
 	cmp_ok($n, '>=', 140, "of 200, $n are of the one that weighs 3");
