@@ -334,7 +334,8 @@ CREATE FUNCTION jobqueue_queue_stats(
 	OUT completed bigint, OUT failed bigint,
 	OUT completed_per_minute bigint, OUT failed_per_minute bigint,
 	OUT wait_p50 float8, OUT wait_p99 float8,
-	OUT run_p50 float8, OUT run_p99 float8, OUT wasted bigint)
+	OUT run_p50 float8, OUT run_p99 float8, OUT wasted bigint,
+	OUT at_limit boolean)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_queue_stats' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_counts(
@@ -391,7 +392,10 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 		   make_interval(secs => s.wait_p99) AS wait_p99,
 		   make_interval(secs => s.run_p50) AS run_p50,
 		   make_interval(secs => s.run_p99) AS run_p99,
-		   coalesce(q.paused, false) AS paused
+		   coalesce(q.paused, false) AS paused,
+		   q.max_running, q.rate,
+		   CASE WHEN q.rate IS NOT NULL THEN q.rate_per END AS rate_per,
+		   coalesce(s.at_limit, false) AS at_limit
 	FROM jobqueue_queue_stats() s FULL JOIN jobqueue_counts() c USING (queue)
 		 LEFT JOIN jobqueue_queue q ON q.name = queue COLLATE "C";
 
@@ -738,6 +742,13 @@ COMMENT ON COLUMN jobqueue_status.run_p99 IS
 	'99th percentile of the time from start to end';
 COMMENT ON COLUMN jobqueue_status.paused IS
 	'jobqueue_pause() was called for it: no job of it is started';
+COMMENT ON COLUMN jobqueue_status.max_running IS
+	'so many of its jobs run at a time, at most; NULL: no limit';
+COMMENT ON COLUMN jobqueue_status.rate IS
+	'so many of its jobs start within rate_per; NULL: no limit';
+COMMENT ON COLUMN jobqueue_status.rate_per IS 'see rate';
+COMMENT ON COLUMN jobqueue_status.at_limit IS
+	'jobs are ready that max_running or rate does not let start';
 COMMENT ON VIEW jobqueue_queues IS
 	'queues that have settings of their own';
 COMMENT ON COLUMN jobqueue_queues.queue IS 'name of the queue';

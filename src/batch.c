@@ -192,7 +192,7 @@ run_alone_each(int n)
 	{
 		JqAttempt a = attempts[i];
 
-		if (i > 0 && !may_begin())
+		if ((i > 0 && !may_begin()) || !jq_claim_may_repeat())
 		{
 			jq_claim_end();
 			jq_batch_give_back();

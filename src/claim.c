@@ -167,17 +167,27 @@ claim_clear(JqSlot *s)
 	Assert(was > 0);
 }
 
+/* no lock held: the place goes when nothing is claimed any more */
+static void
+settle(JqSlot *s)
+{
+	if (s->claim_lane < 0 && jq_claim_cells[jq_my_slot].nothers == 0)
+		jq_limit_give(&s->place);
+}
+
 void
 jq_claim_end(void)
 {
 	JqSlot *s = &jq_slots[jq_my_slot];
 	int lane = s->claim_lane;
 
-	if (lane < 0)
-		return;
-	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
-	claim_clear(s);
-	LWLockRelease(jq_lane_lock(lane));
+	if (lane >= 0)
+	{
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		claim_clear(s);
+		LWLockRelease(jq_lane_lock(lane));
+	}
+	settle(s);
 }
 
 /* lane lock of the claim held */
@@ -224,6 +234,7 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 	bool got = false;
 	bool refill = false;
 	bool more = true;
+	bool may;
 	bool ask = false;
 	int dbix = -1;
 	uint32 taken = JQ_NIL;
@@ -240,12 +251,16 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 		if (l->db != db || l->role != role)
 		{
 			LWLockRelease(jq_lane_lock(lane));
+			settle(s);
 			return false;
 		}
 		dbix = l->dbix;
 		d = &jq_dbs[dbix];
 		more = false;
-		for (tries = 0; !*(volatile bool *) &d->quiesced; tries++)
+		may = l->nready > 0 && !jq_lane_stopped(l) &&
+			  !*(volatile bool *) &d->quiesced &&
+			  jq_limit_take(lane, &s->place, more_of_batch);
+		for (tries = 0; may; tries++)
 		{
 			uint32 ix;
 			JqEntry *e;
@@ -304,6 +319,8 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 		}
 		LWLockRelease(jq_lane_lock(lane));
 	}
+	settle(s);
+	jq_limit_wake();
 	/* it is ours alone now; all free entries share one cache line */
 	if (taken != JQ_NIL)
 		jq_entry_free(taken);
@@ -366,6 +383,12 @@ jq_claim_pick(const JqClaimed *job)
 }
 
 bool
+jq_claim_may_repeat(void)
+{
+	return jq_limit_take_token(&jq_slots[jq_my_slot].place);
+}
+
+bool
 jq_claim_is_other(int64 id)
 {
 	return other_of_slot(jq_my_slot, id) >= 0;
@@ -391,6 +414,7 @@ jq_claim_end_others(int lane)
 		pg_atomic_fetch_sub_u32(claim_count(c->db, id), 1);
 	}
 	LWLockRelease(jq_lane_lock(lane));
+	settle(&jq_slots[jq_my_slot]);
 }
 
 bool
@@ -421,6 +445,7 @@ jq_claim_set_running(void)
 {
 	/* it matters to its owner alone, in the exit hook; a view may lag */
 	jq_slots[jq_my_slot].claim_state = JQ_CLAIM_RUNNING;
+	jq_slots[jq_my_slot].place.token = 0; /* used */
 }
 
 bool
@@ -460,6 +485,7 @@ jq_claim_take_turn(JqClaimed *job)
 	else if (ix != JQ_NIL)
 		jq_entry_free(ix);
 	LWLockRelease(jq_lane_lock(job->lane));
+	settle(s);
 	if (spill)
 	{
 		jq_lane_spill(db, role, queue, job->pos, job->id, 1);
@@ -542,6 +568,7 @@ jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 	if (done)
 		claim_clear(s);
 	LWLockRelease(jq_lane_lock(lane));
+	settle(s);
 	if (done)
 		jq_db_request(dbix, JQ_REQ_FAILED);
 	return done;
@@ -575,6 +602,7 @@ jq_claim_hold_cancelled(int lane)
 			i++;
 	}
 	LWLockRelease(jq_lane_lock(lane));
+	settle(&jq_slots[jq_my_slot]);
 	if (any)
 		jq_db_request(dbix, JQ_REQ_FAILED);
 }

@@ -72,8 +72,9 @@ extern bool jq_claim_is_out(Oid db, int64 id);
 /* ---- workers ---- */
 
 /*
- * End the claim in hand, if any, and take the next job of the lane: its key
- * with it, in one section.  false: nothing there that may run now.
+ * End the claim in hand, if any, and take the next job of the lane: a place in
+ * its queue, its token and its key with it, in one section.  false: nothing
+ * there that may run now.
  */
 extern bool jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out);
 extern void jq_claim_end(void);
@@ -86,6 +87,11 @@ extern bool jq_claim_more(int lane, Oid db, Oid role, JqClaimed *out);
 extern void jq_claim_put_aside(void);
 /* end the claim in hand, if any, and take one of the others into it */
 extern void jq_claim_pick(const JqClaimed *job);
+/*
+ * One of the others, which had started, is to start once more: does the queue's
+ * rate allow it now?
+ */
+extern bool jq_claim_may_repeat(void);
 /* is the job one of the others? */
 extern bool jq_claim_is_other(int64 id);
 /* exit hook: those others that are to be cancelled go to the table */

@@ -520,7 +520,7 @@ jq_resume(PG_FUNCTION_ARGS)
 	jq_db_set_quiesced(dbix, false);
 	for (i = 0; i < jq_shared->nlanes; i++)
 		if (jq_lanes[i].db == MyDatabaseId && !jq_lane_stopped(&jq_lanes[i]))
-			jq_group_wake(jq_lanes[i].group, (int) jq_lanes[i].nready);
+			jq_lane_call(i, (int) jq_lanes[i].nready);
 	jq_launcher_wake();
 	PG_RETURN_VOID();
 }

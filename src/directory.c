@@ -283,6 +283,7 @@ group_get(Oid db, Oid role, int dbix)
 		g->dbix = dbix;
 		g->first_lane = -1;
 		pg_atomic_init_u32(&g->lanes_generation, 1);
+		pg_atomic_init_u64(&g->vtime, 0);
 		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 		return i;
 	}
@@ -321,6 +322,7 @@ jq_dir_queue(int dbix, const char *name, bool create)
 			{
 				if (pass == 0 || q->pinned || queue_in_use(q))
 					continue;
+				Assert(pg_atomic_read_u32(&q->limit.running) == 0);
 				dir_drop(JQ_DIR_QUEUE, q->db, InvalidOid, q->name);
 				q->db = InvalidOid;
 			}
@@ -331,6 +333,8 @@ jq_dir_queue(int dbix, const char *name, bool create)
 			strlcpy(q->name, name, sizeof(q->name));
 			jq_settings_default(&q->settings[0]);
 			pg_atomic_init_u32(&q->settings_in_force, 0);
+			jq_limit_init(&q->limit);
+			pg_atomic_init_u32(&q->weight, 1);
 			/* a job that has crashed the server at the commit of a batch: the
 			 * first ones after a start run alone, it is among them */
 			pg_atomic_init_u32(&q->singly, JQ_SINGLY_FIRST);
@@ -377,6 +381,7 @@ lane_remove(int ix)
 	if (*link == ix)
 		*link = l->next_in_group;
 	pg_atomic_fetch_add_u32(&g->lanes_generation, 1);
+	jq_limit_forget_lane(ix);
 	dir_drop(JQ_DIR_LANE, l->db, l->role, l->queue);
 	l->db = InvalidOid;
 }
@@ -455,6 +460,7 @@ found:
 	l->count_pos = l->frontier;
 	l->passed = JQ_POS_NOTHING;
 	pg_atomic_init_u32(&l->nparked, 0);
+	pg_atomic_init_u64(&l->pass, 0);
 	l->want_refill = !loaded;
 	l->cut = JQ_POS_ALL;
 	l->next_in_group = jq_groups[group].first_lane;

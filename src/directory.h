@@ -12,6 +12,7 @@
 
 #include "postgres.h"
 
+#include "limit.h"
 #include "pool.h"
 #include "settings.h"
 #include "shmem.h"
@@ -66,6 +67,7 @@ typedef struct JqGroup
 	int dbix;						   /* JQ_LOCK_DIR */
 	int first_lane;					   /* JQ_LOCK_DIR; -1 = none */
 	pg_atomic_uint32 lanes_generation; /* moves when its lanes change */
+	pg_atomic_uint64 vtime;			   /* see weight.c */
 	/* the rest under JQ_LOCK_SLOT */
 	int nworkers;			 /* started or starting */
 	int nidle;				 /* read without lock as a hint */
@@ -73,6 +75,7 @@ typedef struct JqGroup
 	int nfailed;			 /* starts that failed in a row */
 	TimestampTz not_before;	 /* after a failed start */
 	TimestampTz last_served; /* when a worker was last started */
+	bool called; /* a limit had room, and nobody was idle: start one for it */
 } JqGroup;
 
 /* why nothing is taken from the lanes of a queue */
@@ -104,6 +107,8 @@ typedef struct JqQueue
 	pg_atomic_uint64 wasted; /* entries that a worker took in vain */
 	pg_atomic_uint32 wait_hist[JQ_HISTOGRAM];
 	pg_atomic_uint32 run_hist[JQ_HISTOGRAM];
+	JqLimit limit;
+	pg_atomic_uint32 weight; /* of its lanes; see weight.c */
 } JqQueue;
 
 typedef struct JqLane
@@ -136,6 +141,13 @@ typedef struct JqLane
 	JqPos passed; /* refills have passed over rows of keys up to here */
 	uint32 head[JQ_LEVELS];
 	uint32 tail[JQ_LEVELS];
+	/* lock of the queue's limit: its place among those that wait */
+	bool limit_waiting; /* read without lock as a hint */
+	int limit_prev;
+	int limit_next;
+	int64 limit_since;
+	/* without a lock, see weight.c */
+	pg_atomic_uint64 pass;
 } JqLane;
 
 extern JqDb *jq_dbs;
@@ -169,6 +181,24 @@ static inline bool
 jq_lane_stopped(const JqLane *l)
 {
 	return pg_atomic_read_u32(&jq_queues[l->queue_ix].stopped) != 0;
+}
+
+/* the same, or is its queue at a limit? */
+static inline bool
+jq_lane_waits(const JqLane *l)
+{
+	return jq_lane_stopped(l) || *(volatile const bool *) &l->limit_waiting;
+}
+
+/*
+ * May there be a job in it for somebody who has a place of that queue (-1:
+ * none)?  He need not wait for one.
+ */
+static inline bool
+jq_lane_may_have(const JqLane *l, int place)
+{
+	return *(volatile const uint32 *) &l->nready > 0 &&
+		   (place == l->queue_ix ? !jq_lane_stopped(l) : !jq_lane_waits(l));
 }
 
 /* lanes of a database; buf has room for jq_shared->nlanes */

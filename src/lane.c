@@ -303,6 +303,9 @@ jq_lane_wants_refill(JqLane *l)
 	if (jq_pos_is_all(l->frontier) || l->filling || l->starved ||
 		jq_lane_stopped(l))
 		return false;
+	/* at a limit it needs no more than it has */
+	if (l->limit_waiting && l->nready > 0)
+		return false;
 	return l->want_refill || l->nready <= l->low_water;
 }
 
@@ -406,7 +409,6 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		int got = 0;
 		bool refill;
 		bool due = false;
-		bool stopped;
 		JqLane *l;
 		int group;
 		int dbix;
@@ -443,13 +445,14 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 			l->want_refill = true;
 		group = l->group;
 		dbix = l->dbix;
-		stopped = jq_lane_stopped(l);
-		LWLockRelease(jq_lane_lock(lane));
 		accepted += got;
+		got = jq_limit_wakes(lane, got);
+		LWLockRelease(jq_lane_lock(lane));
+		jq_limit_wake();
 		if (refill || due)
 			jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
 									(due ? JQ_REQ_DUE : 0));
-		if (got > 0 && !stopped)
+		if (got > 0)
 			jq_group_wake(group, got);
 	}
 	return accepted;
@@ -549,8 +552,34 @@ jq_lane_took_back(int lane, int n)
 	/* what is read here without lock is checked by whoever is woken */
 	if (l->want_refill && OidIsValid(l->db))
 		jq_db_request(l->dbix, JQ_REQ_REFILL);
-	if (!jq_lane_stopped(l))
+	if (jq_limited(&jq_queues[l->queue_ix].limit))
+		jq_lane_call(lane, n);
+	else if (!jq_lane_stopped(l))
 		jq_group_wake(l->group, n);
+}
+
+void
+jq_lane_call(int lane, int most)
+{
+	JqLane *l = &jq_lanes[lane];
+	int group;
+	int queue_ix = -1;
+	int n = 0;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	if (OidIsValid(l->db))
+	{
+		n = jq_limit_wakes(lane, Min(most, (int) l->nready));
+		queue_ix = l->queue_ix;
+	}
+	group = l->group;
+	LWLockRelease(jq_lane_lock(lane));
+	jq_limit_wake();
+	/* it may have waited already */
+	if (queue_ix >= 0)
+		jq_limit_serve(queue_ix);
+	if (n > 0)
+		jq_group_wake(group, n);
 }
 
 bool
@@ -566,9 +595,10 @@ jq_lane_hold_back(Oid db, Oid role, const char *queue, bool hold)
 	l = &jq_lanes[lane];
 	l->held_back += hold ? 1 : -1;
 	group = l->group;
-	n = jq_lane_stopped(l) ? 0 : (int) l->nready;
+	n = hold ? 0 : jq_limit_wakes(lane, (int) l->nready);
 	LWLockRelease(jq_lane_lock(lane));
-	if (!hold && n > 0)
+	jq_limit_wake();
+	if (n > 0)
 		jq_group_wake(group, n);
 	return true;
 }
@@ -582,8 +612,10 @@ jq_lane_has_first(int lane)
 	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
 	has = l->head[0] != JQ_NIL && l->held_back == 0 && !jq_lane_stopped(l) &&
 		  jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) < 0 &&
-		  (JQ_ENTRY(l->head[0])->keylen == 0 || !jq_keylock_full());
+		  (JQ_ENTRY(l->head[0])->keylen == 0 || !jq_keylock_full()) &&
+		  jq_limit_wakes(lane, 1) > 0;
 	LWLockRelease(jq_lane_lock(lane));
+	jq_limit_wake();
 	return has;
 }
 
@@ -621,8 +653,7 @@ make_room(int lane, int want)
 	int pass;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
-		if (i != lane && jq_lanes[i].nready > 0 &&
-			!jq_lane_stopped(&jq_lanes[i]))
+		if (i != lane && jq_lanes[i].nready > 0 && !jq_lane_waits(&jq_lanes[i]))
 			active++;
 	share = Max(jq_shared->nentries / active, LANE_RESERVE);
 	for (pass = 0; pass < 2; pass++)
@@ -631,12 +662,11 @@ make_room(int lane, int want)
 			JqLane *l = &jq_lanes[i];
 			/* what waits for keys stays, and is part of the share */
 			int waiting = (int) pg_atomic_read_u32(&l->nparked);
-			uint32 keep = jq_lane_stopped(l) ?
-							  LANE_RESERVE :
-							  Max(share - waiting, LANE_RESERVE);
+			uint32 keep = jq_lane_waits(l) ? LANE_RESERVE :
+											 Max(share - waiting, LANE_RESERVE);
 
 			if (i == lane || l->nready <= keep ||
-				(pass == 0 && !jq_lane_stopped(l)))
+				(pass == 0 && !jq_lane_waits(l)))
 				continue;
 			LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
 			while (want > 0 && l->nready > keep)
@@ -655,9 +685,12 @@ jq_lane_refill_begin(int lane, JqRefill *r)
 {
 	JqLane *l = &jq_lanes[lane];
 	int want = Min(REFILL_MAX, Max(jq_shared->nentries / 4, LANE_RESERVE));
+	int appetite = jq_limit_appetite(l->queue_ix);
 	int nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
 	bool ok = false;
 
+	if (appetite >= 0)
+		want = Min(want, appetite);
 	if (nfree < want)
 	{
 		make_room(lane, want - nfree);
@@ -740,9 +773,9 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 		}
 		lane_check(l);
 		group = l->group;
-		if (jq_lane_stopped(l))
-			got = 0; /* nobody may take it */
+		got = jq_limit_wakes(lane, got);
 		LWLockRelease(jq_lane_lock(lane));
+		jq_limit_wake();
 		if (got > 0)
 			jq_group_wake(group, got);
 	}
@@ -755,7 +788,7 @@ jq_lane_refill_end(int lane, JqPos upto, int64 passed)
 	int group;
 	int dbix;
 	bool refill;
-	uint32 n;
+	int n;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	l->frontier = jq_pos_min(upto, l->cut);
@@ -774,9 +807,10 @@ jq_lane_refill_end(int lane, JqPos upto, int64 passed)
 	lane_check(l);
 	group = l->group;
 	dbix = l->dbix;
-	n = jq_lane_stopped(l) ? 0 : l->nready;
+	n = jq_limit_wakes(lane, (int) l->nready);
 	refill = jq_lane_wants_refill(l);
 	LWLockRelease(jq_lane_lock(lane));
+	jq_limit_wake();
 	if (refill)
 		jq_db_request(dbix, JQ_REQ_REFILL);
 	if (n > 0)

@@ -51,6 +51,9 @@ extern void jq_lane_took_back(int lane, int n);
  */
 extern bool jq_lane_hold_back(Oid db, Oid role, const char *queue, bool hold);
 
+/* see to it that up to so many ready entries are run, as far as limits allow */
+extern void jq_lane_call(int lane, int most);
+
 /* Lane lock held: forget all ready entries; the frontier becomes this. */
 extern void jq_lane_clear(int lane, JqPos frontier);
 
@@ -97,6 +100,8 @@ extern void jq_lane_counted(int lane, JqPos from, JqPos upto, int64 n,
 /* count from the start */
 extern void jq_lane_uncount(int lane);
 
+/* all workers of the group are awake, and another one is wanted already */
+extern bool jq_group_is_awake(int group);
 /* wake workers of the group for n new entries */
 extern void jq_group_wake(int group, int n);
 

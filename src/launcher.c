@@ -381,9 +381,17 @@ group_has_work(int group)
 	int i;
 
 	for (i = 0; i < n; i++)
-		if (*(volatile uint32 *) &jq_lanes[lanes[i]].nready > 0 &&
-			!jq_lane_stopped(&jq_lanes[lanes[i]]))
+	{
+		JqLane *l = &jq_lanes[lanes[i]];
+
+		if (*(volatile uint32 *) &l->nready == 0 || jq_lane_stopped(l))
+			continue;
+		/* at a limit: somebody is to wait there for his role's turn */
+		if (!jq_limited(&jq_queues[l->queue_ix].limit) ||
+			*(volatile bool *) &jq_groups[group].called ||
+			jq_lane_has_first(lanes[i]))
 			return true;
+	}
 	return n == (int) lengthof(lanes);
 }
 
@@ -511,6 +519,8 @@ set_wanted(int group, bool wanted)
 {
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	jq_groups[group].wanted = wanted;
+	if (!wanted)
+		jq_groups[group].called = false;
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 }
 
@@ -607,6 +617,16 @@ start_workers(void)
 			return;
 		}
 	}
+}
+
+/* tokens of limited queues that have come, and the next one */
+static void
+call_limited(void)
+{
+	int64 us = jq_limit_serve_due();
+
+	if (us >= 0)
+		wake_by(GetCurrentTimestamp() + us);
 }
 
 /* workers whose job does not react to its timeout do not count any more */
@@ -726,6 +746,7 @@ jq_launcher_main(Datum arg)
 				MemoryContextSwitchTo(context);
 				start_workers();
 			}
+			call_limited();
 			check_stuck();
 			jq_slot_repeat_cancels(&wake_at);
 		}

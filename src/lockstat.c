@@ -194,6 +194,8 @@ lock_kind(LWLock *lock)
 		return JQ_KIND_LANE;
 	if (is_of(lock, jq_recent_lock(0), JQ_RECENT_LOCKS))
 		return JQ_KIND_RECENT;
+	if (is_of(lock, jq_limit_lock(0), JQ_LIMIT_LOCKS))
+		return JQ_KIND_LIMIT;
 	if (is_of(lock, jq_key_lock(0), JQ_KEY_PARTITIONS))
 		return JQ_KIND_KEY;
 	if (is_of(lock, jq_lock(0), JQ_NUM_LOCKS))
@@ -209,7 +211,8 @@ jq_lockstat_name(int kind)
 		[JQ_LOCK_SLOT] = "slot",		 [JQ_LOCK_DB] = "database",
 		[JQ_LOCK_PREPARED] = "prepared", [JQ_LOCK_PAUSE] = "pause",
 		[JQ_KIND_LANE] = "lane",		 [JQ_KIND_KEY] = "key",
-		[JQ_KIND_RECENT] = "recent",	 [JQ_KIND_OTHER] = "other"};
+		[JQ_KIND_RECENT] = "recent",	 [JQ_KIND_LIMIT] = "limit",
+		[JQ_KIND_OTHER] = "other"};
 
 	StaticAssertStmt(lengthof(names) == JQ_NUM_LOCK_KINDS,
 					 "each kind of lock has a name");

@@ -16,6 +16,7 @@ typedef enum JqLockKind
 	JQ_KIND_LANE = JQ_NUM_LOCKS,
 	JQ_KIND_KEY,
 	JQ_KIND_RECENT,
+	JQ_KIND_LIMIT,
 	JQ_KIND_OTHER, /* not of jobqueue */
 	JQ_NUM_LOCK_KINDS
 } JqLockKind;

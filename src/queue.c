@@ -109,6 +109,8 @@ set(JqQueue *q, const JqQueueRow *row)
 	q->version = row->version;
 	q->pinned = !is_default(row);
 	put_in_force(q, &row->settings);
+	jq_limit_set((int) (q - jq_queues), &row->settings);
+	pg_atomic_write_u32(&q->weight, row->settings.weight);
 	if (row->paused)
 		stopped |= JQ_STOPPED_PAUSED;
 	pg_atomic_write_u32(&q->stopped, stopped);
@@ -130,6 +132,7 @@ tell_lanes(Oid db, int queue_ix)
 		int n = 0;
 		int group = 0;
 		int dbix = 0;
+		int lane_queue = -1;
 
 		if (l->db != db || (queue_ix >= 0 && l->queue_ix != queue_ix))
 			continue;
@@ -139,11 +142,18 @@ tell_lanes(Oid db, int queue_ix)
 			if (!jq_pos_is_all(l->frontier))
 				l->want_refill = true;
 			refill = jq_lane_wants_refill(l);
-			n = (int) l->nready;
+			n = jq_limit_wakes(i, (int) l->nready);
 			group = l->group;
 			dbix = l->dbix;
+			lane_queue = l->queue_ix;
+			/* weights may have changed */
+			pg_atomic_fetch_add_u32(&jq_groups[group].lanes_generation, 1);
 		}
 		LWLockRelease(jq_lane_lock(i));
+		jq_limit_wake();
+		/* lanes that wait at a limit which is no more what it was */
+		if (lane_queue >= 0)
+			jq_limit_serve(lane_queue);
 		if (refill)
 			jq_db_request(dbix, JQ_REQ_REFILL);
 		if (n > 0)

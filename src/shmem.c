@@ -30,6 +30,7 @@ static LWLockPadded *locks;
 static LWLockPadded *lane_locks;
 static LWLockPadded *key_locks;
 static LWLockPadded *recent_locks;
+static LWLockPadded *limit_locks;
 
 static shmem_request_hook_type prev_request_hook;
 static shmem_startup_hook_type prev_startup_hook;
@@ -56,6 +57,12 @@ LWLock *
 jq_recent_lock(int cell)
 {
 	return &recent_locks[cell % JQ_RECENT_LOCKS].lock;
+}
+
+LWLock *
+jq_limit_lock(int queue_ix)
+{
+	return &limit_locks[queue_ix % JQ_LIMIT_LOCKS].lock;
 }
 
 static void
@@ -86,6 +93,7 @@ shmem_request(void)
 	RequestNamedLWLockTranche("jobqueue_lane", jobqueue_max_lanes);
 	RequestNamedLWLockTranche("jobqueue_key", JQ_KEY_PARTITIONS);
 	RequestNamedLWLockTranche("jobqueue_recent", JQ_RECENT_LOCKS);
+	RequestNamedLWLockTranche("jobqueue_limit", JQ_LIMIT_LOCKS);
 }
 
 static void
@@ -102,6 +110,7 @@ shmem_startup(void)
 	lane_locks = GetNamedLWLockTranche("jobqueue_lane");
 	key_locks = GetNamedLWLockTranche("jobqueue_key");
 	recent_locks = GetNamedLWLockTranche("jobqueue_recent");
+	limit_locks = GetNamedLWLockTranche("jobqueue_limit");
 	jq_shared = ShmemInitStruct("jobqueue", sizeof(JqShared), &found);
 	if (!found)
 	{
@@ -118,6 +127,7 @@ shmem_startup(void)
 		pg_atomic_init_u64(&jq_shared->last_flush, 0);
 		pg_atomic_init_u32(&jq_shared->flush_cost, 0);
 		pg_atomic_init_u32(&jq_shared->keys_full, 0);
+		pg_atomic_init_u64(&jq_shared->limits_due, 0);
 	}
 	jq_pool_init();
 	jq_directory_init();

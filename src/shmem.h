@@ -10,6 +10,7 @@
  *		JQ_LOCK_DIR			directory of databases, lanes, groups, queues
  *		lane locks			one a lane
  *		key locks			one a partition of the key table
+ *		limit locks			limits of queues
  *		JQ_LOCK_CLAIM		claims that no worker slot stands for
  *		JQ_LOCK_SLOT		worker slots, idle lists of groups
  *		JQ_LOCK_DB			requests to schedulers, due times
@@ -44,6 +45,7 @@ typedef enum JqLockId
 
 #define JQ_KEY_PARTITIONS 16
 #define JQ_RECENT_LOCKS 16
+#define JQ_LIMIT_LOCKS 16
 
 /*
  * Fields without a lock named are set once, before anybody else looks.
@@ -68,6 +70,7 @@ typedef struct JqShared
 	pg_atomic_uint64 recent_next;  /* next cell of the ring */
 	pg_atomic_uint32 spilled_keys; /* keys that have rows in the table only */
 	pg_atomic_uint32 keys_full;	   /* a worker found no place for a key */
+	pg_atomic_uint64 limits_due;   /* earliest wake_at of all; see limit.c */
 
 	int launcher_procno;		   /* JQ_LOCK_SLOT; -1 = none */
 	int launcher_pid;			   /* JQ_LOCK_SLOT */
@@ -90,6 +93,7 @@ extern LWLock *jq_lock(JqLockId id);
 extern LWLock *jq_lane_lock(int lane);
 extern LWLock *jq_key_lock(int partition);
 extern LWLock *jq_recent_lock(int cell);
+extern LWLock *jq_limit_lock(int queue_ix);
 
 #include "lockstat.h"
 

@@ -65,6 +65,7 @@ jq_slot_init(void)
 		{
 			jq_slots[i].procno = -1;
 			jq_slots[i].claim_lane = -1;
+			jq_slots[i].place = JQ_NO_PLACE;
 		}
 		jq_shared->nslots = max_worker_processes;
 	}
@@ -102,6 +103,7 @@ jq_slot_reserve(int group, uint64 *generation)
 		s->jobs = 0;
 		s->held_back = 0;
 		s->others_wait = false;
+		s->place = JQ_NO_PLACE;
 		jq_groups[group].nworkers++;
 		jq_groups[group].last_served = s->launched;
 	}
@@ -162,14 +164,21 @@ void
 jq_slot_detach(void)
 {
 	JqSlot *s;
+	JqPlace place = JQ_NO_PLACE;
 
 	if (jq_my_slot < 0)
 		return;
 	s = &jq_slots[jq_my_slot];
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	if (s->generation == my_generation && s->pid == MyProcPid)
+	{
+		/* it may have been idle, and given one until now */
+		place = s->place;
+		s->place = JQ_NO_PLACE;
 		slot_free(s);
+	}
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	jq_limit_give(&place);
 	jq_my_slot = -1;
 	jq_launcher_wake();
 }
@@ -186,20 +195,24 @@ jq_slot_ready(void)
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 }
 
-void
+bool
 jq_slot_set_idle(void)
 {
 	JqSlot *s = &jq_slots[jq_my_slot];
+	bool idle;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
-	if (s->state == JQ_SLOT_BUSY)
+	idle = s->place.queue < 0;
+	if (idle && s->state == JQ_SLOT_BUSY)
 	{
 		s->state = JQ_SLOT_IDLE;
 		s->idle_since = GetCurrentTimestamp();
 		jq_groups[s->group].nidle++;
 		jq_groups[s->group].wanted = false;
+		jq_groups[s->group].called = false;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	return idle;
 }
 
 void
@@ -225,6 +238,16 @@ jq_launcher_wake(void)
 		SetLatch(&GetPGProcByNumber(procno)->procLatch);
 }
 
+bool
+jq_group_is_awake(int group)
+{
+	JqGroup *g = &jq_groups[group];
+
+	/* pairs with the lock in jq_slot_set_idle */
+	pg_memory_barrier();
+	return *(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted;
+}
+
 void
 jq_group_wake(int group, int n)
 {
@@ -234,9 +257,7 @@ jq_group_wake(int group, int n)
 	bool launcher = false;
 	int i;
 
-	/* pairs with the lock in jq_slot_set_idle */
-	pg_memory_barrier();
-	if (*(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted)
+	if (jq_group_is_awake(group))
 		return;
 	/* nobody may take anything; jobqueue_resume() wakes */
 	if (jq_db_is_quiesced(g->dbix))
@@ -262,6 +283,39 @@ jq_group_wake(int group, int n)
 		SetLatch(&GetPGProcByNumber(wake[i])->procLatch);
 	if (launcher)
 		jq_launcher_wake();
+}
+
+int
+jq_slot_call(int group, const JqPlace *place, bool *launcher)
+{
+	JqGroup *g = &jq_groups[group];
+	int procno = -1;
+	int i;
+
+	/* the caller took the lane off the list of those that wait before this */
+	if (*(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted &&
+		*(volatile bool *) &g->called)
+		return -1;
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	for (i = 0; i < jq_shared->nslots && g->nidle > 0 && procno < 0; i++)
+	{
+		JqSlot *s = &jq_slots[i];
+
+		/* not one that is about to leave */
+		if (s->state != JQ_SLOT_IDLE || s->group != group || s->stop)
+			continue;
+		s->state = JQ_SLOT_BUSY;
+		g->nidle--;
+		s->place = *place;
+		procno = s->procno;
+	}
+	if (procno < 0)
+	{
+		*launcher = !g->wanted || !g->called;
+		g->wanted = g->called = true;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	return procno;
 }
 
 int

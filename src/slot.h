@@ -45,6 +45,7 @@ typedef struct JqSlot
 	TimestampTz idle_since;
 	bool stop;		  /* asked to leave; read without lock */
 	bool written_off; /* its job does not react: a stand-in may run */
+	JqPlace place;	  /* its own; but given to it while it is idle */
 
 	/* lane lock of claim_lane; claim_lane itself changes only under it */
 	int claim_lane; /* -1 = none */
@@ -110,9 +111,16 @@ extern bool jq_slot_attach(int slot, uint64 generation);
 extern void jq_slot_detach(void);
 /* worker: connected and ready */
 extern void jq_slot_ready(void);
-/* worker: going to sleep; and awake again */
-extern void jq_slot_set_idle(void);
+/* worker: going to sleep (false: it has been called); and awake again */
+extern bool jq_slot_set_idle(void);
 extern void jq_slot_set_busy(void);
+
+/*
+ * Wake an idle worker of the group and give it the place; its procno, whose latch
+ * the caller sets when he has released his locks.  -1: none is idle; the launcher
+ * (to be woken if *launcher) is to start one.  Up to the limit's lock may be held.
+ */
+extern int jq_slot_call(int group, const JqPlace *place, bool *launcher);
 
 /* ask workers to leave when idle: of a database, of a role (InvalidOid: any) */
 extern int jq_slot_stop_idle(Oid db, Oid role);

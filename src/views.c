@@ -66,8 +66,8 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
 		bool estimated = false;
 		bool seen = jq_sight_of(InvalidOid) > 0;
-		Datum values[16];
-		bool nulls[16];
+		Datum values[17];
+		bool nulls[17];
 		uint64 minute = (uint64) (GetCurrentTimestamp() / USECS_PER_MINUTE);
 		int64 age;
 		double p;
@@ -130,6 +130,7 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 			values[11 + k] = Float8GetDatum(p);
 		}
 		values[15] = Int64GetDatum(pg_atomic_read_u64(&q->wasted));
+		values[16] = BoolGetDatum(pg_atomic_read_u32(&q->limit.nwaiting) > 0);
 		put(fcinfo, values, nulls);
 	}
 	return (Datum) 0;

@@ -34,6 +34,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
+#include "pause.h"
 #include "pgstat.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
@@ -48,6 +49,7 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "weight.h"
 #include "worker.h"
 #include "xids.h"
 
@@ -62,6 +64,7 @@ static int *my_lanes;
 static int n_my_lanes;
 static uint32 my_lanes_generation;
 static int next_lane;
+static bool weights_differ;
 static int64 jobs_done;
 static int64 look_at_memory = 255; /* after so many */
 
@@ -168,6 +171,7 @@ refresh_lanes(void)
 	my_lanes_generation = now;
 	n_my_lanes = jq_dir_lanes_of_group(args.group, my_lanes,
 									   Min(MAX_LANES, jq_shared->nlanes));
+	weights_differ = jq_weights_differ(my_lanes, n_my_lanes);
 }
 
 /* may anything be taken? */
@@ -184,6 +188,53 @@ anything_ready(void)
 	return false;
 }
 
+static bool
+may_have_job(int lane)
+{
+	return jq_lane_may_have(&jq_lanes[lane], jq_slots[jq_my_slot].place.queue);
+}
+
+/* called for a job of a limited queue: take one, or let others have the place */
+static bool
+take_called(JqClaimed *job)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int i;
+
+	if (s->claim_lane >= 0 || s->place.queue < 0)
+		return false;
+	JQ_PAUSE("worker-called");
+	for (i = 0; i < n_my_lanes; i++)
+		if (jq_lanes[my_lanes[i]].queue_ix == s->place.queue &&
+			jq_claim_next(my_lanes[i], args.db, args.role, job))
+		{
+			if (weights_differ)
+				jq_weight_charge(args.group, job->lane, 1);
+			return true;
+		}
+	jq_claim_end();
+	return false;
+}
+
+/* take a job from the lane that is owed most, of those that have one */
+static bool
+take_weighted(JqClaimed *job)
+{
+	static uint32 round;
+	int lane;
+
+	round++;
+	while ((lane = jq_weight_choose(args.group, my_lanes, n_my_lanes,
+									jq_slots[jq_my_slot].place.queue,
+									&next_lane, round)) >= 0)
+		if (jq_claim_next(lane, args.db, args.role, job))
+		{
+			jq_weight_charge(args.group, lane, 1);
+			return true;
+		}
+	return false;
+}
+
 /* take a job from the next lane that has one */
 static bool
 take_job(JqClaimed *job)
@@ -191,12 +242,15 @@ take_job(JqClaimed *job)
 	int i;
 
 	refresh_lanes();
+	if (take_called(job))
+		return true;
+	if (weights_differ)
+		return take_weighted(job);
 	for (i = 0; i < n_my_lanes; i++)
 	{
 		int lane = my_lanes[(next_lane + i) % n_my_lanes];
 
-		if (*(volatile uint32 *) &jq_lanes[lane].nready == 0 ||
-			jq_lane_stopped(&jq_lanes[lane]))
+		if (!may_have_job(lane))
 			continue;
 		if (jq_claim_next(lane, args.db, args.role, job))
 		{
@@ -211,9 +265,15 @@ take_job(JqClaimed *job)
 static void
 call_for_help(int lane)
 {
-	if (*(volatile uint32 *) &jq_lanes[lane].nready > 0 &&
-		!jq_lane_stopped(&jq_lanes[lane]))
-		jq_group_wake(args.group, 1);
+	int n;
+
+	if (!may_have_job(lane) || jq_group_is_awake(args.group))
+		return;
+	/* a job of it is claimed, so it stays what it is */
+	n = jq_limit_wakes(lane, 1);
+	jq_limit_wake();
+	if (n > 0)
+		jq_group_wake(args.group, n);
 }
 
 /* others may be waiting for a worker's place */
@@ -379,7 +439,8 @@ wait_for_work(void)
 		TimestampTz wake;
 		int rc;
 
-		jq_slot_set_idle();
+		if (!jq_slot_set_idle())
+			return true; /* called, while the latch was reset */
 		if (jobqueue_enabled &&
 			!jq_db_is_quiesced(jq_groups[args.group].dbix) && anything_ready())
 		{
@@ -461,11 +522,15 @@ jq_worker_main(Datum arg)
 			take_job(&job))
 		{
 			char queue[JQ_QUEUE_NAME_MAX + 1];
+			int n;
 
 			strlcpy(queue, jq_lanes[job.lane].queue, sizeof(queue));
 			call_for_help(job.lane);
-			jobs_done += jq_run_batch(&job, args.role, queue,
-									  jq_lanes[job.lane].queue_ix, most_jobs());
+			n = jq_run_batch(&job, args.role, queue,
+							 jq_lanes[job.lane].queue_ix, most_jobs());
+			jobs_done += n;
+			if (weights_differ && n > 1)
+				jq_weight_charge(args.group, job.lane, n - 1);
 			jq_slots[jq_my_slot].jobs = jobs_done;
 			maybe_flush();
 			continue;
