@@ -152,6 +152,25 @@ CREATE TABLE jobqueue_queue (
 	paused		boolean NOT NULL DEFAULT false,
 	batch		int NOT NULL DEFAULT 1 CHECK (batch BETWEEN 1 AND 100),
 	version		bigint NOT NULL,		-- set by the trigger
+	max_running	int CHECK (max_running > 0),
+	key_limit	int NOT NULL DEFAULT 1 CHECK (key_limit > 0),
+	rate		int CHECK (rate > 0),
+	rate_per	interval NOT NULL DEFAULT '1 second' CHECK (rate_per > '0'),
+	key_rate	int CHECK (key_rate > 0),
+	key_rate_per interval NOT NULL DEFAULT '1 second' CHECK (key_rate_per > '0'),
+	weight		int NOT NULL DEFAULT 1 CHECK (weight > 0),
+	ordered		boolean NOT NULL DEFAULT false,
+	max_attempts int CHECK (max_attempts BETWEEN 1 AND 32767),
+	backoff		text NOT NULL DEFAULT 'exponential'
+				CHECK (backoff IN ('exponential', 'linear', 'constant')),
+	backoff_base interval NOT NULL DEFAULT '1 second' CHECK (backoff_base >= '0'),
+	backoff_max	interval NOT NULL DEFAULT '1 hour' CHECK (backoff_max >= '0'),
+	timeout		interval CHECK (timeout >= '0'),
+	keep		interval CHECK (keep >= '0'),
+	keep_dead	interval NOT NULL DEFAULT '7 days' CHECK (keep_dead >= '0'),
+	synchronous_commit text CHECK (synchronous_commit IN
+		('on', 'off', 'local', 'remote_write', 'remote_apply')),
+	on_dead		text CHECK (on_dead <> ''),
 	CONSTRAINT jobqueue_queue_pkey PRIMARY KEY (name)
 );
 ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
@@ -250,8 +269,27 @@ CREATE FUNCTION jobqueue_quiesce(timeout interval DEFAULT '1 minute')
 	AS 'MODULE_PATHNAME', 'jq_quiesce' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_resume() RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_resume' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-CREATE FUNCTION jobqueue_configure(queue text, batch int DEFAULT NULL)
-	RETURNS void
+CREATE FUNCTION jobqueue_configure(
+	queue text,
+	max_running int DEFAULT NULL,
+	key_limit int DEFAULT NULL,
+	rate int DEFAULT NULL,
+	rate_per interval DEFAULT NULL,
+	key_rate int DEFAULT NULL,
+	key_rate_per interval DEFAULT NULL,
+	weight int DEFAULT NULL,
+	ordered boolean DEFAULT NULL,
+	max_attempts int DEFAULT NULL,
+	backoff text DEFAULT NULL,
+	backoff_base interval DEFAULT NULL,
+	backoff_max interval DEFAULT NULL,
+	timeout interval DEFAULT NULL,
+	keep interval DEFAULT NULL,
+	keep_dead interval DEFAULT NULL,
+	synchronous_commit text DEFAULT NULL,
+	batch int DEFAULT NULL,
+	on_dead text DEFAULT NULL)
+RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_configure' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_pause(queue text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_pause_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -342,7 +380,14 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 		 LEFT JOIN jobqueue_queue q ON q.name = queue COLLATE "C";
 
 CREATE VIEW jobqueue_queues WITH (security_barrier) AS
-	SELECT name::text AS queue, paused, batch FROM jobqueue_queue;
+	SELECT name::text AS queue, paused, batch,
+		   max_running, key_limit,
+		   rate, CASE WHEN rate IS NOT NULL THEN rate_per END AS rate_per,
+		   key_rate, CASE WHEN key_rate IS NOT NULL THEN key_rate_per END AS key_rate_per,
+		   weight, ordered, max_attempts, backoff, backoff_base, backoff_max,
+		   coalesce(timeout, '1 hour') AS timeout, coalesce(keep, '0') AS keep,
+		   keep_dead, synchronous_commit, on_dead
+	FROM jobqueue_queue;
 
 CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 	SELECT j.id, j.queue::text AS queue, j.owner::oid::regrole AS owner,
@@ -521,6 +566,40 @@ COMMENT ON COLUMN jobqueue_queue.batch IS
 	'so many small jobs may share a transaction';
 COMMENT ON COLUMN jobqueue_queue.version IS
 	'grows with each change; of two, memory takes the higher one';
+COMMENT ON COLUMN jobqueue_queue.max_running IS
+	'so many jobs of it run at a time, at most; NULL: no limit';
+COMMENT ON COLUMN jobqueue_queue.key_limit IS
+	'so many jobs of a key run at a time, at most';
+COMMENT ON COLUMN jobqueue_queue.rate IS
+	'so many jobs start within rate_per, at most; NULL: no limit';
+COMMENT ON COLUMN jobqueue_queue.rate_per IS
+	'the period of rate';
+COMMENT ON COLUMN jobqueue_queue.key_rate IS
+	'so many jobs of a key start within key_rate_per, at most; NULL: no limit';
+COMMENT ON COLUMN jobqueue_queue.key_rate_per IS
+	'the period of key_rate';
+COMMENT ON COLUMN jobqueue_queue.weight IS
+	'its share where queues compete for workers';
+COMMENT ON COLUMN jobqueue_queue.ordered IS
+	'a job that failed keeps later ones of its key from starting';
+COMMENT ON COLUMN jobqueue_queue.max_attempts IS
+	'of jobs that have none of their own; NULL: 10, or 1 where the command cannot run in a transaction block';
+COMMENT ON COLUMN jobqueue_queue.backoff IS
+	'how the wait after a failure grows: exponential, linear or constant';
+COMMENT ON COLUMN jobqueue_queue.backoff_base IS
+	'the wait after the first failure';
+COMMENT ON COLUMN jobqueue_queue.backoff_max IS
+	'no wait after a failure is longer';
+COMMENT ON COLUMN jobqueue_queue.timeout IS
+	'of jobs that have none of their own; 0: none';
+COMMENT ON COLUMN jobqueue_queue.keep IS
+	'how long completed jobs that do not say it themselves stay in the history';
+COMMENT ON COLUMN jobqueue_queue.keep_dead IS
+	'how long dead and cancelled jobs stay in the history';
+COMMENT ON COLUMN jobqueue_queue.synchronous_commit IS
+	'with which its jobs commit; NULL: with what their role has';
+COMMENT ON COLUMN jobqueue_queue.on_dead IS
+	'the function that is called with a job that is dead';
 COMMENT ON SEQUENCE jobqueue_queue_version_seq IS
 	'source of the versions of settings; its value is part of a dump';
 COMMENT ON TRIGGER jobqueue_queue_version ON jobqueue_queue IS
@@ -558,8 +637,10 @@ COMMENT ON FUNCTION jobqueue_quiesce(interval) IS
 	'start no more jobs in this database and wait for those that run; false if some still run after the timeout';
 COMMENT ON FUNCTION jobqueue_resume() IS
 	'start jobs again after jobqueue_quiesce()';
-COMMENT ON FUNCTION jobqueue_configure(text, int) IS
-	'give a queue settings, from commit on; NULL leaves one as it is';
+COMMENT ON FUNCTION jobqueue_configure(text, int, int, int, interval, int,
+	interval, int, boolean, int, text, interval, interval, interval, interval,
+	interval, text, int, text) IS
+	'give a queue settings, from commit on; NULL leaves one as it is, 0 or the empty text takes it away';
 COMMENT ON FUNCTION jobqueue_pause(text) IS
 	'start no more jobs of the queue, from commit on; those that run go on';
 COMMENT ON FUNCTION jobqueue_resume(text) IS
@@ -633,6 +714,40 @@ COMMENT ON COLUMN jobqueue_queues.queue IS 'name of the queue';
 COMMENT ON COLUMN jobqueue_queues.paused IS 'no job of it is started';
 COMMENT ON COLUMN jobqueue_queues.batch IS
 	'so many small jobs may share a transaction';
+COMMENT ON COLUMN jobqueue_queues.max_running IS
+	'so many jobs of it run at a time, at most; NULL: no limit';
+COMMENT ON COLUMN jobqueue_queues.key_limit IS
+	'so many jobs of a key run at a time, at most';
+COMMENT ON COLUMN jobqueue_queues.rate IS
+	'so many jobs start within rate_per, at most; NULL: no limit';
+COMMENT ON COLUMN jobqueue_queues.rate_per IS
+	'the period of rate';
+COMMENT ON COLUMN jobqueue_queues.key_rate IS
+	'so many jobs of a key start within key_rate_per, at most; NULL: no limit';
+COMMENT ON COLUMN jobqueue_queues.key_rate_per IS
+	'the period of key_rate';
+COMMENT ON COLUMN jobqueue_queues.weight IS
+	'its share where queues compete for workers';
+COMMENT ON COLUMN jobqueue_queues.ordered IS
+	'a job that failed keeps later ones of its key from starting';
+COMMENT ON COLUMN jobqueue_queues.max_attempts IS
+	'of jobs that have none of their own; NULL: 10, or 1 where the command cannot run in a transaction block';
+COMMENT ON COLUMN jobqueue_queues.backoff IS
+	'how the wait after a failure grows: exponential, linear or constant';
+COMMENT ON COLUMN jobqueue_queues.backoff_base IS
+	'the wait after the first failure';
+COMMENT ON COLUMN jobqueue_queues.backoff_max IS
+	'no wait after a failure is longer';
+COMMENT ON COLUMN jobqueue_queues.timeout IS
+	'of jobs that have none of their own; 0: none';
+COMMENT ON COLUMN jobqueue_queues.keep IS
+	'how long completed jobs that do not say it themselves stay in the history';
+COMMENT ON COLUMN jobqueue_queues.keep_dead IS
+	'how long dead and cancelled jobs stay in the history';
+COMMENT ON COLUMN jobqueue_queues.synchronous_commit IS
+	'with which its jobs commit; NULL: with what their role has';
+COMMENT ON COLUMN jobqueue_queues.on_dead IS
+	'the function that is called with a job that is dead';
 COMMENT ON VIEW jobqueue_jobs IS
 	'all live jobs and the history, with one word for the state of each';
 COMMENT ON COLUMN jobqueue_jobs.owner IS 'the role it runs as';

@@ -6,11 +6,11 @@
 \set ECHO all
 
 -- a queue has the defaults until it gets settings
-SELECT * FROM jobqueue_queues;
+SELECT queue, paused, batch FROM jobqueue_queues;
 SELECT jobqueue_configure('mail', batch => 10);
 SELECT jobqueue_configure('mail');
 SELECT jobqueue_configure('plain');
-SELECT * FROM jobqueue_queues ORDER BY queue;
+SELECT queue, paused, batch FROM jobqueue_queues ORDER BY queue;
 
 -- paused: jobs wait, those of other queues do not
 SELECT jobqueue_pause('mail');
@@ -20,7 +20,7 @@ CALL wait_until($$ EXISTS (SELECT FROM ran WHERE what = 'other') AND NOT EXISTS 
 SELECT left_behind();
 SELECT queue, ready, running, paused FROM jobqueue_status
 	WHERE queue IN ('mail', 'other') ORDER BY queue;
-SELECT * FROM jobqueue_queues WHERE queue = 'mail';
+SELECT queue, paused, batch FROM jobqueue_queues WHERE queue = 'mail';
 -- twice is as good as once
 SELECT jobqueue_pause('mail');
 SELECT jobqueue_resume('mail');
@@ -28,7 +28,7 @@ CALL drained();
 SELECT left_behind();
 SELECT jobqueue_resume('mail');
 SELECT jobqueue_resume('never_configured');
-SELECT * FROM jobqueue_queues ORDER BY queue;
+SELECT queue, paused, batch FROM jobqueue_queues ORDER BY queue;
 
 -- transactional, savepoints too
 BEGIN;
@@ -45,7 +45,7 @@ SELECT jobqueue_enqueue('note', '{"what": "b"}', queue => 'mail') > 0 AS id;
 COMMIT;
 CALL drained();
 SELECT left_behind();
-SELECT * FROM jobqueue_queues WHERE queue = 'mail';
+SELECT queue, paused, batch FROM jobqueue_queues WHERE queue = 'mail';
 -- a job that is enqueued together with a pause does not start
 BEGIN;
 SELECT jobqueue_enqueue('note', '{"what": "c"}', queue => 'mail') > 0 AS id;
@@ -66,10 +66,10 @@ CALL drained();
 BEGIN;
 SELECT jobqueue_drop_queue('mail');
 ROLLBACK;
-SELECT * FROM jobqueue_queues;
+SELECT queue, paused, batch FROM jobqueue_queues;
 SELECT jobqueue_drop_queue('mail');
 SELECT left_behind();
-SELECT * FROM jobqueue_queues;
+SELECT queue, paused, batch FROM jobqueue_queues;
 -- what is dropped is not paused
 SELECT jobqueue_pause('mail');
 SELECT jobqueue_drop_queue('mail');
@@ -97,7 +97,7 @@ BEGIN READ ONLY;
 SELECT jobqueue_pause('mail');
 ROLLBACK;
 \set VERBOSITY terse
-SELECT * FROM jobqueue_queues;
+SELECT queue, paused, batch FROM jobqueue_queues;
 
 -- rows written past the functions are read, and are checked
 INSERT INTO jobqueue_queue (name, paused) VALUES ('direct', true);

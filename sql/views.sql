@@ -16,6 +16,7 @@ WHERE relkind = 'v' AND relname LIKE 'jobqueue\_%'
   AND NOT coalesce(reloptions @> '{security_barrier=true}', false)
 ORDER BY 1;
 -- and the functions with their arguments are one, too
+\pset format unaligned
 SELECT proname AS function, pg_get_function_arguments(oid) AS arguments, pg_get_function_result(oid) AS result
 FROM pg_proc
 WHERE proname IN ('jobqueue_enqueue', 'jobqueue_enqueue_many',
@@ -24,6 +25,7 @@ WHERE proname IN ('jobqueue_enqueue', 'jobqueue_enqueue_many',
 	'jobqueue_resume', 'jobqueue_grant', 'jobqueue_revoke',
 	'jobqueue_configure', 'jobqueue_pause', 'jobqueue_drop_queue')
 ORDER BY proname::text COLLATE "C", pronargs;
+\pset format aligned
 -- settings
 SELECT name, vartype, unit, boot_val, context FROM pg_settings
 WHERE name LIKE 'jobqueue.%' ORDER BY name COLLATE "C";

@@ -37,6 +37,7 @@
 #include "lane.h"
 #include "miscadmin.h"
 #include "pause.h"
+#include "queue.h"
 #include "runjob.h"
 #include "session.h"
 #include "slot.h"
@@ -60,9 +61,12 @@ static int
 size_now(int queue_ix, int most)
 {
 	JqQueue *q = &jq_queues[queue_ix];
-	int size = Min((int) pg_atomic_read_u32(&q->batch), most);
+	JqQueueSettings settings;
+	int size;
 	uint32 singly;
 
+	jq_queue_settings(queue_ix, &settings);
+	size = Min(settings.batch, most);
 	if (size <= 1 || DefaultXactIsoLevel > XACT_READ_COMMITTED)
 		return 1;
 	singly = pg_atomic_read_u32(&q->singly);
@@ -75,9 +79,10 @@ size_now(int queue_ix, int most)
 static void
 slow_down(int queue_ix)
 {
-	JqQueue *q = &jq_queues[queue_ix];
+	JqQueueSettings settings;
 
-	pg_atomic_write_u32(&q->singly, pg_atomic_read_u32(&q->batch));
+	jq_queue_settings(queue_ix, &settings);
+	pg_atomic_write_u32(&jq_queues[queue_ix].singly, settings.batch);
 }
 
 /* may another job come into the transaction? */

@@ -10,9 +10,8 @@
  * on the name sees to that.  Rows written past these functions are announced by
  * the statement trigger: then the scheduler reads the whole table.
  *
- * A setting more: a column, a field of JqQueueRow, SETTINGS_COLUMNS,
- * row_of and jq_configure, and where memory keeps it (set and is_default in
- * queue.c).
+ * A setting more: a column of the table and the view, an argument of
+ * jobqueue_configure(), a field of JqQueueSettings, and its place in settings.c.
  */
 #include "postgres.h"
 
@@ -35,9 +34,16 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-#define SETTINGS_COLUMNS "name, version, paused, batch"
+#define ROW_COLUMNS 3
 
-/* row i of the result of a statement that returns SETTINGS_COLUMNS */
+/* what row_of wants to see */
+static const char *
+columns(void)
+{
+	return psprintf("name, version, paused, %s", jq_settings_columns());
+}
+
+/* row i of the result of a statement that returns columns() */
 static void
 row_of(uint64 i, JqQueueRow *row)
 {
@@ -51,7 +57,7 @@ row_of(uint64 i, JqQueueRow *row)
 			sizeof(row->name));
 	row->version = DatumGetInt64(SPI_getbinval(tup, desc, 2, &isnull));
 	row->paused = DatumGetBool(SPI_getbinval(tup, desc, 3, &isnull));
-	row->batch = DatumGetInt32(SPI_getbinval(tup, desc, 4, &isnull));
+	jq_settings_of_row(tup, desc, ROW_COLUMNS + 1, &row->settings);
 }
 
 JqQueueRow *
@@ -63,8 +69,9 @@ jq_settings_read(JqTable *t, int *n)
 	int i;
 
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, "SELECT " SETTINGS_COLUMNS " FROM %s.jobqueue_queue", 0,
-					 NULL, NULL, NULL);
+	jq_owner_execute(t,
+					 psprintf("SELECT %s FROM %%s.jobqueue_queue", columns()),
+					 0, NULL, NULL, NULL);
 	*n = (int) SPI_processed;
 	rows = MemoryContextAllocHuge(context, Max(*n, 1) * sizeof(JqQueueRow));
 	for (i = 0; i < *n; i++)
@@ -103,8 +110,8 @@ begin_change(FunctionCallInfo fcinfo, const char *function, char **queue)
 }
 
 /*
- * Run the statement, which changes one row and returns it, and have it applied
- * at commit.  false: there was no row to change.
+ * Run the statement, which changes one row, and have it applied at commit.
+ * false: there was no row to change.
  */
 static bool
 change(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
@@ -115,7 +122,8 @@ change(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
 	bool done;
 
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, nargs, types, values, nulls);
+	jq_owner_execute(t, psprintf("%s RETURNING %s", sql, columns()), nargs,
+					 types, values, nulls);
 	done = SPI_processed == 1;
 	if (done)
 		row_of(0, &row);
@@ -125,7 +133,7 @@ change(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
 		/* later than what was dropped, and what has no row has the defaults */
 		row.version = nextval_internal(t->queue_version, false);
 		row.paused = false;
-		row.batch = 1;
+		jq_settings_default(&row.settings);
 	}
 	if (done)
 		jq_publish_settings(&row);
@@ -136,26 +144,30 @@ PG_FUNCTION_INFO_V1(jq_configure);
 Datum
 jq_configure(PG_FUNCTION_ARGS)
 {
-	static const char *const sql =
-		"INSERT INTO %s.jobqueue_queue AS q (name, batch)"
-		" VALUES ($1, coalesce($2, 1))"
-		" ON CONFLICT (name) DO UPDATE SET batch = coalesce($2, q.batch)"
-		" RETURNING " SETTINGS_COLUMNS;
+	const char *given[JQ_NSETTINGS];
+	Oid types[JQ_NSETTINGS + 1] = {TEXTOID};
+	Datum values[JQ_NSETTINGS + 1];
+	char nulls[JQ_NSETTINGS + 2] = " ";
 	char *queue;
 	JqTable *t = begin_change(fcinfo, "jobqueue_configure()", &queue);
-	Oid types[2] = {TEXTOID, INT4OID};
-	Datum values[2];
-	char nulls[3] = "  ";
+	int n =
+		jq_settings_of_args(fcinfo, 1, given, &types[1], &values[1], &nulls[1]);
+	StringInfoData sql;
+	int i;
 
 	values[0] = CStringGetTextDatum(queue);
-	values[1] = PG_GETARG_DATUM(1);
-	if (PG_ARGISNULL(1))
-		nulls[1] = 'n';
-	else if (PG_GETARG_INT32(1) < 1 || PG_GETARG_INT32(1) > JQ_BATCH_MAX)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("batch is out of range"),
-						errhint("It must be between 1 and %d.", JQ_BATCH_MAX)));
-	(void) change(t, sql, 2, types, values, nulls, false);
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "INSERT INTO %s.jobqueue_queue (name");
+	for (i = 0; i < n; i++)
+		appendStringInfo(&sql, ", %s", given[i]);
+	appendStringInfoString(&sql, ") VALUES ($1");
+	for (i = 0; i < n; i++)
+		appendStringInfo(&sql, ", $%d", i + 2);
+	appendStringInfoString(&sql, ") ON CONFLICT (name) DO UPDATE SET"
+								 " name = excluded.name");
+	for (i = 0; i < n; i++)
+		appendStringInfo(&sql, ", %s = excluded.%s", given[i], given[i]);
+	(void) change(t, sql.data, n + 1, types, values, nulls, false);
 	PG_RETURN_VOID();
 }
 
@@ -165,8 +177,7 @@ jq_pause_queue(PG_FUNCTION_ARGS)
 {
 	static const char *const sql =
 		"INSERT INTO %s.jobqueue_queue (name, paused) VALUES ($1, true)"
-		" ON CONFLICT (name) DO UPDATE SET paused = true"
-		" RETURNING " SETTINGS_COLUMNS;
+		" ON CONFLICT (name) DO UPDATE SET paused = true";
 	char *queue;
 	JqTable *t = begin_change(fcinfo, "jobqueue_pause()", &queue);
 	Oid types[1] = {TEXTOID};
@@ -182,8 +193,7 @@ Datum
 jq_resume_queue(PG_FUNCTION_ARGS)
 {
 	static const char *const sql =
-		"UPDATE %s.jobqueue_queue SET paused = false WHERE name = $1"
-		" RETURNING " SETTINGS_COLUMNS;
+		"UPDATE %s.jobqueue_queue SET paused = false WHERE name = $1";
 	char *queue;
 	JqTable *t = begin_change(fcinfo, "jobqueue_resume()", &queue);
 	Oid types[1] = {TEXTOID};
@@ -200,8 +210,7 @@ Datum
 jq_drop_queue(PG_FUNCTION_ARGS)
 {
 	static const char *const drop =
-		"DELETE FROM %s.jobqueue_queue WHERE name = $1"
-		" RETURNING " SETTINGS_COLUMNS;
+		"DELETE FROM %s.jobqueue_queue WHERE name = $1";
 	/* each half has an index of its own */
 	static const char *const live =
 		"SELECT WHERE EXISTS (SELECT FROM %s.jobqueue_job"

@@ -329,7 +329,8 @@ jq_dir_queue(int dbix, const char *name, bool create)
 			memset(q, 0, sizeof(*q));
 			q->db = db;
 			strlcpy(q->name, name, sizeof(q->name));
-			pg_atomic_init_u32(&q->batch, 1);
+			jq_settings_default(&q->settings[0]);
+			pg_atomic_init_u32(&q->settings_in_force, 0);
 			/* a job that has crashed the server at the commit of a batch: the
 			 * first ones after a start run alone, it is among them */
 			pg_atomic_init_u32(&q->singly, JQ_SINGLY_FIRST);
@@ -356,7 +357,6 @@ jq_dir_forget_settings(int dbix)
 		q->version = 0;
 		q->pinned = false;
 		pg_atomic_write_u32(&q->stopped, JQ_STOPPED_UNKNOWN);
-		pg_atomic_write_u32(&q->batch, 1);
 	}
 	jq_dbs[dbix].settings_known = false;
 	jq_dbs[dbix].settings_forgotten++;

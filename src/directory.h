@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "pool.h"
+#include "settings.h"
 #include "shmem.h"
 
 /* requests to a scheduler */
@@ -88,7 +89,8 @@ typedef struct JqQueue
 	int64 version;			  /* of the row they are from; 0 = of none */
 	bool pinned;			  /* not the defaults: the place is not reused */
 	pg_atomic_uint32 stopped; /* JQ_STOPPED_*: lanes read it under their lock */
-	pg_atomic_uint32 batch;
+	JqQueueSettings settings[2]; /* read them with jq_queue_settings */
+	pg_atomic_uint32 settings_in_force;
 	pg_atomic_uint32 singly; /* a batch failed: so many run one by one */
 	/* the rest is atomic; sums are exact, the rest nearly */
 	pg_atomic_uint64 completed;

@@ -17,6 +17,11 @@
  * The scheduler's reading may be older than what has been applied meanwhile: it
  * yields to what came after its snapshot.
  *
+ * Each place has two copies of its settings.  Who changes them, under JQ_LOCK_DIR,
+ * fills the one that is not in force and then makes it so; who reads looks
+ * whether that has happened meanwhile, and so needs no lock.  Settings that are
+ * forgotten stay in force for what still runs.
+ *
  * A lane reads "stopped" under its own lock before anything is taken from it.
  * Whoever sets it takes each lane's lock once afterwards: then nobody is left
  * who has not seen it.
@@ -32,7 +37,38 @@
 static bool
 is_default(const JqQueueRow *row)
 {
-	return !row->paused && row->batch == 1;
+	JqQueueSettings none;
+
+	jq_settings_default(&none);
+	return !row->paused && jq_settings_equal(&row->settings, &none);
+}
+
+void
+jq_queue_settings(int queue_ix, JqQueueSettings *out)
+{
+	JqQueue *q = &jq_queues[queue_ix];
+	uint32 n;
+
+	do
+	{
+		n = pg_atomic_read_u32(&q->settings_in_force);
+		pg_read_barrier();
+		memcpy(out, &q->settings[n % 2], sizeof(*out));
+		pg_read_barrier();
+	} while (pg_atomic_read_u32(&q->settings_in_force) != n);
+}
+
+/* JQ_LOCK_DIR held exclusively */
+static void
+put_in_force(JqQueue *q, const JqQueueSettings *s)
+{
+	uint32 n = pg_atomic_read_u32(&q->settings_in_force) + 1;
+
+	/* who still reads this copy is to see that another one is in force */
+	pg_memory_barrier();
+	memcpy(&q->settings[n % 2], s, sizeof(*s));
+	pg_write_barrier();
+	pg_atomic_write_u32(&q->settings_in_force, n);
 }
 
 /*
@@ -72,7 +108,7 @@ set(JqQueue *q, const JqQueueRow *row)
 
 	q->version = row->version;
 	q->pinned = !is_default(row);
-	pg_atomic_write_u32(&q->batch, row->batch);
+	put_in_force(q, &row->settings);
 	if (row->paused)
 		stopped |= JQ_STOPPED_PAUSED;
 	pg_atomic_write_u32(&q->stopped, stopped);
@@ -233,8 +269,10 @@ jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
 			continue;
 		if (!has_row[i] && q->version == seen->versions[i])
 		{
-			JqQueueRow none = {.batch = 1};
+			JqQueueRow none;
 
+			memset(&none, 0, sizeof(none));
+			jq_settings_default(&none.settings);
 			set(q, &none);
 		}
 		/* one that came after the snapshot is read once more */

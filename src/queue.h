@@ -17,8 +17,15 @@ typedef struct JqQueueRow
 	char name[JQ_QUEUE_NAME_MAX + 1];
 	int64 version;
 	bool paused;
-	int batch;
+	JqQueueSettings settings;
 } JqQueueRow;
+
+/*
+ * The settings of a queue in memory that are in force now, all of one version.
+ * Takes no lock and does not wait, so it may be called under any; the place must
+ * not be reused meanwhile: a lane of it is claimed from, or held, or JQ_LOCK_DIR.
+ */
+extern void jq_queue_settings(int queue_ix, JqQueueSettings *out);
 
 /*
  * After the commit of a change: from the return of this on no job of a paused

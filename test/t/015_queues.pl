@@ -63,7 +63,7 @@ property 'a pause survives a restart, a crash and kill -9' => sub {
 	kill_hard(sql('SELECT pid FROM jobqueue_workers LIMIT 1'));
 	wait_crash_restart($offset);
 	is_paused('q', 'after kill -9 of a worker');
-	is(sql('SELECT * FROM jobqueue_queues ORDER BY queue'), "b|f|7\nq|t|1", 'as it was');
+	is(sql('SELECT queue, paused, batch FROM jobqueue_queues ORDER BY queue'), "b|f|7\nq|t|1", 'as it was');
 	sql(q{SELECT jobqueue_resume('q')});
 	wait_drained();
 	is(ran(), 'before', 'and then it runs');
@@ -131,7 +131,7 @@ property 'settings are part of a dump' => sub {
 	node()->command_ok([ 'pg_dump', '-f', $file, 'postgres' ], 'dump');
 	sql('CREATE DATABASE restored');
 	node()->command_ok([ 'psql', '-q', '-X', '-v', 'ON_ERROR_STOP=1', '-f', $file, 'restored' ], 'restore');
-	is(sql('SELECT * FROM jobqueue_queues ORDER BY queue', db => 'restored'), "b|f|6\nq|t|1", 'all there');
+	is(sql('SELECT queue, paused, batch FROM jobqueue_queues ORDER BY queue', db => 'restored'), "b|f|6\nq|t|1", 'all there');
 	my $job = enqueue('note', what => 'q', queue => 'q', db => 'restored');
 	enqueue('note', what => 'r', queue => 'r', db => 'restored');
 	wait_for(q{SELECT count(*) FROM ran WHERE what = 'r'}, 1, 'restored');
