@@ -106,6 +106,10 @@ CREATE INDEX jobqueue_job_ready ON jobqueue_job (queue, owner, priority, id)
 CREATE INDEX jobqueue_job_key ON jobqueue_job
 	(pg_catalog.hashtextextended(key, 0), priority, id)
 	WHERE key IS NOT NULL;
+-- what was started before, and later jobs of an ordered queue have to wait for
+CREATE INDEX jobqueue_job_tried ON jobqueue_job
+	(pg_catalog.hashtextextended(key, 0), priority, id)
+	WHERE key IS NOT NULL AND (attempt > 0 OR crashes > 0);
 CREATE INDEX jobqueue_job_due ON jobqueue_job (run_at, id)
 	WHERE run_at IS NOT NULL;
 CREATE INDEX jobqueue_job_expiry ON jobqueue_job (expires_at, id)

@@ -61,6 +61,7 @@ typedef struct JqTable
 	Oid due;
 	Oid expiry;
 	Oid key;
+	Oid tried;
 	Oid sequence;
 	Oid archive;
 	Oid queue_version; /* sequence */
