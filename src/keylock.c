@@ -257,7 +257,7 @@ holds(const JqKey *k)
 
 /* false: there is no memory for one more */
 static bool
-add_holder(JqKey *k, int64 job, int32 limit)
+add_holder(JqKey *k, int64 job, int lane, int32 limit)
 {
 	uint32 next = JQ_NIL;
 
@@ -273,10 +273,25 @@ add_holder(JqKey *k, int64 job, int32 limit)
 	k->holder.job = job;
 	k->holder.since = GetCurrentTimestamp();
 	k->holder.limit = limit;
+	k->holder.lane = lane;
 	k->holder.next = next;
 	k->limit = k->nholders == 0 ? limit : Min(k->limit, limit);
 	k->nholders++;
 	return true;
+}
+
+static void
+set_limit(JqKey *k)
+{
+	const JqHolder *h = &k->holder;
+	int i;
+
+	k->limit = PG_INT32_MAX;
+	for (i = 0; i < k->nholders; i++)
+	{
+		k->limit = Min(k->limit, h->limit);
+		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+	}
 }
 
 /* false: this process is none */
@@ -285,8 +300,6 @@ remove_holder(JqKey *k)
 {
 	JqHolder *h = &k->holder;
 	uint32 *link = NULL; /* to h */
-	int32 limit = PG_INT32_MAX;
-	int i;
 
 	if (!holds(k))
 		return false;
@@ -309,13 +322,28 @@ remove_holder(JqKey *k)
 		*link = JQ_NIL;
 	}
 	k->nholders--;
-	for (i = 0, h = &k->holder; i < k->nholders; i++)
+	set_limit(k);
+	return true;
+}
+
+void
+jq_key_renew_limits(JqKey *k, uint32 hash)
+{
+	JqHolder *h = &k->holder;
+	JqKeyRules r;
+	int i;
+
+	for (i = 0; i < k->nholders; i++)
 	{
-		limit = Min(limit, h->limit);
+		/* the lane stays what it is while a job of it is claimed */
+		if (h->lane >= 0)
+		{
+			jq_key_rules(k, hash, h->lane, &r);
+			h->limit = r.limit;
+		}
 		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
 	}
-	k->limit = limit;
-	return true;
+	set_limit(k);
 }
 
 /* ---------------------------------------------------------------- waiters */
@@ -419,7 +447,7 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 		if (k->nholders > 0 &&
 			(k->nholders >= Min(r.limit, k->limit) || holds(k)))
 			return JQ_KEY_BUSY;
-		if (!add_holder(k, job, r.limit))
+		if (!add_holder(k, job, -1, r.limit))
 			return JQ_KEY_BUSY;
 		note_mine(&k->tag, hash)->job = job;
 		return JQ_KEY_TAKEN;
@@ -453,7 +481,7 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 		jq_key_wake_by(k, hash, now);
 		return wait_for(k, ix);
 	}
-	if (!add_holder(k, job, r.limit))
+	if (!add_holder(k, job, lane, r.limit))
 		return wait_for(k, ix); /* there are others, who let it go */
 	m = note_mine(&k->tag, hash);
 	m->job = job;

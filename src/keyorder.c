@@ -207,8 +207,14 @@ jq_keylock_settings_changed(Oid db)
 	jq_key_lock_all(LW_EXCLUSIVE);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
-		if (k->tag.db == db && k->first != JQ_NIL)
-			jq_key_wake_by(k, jq_key_hash_of(&k->tag), GetCurrentTimestamp());
+		if (k->tag.db == db)
+		{
+			uint32 hash = jq_key_hash_of(&k->tag);
+
+			jq_key_renew_limits(k, hash);
+			if (k->first != JQ_NIL || k->spilled)
+				jq_key_wake_by(k, hash, GetCurrentTimestamp());
+		}
 	jq_key_unlock_all();
 	jq_key_wake_tell();
 }

@@ -87,6 +87,8 @@ extern void jq_key_note_pushed(const JqKeyTag *tag, uint32 hash);
  * has rows in the table
  */
 extern void jq_key_remove_if_unused(JqKey *k, uint32 hash);
+/* partition lock held: settings have changed; what the holders allow now */
+extern void jq_key_renew_limits(JqKey *k, uint32 hash);
 /* no lock held: whoever may have the key now goes back into his lane */
 extern void jq_key_advance(const JqKeyTag *tag);
 /* partition lock held */

@@ -54,6 +54,7 @@ typedef struct JqHolder
 	int64 job;
 	TimestampTz since;
 	int32 limit; /* so many holders does his queue allow */
+	int32 lane;	 /* of a job that a worker has; -1 = of another */
 	uint32 next; /* of the same key */
 } JqHolder;
 
