@@ -135,6 +135,12 @@ jq_key_partition(uint32 hash)
 	return jq_key_lock(hash % JQ_KEY_PARTITIONS);
 }
 
+bool
+jq_keylock_crowded(void)
+{
+	return hash_get_num_entries(jq_keys) > max_keys() / 2;
+}
+
 void
 jq_keylock_prepare(void)
 {
@@ -684,8 +690,7 @@ jq_keylock_wake(void)
 static void
 advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
 {
-	bool all = tag->db == JQ_SUSPECT_DB ||
-			   hash_get_num_entries(jq_keys) > max_keys() / 2;
+	bool all = tag->db == JQ_SUSPECT_DB || jq_keylock_crowded();
 	uint32 chain = JQ_NIL;
 	int locked[RELEASE_LANES];
 	int nlocked = 0;

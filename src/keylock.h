@@ -137,6 +137,10 @@ extern void jq_keylock_order_begin(Oid db, const char *key, int len,
 								   const char *queue, JqPos pos,
 								   TimestampTz run_at);
 /*
+ * Is the key table so full that more of that had better wait in the table?
+ */
+extern bool jq_keylock_crowded(void);
+/*
  * What the job is now is in the table: a failure has been recorded, it has
  * ended, or was changed.
  */

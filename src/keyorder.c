@@ -21,7 +21,12 @@
  * when the key is free already.  That order is noted before the key is let go,
  * and has no end but the record of the failure.
  *
- * A job that came to the key's limit before the failure goes on.
+ * Memory has room for so many keys.  When half of it is taken, a job that has to
+ * wait for another one does so in the table: it is put off until that one is to
+ * run again, and marked ("keeps_order"), since later ones have to wait for it, too.
+ * Then it does not notice when the other one ends before.
+ *
+ * Jobs that are running already when one of their key fails go on.
  */
 #include "postgres.h"
 

@@ -262,21 +262,26 @@ tried_before(const JqAttempt *a, JqTable *t, JqPos *pos, TimestampTz *run_at)
  * knows, so that it is parked when it is given back.
  */
 static bool
-waits_for_order(JqAttempt *a, JqTable *t)
+waits_for_order(JqAttempt *a, JqTable *t, TimestampTz *put_off)
 {
 	JqPos pos, again;
 	TimestampTz run_at;
 
+	*put_off = DT_NOBEGIN;
 	if (!is_ordered(a))
 		return false;
 	while (tried_before(a, t, &pos, &run_at))
 	{
+		if (jq_keylock_crowded())
+		{
+			*put_off = Max(run_at, GetCurrentTimestamp() + USECS_PER_SEC);
+			return true;
+		}
 		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
 							   a->queue, pos, run_at);
 		JQ_PAUSE("order-noted");
 		/* it may have ended before the key knew of it: nobody would say so */
-		if (tried_before(a, t, &again, &run_at) &&
-			jq_pos_cmp(again, pos) == 0)
+		if (tried_before(a, t, &again, &run_at) && jq_pos_cmp(again, pos) == 0)
 			return true;
 		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
 								  pos.id);
@@ -508,6 +513,41 @@ give_back(JqAttempt *a, JqRow *row)
 	jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
 }
 
+/* it waits for the job before it in the table, not in memory */
+static void
+put_off_row(JqAttempt *a, TimestampTz until)
+{
+	Oid types[2] = {INT8OID, TIMESTAMPTZOID};
+	Datum values[2];
+	JqOwnerState state;
+	JqTable *t;
+	int dbix = jq_dir_db(MyDatabaseId, true);
+
+	values[0] = Int64GetDatum(a->job->id);
+	values[1] = TimestampTzGetDatum(until);
+	jq_begin_bookkeeping();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	t = jq_table();
+	if (t != NULL)
+	{
+		jq_owner_begin(t, &state);
+		jq_owner_execute(t,
+						 "UPDATE %s.jobqueue_job SET run_at = $2,"
+						 " keeps_order = true WHERE id = $1",
+						 2, types, values, NULL);
+		jq_owner_end(&state);
+	}
+	PopActiveSnapshot();
+	/* between this commit and the publication nothing may come */
+	HOLD_INTERRUPTS();
+	CommitTransactionCommand();
+	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_claim_end();
+	if (dbix >= 0)
+		jq_db_due(dbix, until);
+	RESUME_INTERRUPTS();
+}
+
 /* the transaction of the attempt; errors are caught by the caller */
 static JqVerdict
 attempt_it(JqAttempt *a)
@@ -519,6 +559,7 @@ attempt_it(JqAttempt *a)
 	char kind;
 	bool ask = false;
 	uint32 next;
+	TimestampTz put_off;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -566,11 +607,14 @@ attempt_it(JqAttempt *a)
 		CommitTransactionCommand();
 		return EXPIRED;
 	}
-	if (waits_for_order(a, t))
+	if (waits_for_order(a, t, &put_off))
 	{
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
-		give_back(a, &row);
+		if (put_off == DT_NOBEGIN)
+			give_back(a, &row);
+		else
+			put_off_row(a, put_off);
 		return PARKED;
 	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&

@@ -451,8 +451,46 @@ property 'with more waiting than memory keeps' => sub {
 		0,
 		'all in order');
 	is(sql('SELECT count(*) FROM ran'), 1001, 'each once');
+	forget();
+};
+
+# still with that little memory
+property 'with more failed jobs than memory has keys for' => sub {
+	bad_mood('bad');
+	is(sql('SELECT jobqueue_quiesce()'), 't', 'all known before any starts');
+	foreach my $what ('bad', 'good', 'later')
+	{
+		sql("SELECT count(jobqueue_enqueue('moody', '{\"what\": \"$what\"}', queue => 'ord', key => 'k' || i)) FROM generate_series(1, 2000) i");
+	}
+	sql('SELECT jobqueue_resume()');
+	wait_for('SELECT count(*) = 2000 FROM jobqueue_job WHERE attempt > 0');
+	wait_for('SELECT count(*) > 0 FROM jobqueue_job WHERE keeps_order');
+	enqueue('note', what => 'free', queue => 'ord', key => 'x');
+	wait_for('SELECT count(*) = 1 FROM ran');
+	pass('another key goes on');
+	good_mood();
+	wait_drained();
+	is(sql('SELECT count(*), count(DISTINCT job) FROM ran'),
+		'6001|6001', 'each ran once');
+	is( sql('SELECT count(*) FROM (SELECT (job - lag(job) OVER (PARTITION BY (job + 2000) % 2000 ORDER BY n)) < 0 AS bad FROM ran) x WHERE bad'),
+		0,
+		'each key in order');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	set_conf('jobqueue.max_ready_jobs' => undef);
 	node()->restart;
+	forget();
+};
+
+property 'one that is marked keeps its place, too' => sub {
+	my $job = moody('snoozed', run_at => '2100-01-01');
+
+	sql("UPDATE jobqueue_job SET keeps_order = true WHERE id = $job");
+	moody('next');
+	wait_for('SELECT sum(blocked) = 1 FROM jobqueue_status');
+	is(ran(), '', 'the next one waits');
+	is(sql("SELECT jobqueue_cancel($job)"), 't', 'cancelled');
+	wait_drained();
+	is(ran(), 'next', 'and runs then');
 	forget();
 };
 
