@@ -31,9 +31,10 @@ SELECT jobqueue_enqueue('note', '{"what": "third"}', queue => 'kl_two', key => '
 CALL wait_until($$ (SELECT sum(blocked) FROM jobqueue_status) = 2 $$);
 SELECT key, pid IS NOT NULL AS held, job IS NOT NULL AS job, waiting FROM jobqueue_keys;
 -- jobqueue_run has to respect them
-\set VERBOSITY terse
+\set VERBOSITY sqlstate
 SELECT id AS third FROM jobqueue_jobs WHERE args->>'what' = 'third' \gset
 SELECT jobqueue_run(:third) IS NULL AS ran;
+\set VERBOSITY terse
 SELECT pg_advisory_unlock(4711);
 CALL drained();
 SELECT left_behind();

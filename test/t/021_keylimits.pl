@@ -472,7 +472,7 @@ property 'with more failed jobs than memory has keys for' => sub {
 	wait_drained();
 	is(sql('SELECT count(*), count(DISTINCT job) FROM ran'),
 		'6001|6001', 'each ran once');
-	is( sql('SELECT count(*) FROM (SELECT (job - lag(job) OVER (PARTITION BY (job + 2000) % 2000 ORDER BY n)) < 0 AS bad FROM ran) x WHERE bad'),
+	is( sql('SELECT count(*) FROM (SELECT (job - lag(job) OVER (PARTITION BY job % 2000 ORDER BY n)) < 0 AS bad FROM ran WHERE what <> $$free$$) x WHERE bad'),
 		0,
 		'each key in order');
 	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
