@@ -147,8 +147,8 @@ extern bool jq_keylock_crowded(void);
 extern void jq_keylock_order_recorded(Oid db, const char *key, int len,
 									  int64 job);
 extern void jq_keylock_order_recorded_job(Oid db, int64 job);
-/* the same of many jobs */
-extern void jq_keylock_order_forget(Oid db);
+/* the same of many jobs; all: even of those whose failure is to be recorded */
+extern void jq_keylock_order_forget(Oid db, bool all);
 /* settings of a queue have changed */
 extern void jq_keylock_settings_changed(Oid db);
 

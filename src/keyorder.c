@@ -178,7 +178,7 @@ jq_keylock_order_recorded_job(Oid db, int64 job)
 }
 
 void
-jq_keylock_order_forget(Oid db)
+jq_keylock_order_forget(Oid db, bool all)
 {
 	HASH_SEQ_STATUS seq;
 	JqKey *k;
@@ -194,7 +194,7 @@ jq_keylock_order_forget(Oid db)
 		if (k->tag.db != db)
 			continue;
 		for (i = k->norders - 1; i >= 0; i--)
-			if (k->orders[i].until != DT_NOEND)
+			if (all || k->orders[i].until != DT_NOEND)
 				drop_order(k, i);
 		jq_key_wake_by(k, jq_key_hash_of(&k->tag), GetCurrentTimestamp());
 	}

@@ -198,7 +198,6 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 				/* the others have let it go first */
 				k->passed = false;
 				k->turn = JQ_ENTRY_POS(ix);
-				k->turn_lane = lane;
 				k->turn_ends = now + TURN_US;
 			}
 		}

@@ -66,7 +66,6 @@ typedef struct JqKey
 	JqKeyOrder orders[KEY_ORDERS];
 	bool passed;		   /* somebody had to wait because of turn */
 	JqPos turn;			   /* the waiter that is to have it now ... */
-	int32 turn_lane;	   /* ... and its lane */
 	TimestampTz turn_ends; /* ... unless this is over; 0 = nobody's turn */
 	TimestampTz wake_at;   /* in the heap of keywake.c; 0 = it is not */
 	pairingheap_node wake_node;

@@ -383,7 +383,7 @@ thaw(int from, bool changed)
 		(void) jq_lane_hold_back(MyDatabaseId, l->owner, l->queue, false);
 	}
 	if (changed && nfrozen > from)
-		jq_keylock_order_forget(MyDatabaseId);
+		jq_keylock_order_forget(MyDatabaseId, false);
 	nfrozen = from;
 }
 
@@ -631,7 +631,7 @@ jq_publish_forget(Oid db)
 		LWLockRelease(jq_lane_lock(i));
 	}
 	jq_keylock_forget(db);
-	jq_keylock_order_forget(db);
+	jq_keylock_order_forget(db, false);
 	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_KEYS |
 							JQ_REQ_DUE | JQ_REQ_EXPIRY | JQ_REQ_COUNT);
 }
