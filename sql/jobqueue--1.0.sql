@@ -89,6 +89,7 @@ CREATE TABLE jobqueue_job (
 	keep		interval,
 	tags		text[],
 	errors		jsonb,
+	keeps_order	boolean,
 	CONSTRAINT jobqueue_job_pkey PRIMARY KEY (id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
@@ -106,6 +107,10 @@ CREATE INDEX jobqueue_job_ready ON jobqueue_job (queue, owner, priority, id)
 CREATE INDEX jobqueue_job_key ON jobqueue_job
 	(pg_catalog.hashtextextended(key, 0), priority, id)
 	WHERE key IS NOT NULL;
+-- what was started before, and later jobs of an ordered queue have to wait for
+CREATE INDEX jobqueue_job_tried ON jobqueue_job
+	(pg_catalog.hashtextextended(key, 0), priority, id)
+	WHERE key IS NOT NULL AND (attempt > 0 OR crashes > 0 OR keeps_order);
 CREATE INDEX jobqueue_job_due ON jobqueue_job (run_at, id)
 	WHERE run_at IS NOT NULL;
 CREATE INDEX jobqueue_job_expiry ON jobqueue_job (expires_at, id)
@@ -565,12 +570,16 @@ COMMENT ON COLUMN jobqueue_job.keep IS
 COMMENT ON COLUMN jobqueue_job.tags IS 'words of the application';
 COMMENT ON COLUMN jobqueue_job.errors IS
 	'the last failures, oldest first, at most 25';
+COMMENT ON COLUMN jobqueue_job.keeps_order IS
+	'later jobs of its key wait for it in an ordered queue, as if it had failed';
 COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
 	'rows of roles that one is a member of';
 COMMENT ON INDEX jobqueue_job_key IS
 	'what waits for a key, where memory does not hold all that does';
+COMMENT ON INDEX jobqueue_job_tried IS
+	'what later jobs of its key wait for in an ordered queue';
 COMMENT ON TABLE jobqueue_archive IS
 	'jobs that are dead or cancelled, and completed ones that are kept; read the view jobqueue_history';
 COMMENT ON COLUMN jobqueue_archive.expires_at IS 'when the row is deleted';
@@ -832,9 +841,9 @@ COMMENT ON COLUMN jobqueue_history.reason IS
 COMMENT ON COLUMN jobqueue_history.attempt IS 'attempts that have failed';
 COMMENT ON COLUMN jobqueue_history.expires_at IS 'when the row is deleted';
 COMMENT ON VIEW jobqueue_keys IS
-	'keys that are held or waited for; reads memory only';
+	'keys that are held or waited for, a row for each holder; reads memory only';
 COMMENT ON COLUMN jobqueue_keys.pid IS
-	'process that holds it; NULL: free, but jobs that wait for it have not started yet';
+	'process that holds it; NULL: nobody does, though jobs wait for it, or for its rate, or for a job of it that failed';
 COMMENT ON COLUMN jobqueue_keys.job IS 'the job it is held for';
 COMMENT ON COLUMN jobqueue_keys.waiting IS
 	'jobs that wait for it, as far as memory has found them, those that are left in the table included';

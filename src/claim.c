@@ -238,6 +238,7 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 	bool ask = false;
 	int dbix = -1;
 	uint32 taken = JQ_NIL;
+	uint32 next = JQ_NIL;
 
 	if (s->claim_lane >= 0 && s->claim_lane != lane)
 		jq_claim_end();
@@ -286,8 +287,8 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 			}
 			if (out->keylen > 0)
 			{
-				JqKeyResult r =
-					jq_keylock_take(db, out->key, out->keylen, e->id, ix, &ask);
+				JqKeyResult r = jq_keylock_take(db, out->key, out->keylen,
+												e->id, lane, ix, &ask, &next);
 
 				if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
 					continue;
@@ -303,6 +304,8 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 			out->flags = e->flags;
 			out->lane = lane;
 			taken = ix;
+			if (next != JQ_NIL)
+				jq_lane_take_back(next);
 			if (s->claim_lane >= 0)
 				put_aside(s);
 			pg_atomic_fetch_add_u32(claim_count(db, out->id), 1);
@@ -321,6 +324,7 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 	}
 	settle(s);
 	jq_limit_wake();
+	jq_keylock_tell();
 	/* it is ours alone now; all free entries share one cache line */
 	if (taken != JQ_NIL)
 		jq_entry_free(taken);
@@ -458,6 +462,7 @@ jq_claim_take_turn(JqClaimed *job)
 	bool taken = true;
 	bool spill = false;
 	bool ask = false;
+	uint32 next;
 	JqKeyResult r;
 	Oid db = l->db;
 	Oid role = l->role;
@@ -475,7 +480,7 @@ jq_claim_take_turn(JqClaimed *job)
 	LWLockAcquire(jq_lane_lock(job->lane), LW_EXCLUSIVE);
 	ix = jq_entry_new(&item, job->lane);
 	r = jq_keylock_take(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY),
-						job->id, ix, &ask);
+						job->id, job->lane, ix, &ask, &next);
 	if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
 	{
 		taken = false;

@@ -330,11 +330,14 @@ jq_run(PG_FUNCTION_ARGS)
 		!jq_keylock_mine(MyDatabaseId, h.item.key, h.item.keylen))
 	{
 		bool ask = false;
+		uint32 next;
 
 		jq_publish_reserve_key();
 		jq_keylock_prepare();
-		switch (jq_keylock_take(MyDatabaseId, h.item.key, h.item.keylen, id,
-								JQ_NIL, &ask))
+		switch (
+			jq_keylock_take(MyDatabaseId, h.item.key, h.item.keylen, id,
+							jq_dir_lane(MyDatabaseId, h.owner, h.queue, false),
+							JQ_NIL, &ask, &next))
 		{
 			case JQ_KEY_TAKEN:
 				jq_publish_key(h.item.key, h.item.keylen);

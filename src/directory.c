@@ -565,6 +565,7 @@ jq_dir_purge_db(Oid db)
 			jq_lane_clear(i, JQ_POS_ALL);
 		LWLockRelease(jq_lane_lock(i));
 	}
+	jq_keylock_order_forget(db, true);
 	jq_keylock_purge(db);
 }
 

@@ -394,6 +394,49 @@ jq_rows_of_key(JqTable *t, const char *key, int keylen, JqPos from,
 	return n;
 }
 
+bool
+jq_row_tried_before(JqTable *t, const char *queue, const char *key, int keylen,
+					JqPos pos, JqPos *found, TimestampTz *run_at)
+{
+	Relation rel = table_open(t->job, AccessShareLock);
+	Relation index = index_open(t->tried, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	IndexScanDesc scan = jq_index_beginscan(rel, index, snapshot, 2);
+	Datum hash =
+		jq_key_hash(PointerGetDatum(cstring_to_text_with_len(key, keylen)));
+	ScanKeyData keys[2];
+	JqKeyRow row;
+	bool before = false;
+
+	read_slot = jq_read_begin();
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT8EQ, hash);
+	ScanKeyInit(&keys[1], 2, BTLessEqualStrategyNumber, F_INT2LE,
+				Int16GetDatum(pos.priority));
+	index_rescan(scan, keys, 2, NULL, 0);
+	while (!before && index_getnext_slot(scan, ForwardScanDirection, read_slot))
+	{
+		bool isnull;
+		Datum d;
+
+		CHECK_FOR_INTERRUPTS();
+		/* due or not; what is left is of the key, and at home */
+		if (!read_key_row(t, key, keylen, DT_NOEND, &row))
+			continue;
+		*found = jq_pos_make(row.item.priority, row.item.id);
+		if (jq_pos_cmp(*found, pos) >= 0)
+			break;
+		before = strcmp(row.queue, queue) == 0;
+		d = slot_getattr(read_slot, JQ_COL_RUN_AT, &isnull);
+		*run_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(d);
+	}
+	jq_read_end();
+	index_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return before;
+}
+
 /* the first entry of the ready index within these keys, alive or not */
 static bool
 first_entry(Relation rel, Relation index, ScanKeyData *key, int nkeys,

@@ -60,6 +60,14 @@ extern int jq_rows_of_key(JqTable *t, const char *key, int keylen, JqPos from,
 						  int64 low_id, JqKeyRow *rows, int max, JqPos *upto);
 
 /*
+ * Ordered queues: the first row of the queue and key before pos that was started
+ * before, and is to run again.  false: there is none.
+ */
+extern bool jq_row_tried_before(JqTable *t, const char *queue, const char *key,
+								int keylen, JqPos pos, JqPos *found,
+								TimestampTz *run_at);
+
+/*
  * The lanes that the table has or had, in order, beginning after the one given
  * (queue NULL: with the first).  false: there are no more.  queue has
  * NAMEDATALEN bytes or more.

@@ -69,7 +69,7 @@ relcache_callback(Datum arg, Oid relid)
 	(void) arg;
 	if (relid == InvalidOid || relid == table.job || relid == table.pk ||
 		relid == table.ready || relid == table.due || relid == table.expiry ||
-		relid == table.key || relid == table.archive ||
+		relid == table.key || relid == table.tried || relid == table.archive ||
 		relid == table.sequence || relid == table.queue_version)
 		table_valid = false;
 }
@@ -153,7 +153,7 @@ is_plain(Relation rel)
 	if (constr != NULL &&
 		(constr->num_check > 0 || constr->has_generated_stored))
 		return false;
-	return list_length(RelationGetIndexList(rel)) == 5;
+	return list_length(RelationGetIndexList(rel)) == 6;
 }
 
 static IndexInfo *
@@ -186,6 +186,7 @@ lookup(JqTable *t)
 	t->due = member(t->schema, t->extension, "jobqueue_job_due");
 	t->expiry = member(t->schema, t->extension, "jobqueue_job_expiry");
 	t->key = member(t->schema, t->extension, "jobqueue_job_key");
+	t->tried = member(t->schema, t->extension, "jobqueue_job_tried");
 	t->sequence = member(t->schema, t->extension, "jobqueue_job_id_seq");
 	t->archive = member(t->schema, t->extension, "jobqueue_archive");
 	t->queue_version =
@@ -195,8 +196,8 @@ lookup(JqTable *t)
 		return false; /* CREATE EXTENSION is under way */
 	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->due) ||
 		!OidIsValid(t->expiry) || !OidIsValid(t->key) ||
-		!OidIsValid(t->sequence) || !OidIsValid(t->archive) ||
-		!OidIsValid(t->queue_version))
+		!OidIsValid(t->tried) || !OidIsValid(t->sequence) ||
+		!OidIsValid(t->archive) || !OidIsValid(t->queue_version))
 	{
 		if (creating_extension)
 			return false;
@@ -335,8 +336,8 @@ insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 		"INSERT INTO %s.jobqueue_job (id, enqueued_at, home, run_at, expires_at,"
 		" owner, func_owner, priority, attempt, max_attempts, crashes, kind,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-		" errors) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-		" $14, $15, $16, $17, $18, $19, $20, $21, $22) RETURNING ctid";
+		" errors, keeps_order) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+		" $14, $15, $16, $17, $18, $19, $20, $21, $22, $23) RETURNING ctid";
 	Oid types[JQ_NCOLS];
 	char flags[JQ_NCOLS];
 	int i;

@@ -39,9 +39,10 @@ enum
 	JQ_COL_TIMEOUT,
 	JQ_COL_KEEP,
 	JQ_COL_TAGS,
-	JQ_COL_ERRORS
+	JQ_COL_ERRORS,
+	JQ_COL_KEEPS_ORDER
 };
-#define JQ_NCOLS 22
+#define JQ_NCOLS 23
 
 /* kinds of commands, as stored */
 #define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
@@ -63,6 +64,7 @@ typedef struct JqTable
 	Oid due;
 	Oid expiry;
 	Oid key;
+	Oid tried;
 	Oid sequence;
 	Oid archive;
 	Oid queue_version; /* sequence */

@@ -5,24 +5,29 @@
  * A partitioned hash of keys that are held or waited for.  States of a key:
  *
  *		absent -> held		: jq_keylock_take
+ *		held   -> held		: jq_keylock_take by one more process, as far as
+ *							  keyrule.c lets it; jq_keylock_release by one of
+ *							  several
  *		held   -> absent	: jq_keylock_release, nobody waits
- *		held   -> free		: jq_keylock_release, some still wait: the first of
- *							  each lane has gone back into its lane and takes
- *							  the key when its turn comes there
- *		free   -> held		: jq_keylock_take, by whoever comes first
+ *		held   -> free		: jq_keylock_release, some still wait
+ *		free   -> held		: jq_keylock_take
  *		free   -> absent	: the last waiter is forgotten
  *
- * In "free" each lane that has waiters here also has one entry in its order,
- * marked JQ_E_UNPARKED.  If that entry leaves the order without being taken (it
- * is evicted), the waiters of the lane leave with it, so nobody waits for a key
- * that no one will release.
+ * Whenever somebody may have the key, be it free or not, each lane whose first
+ * waiter may have it also has an entry in its order, marked JQ_E_UNPARKED: the
+ * first waiters of each lane go back there when a holder goes, or when the
+ * moment comes for which they waited (keywake.c).  Whoever takes the key with
+ * that mark hands it on to the next waiter of his lane, if he may have it too.  If
+ * that entry leaves the order without being taken (it is evicted), the waiters of
+ * the lane leave with it, so nobody waits for a key that no one will release.
  *
  * Waiters stand in order of (priority, id); keyspill.c tells of those that memory
- * does not keep, and of the scheduler that brings them:
+ * does not keep, and of the scheduler that brings them.  While rows are on their
+ * way (it is the key's "pusher") no worker gets the key.
  *
- *		free   -> held		: jq_keylock_refill_read, by the scheduler
- *		held   -> held		: jq_keylock_release while rows are on their way: the
- *							  key goes to the scheduler ("pusher")
+ * The first holder is part of the key; more are elements of the pool.  Where the
+ * pool has none, the key has as many holders as it has: each that goes lets the
+ * next one look.
  */
 #include "postgres.h"
 
@@ -31,6 +36,7 @@
 #include "database.h"
 #include "guc.h"
 #include "keytable.h"
+#include "keywake.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "storage/shmem.h"
@@ -44,6 +50,10 @@ typedef struct JqMyKey
 {
 	JqKeyTag tag;
 	uint32 hash;
+	int64 job;
+	bool pushed;		/* we are not a holder, but its pusher */
+	bool unused;		/* a token was taken that has not been used */
+	JqKeyBucket bucket; /* of the token */
 } JqMyKey;
 
 static JqMyKey *my_keys;
@@ -88,7 +98,8 @@ max_keys(void)
 Size
 jq_keylock_size(void)
 {
-	return hash_estimate_size(max_keys(), sizeof(JqKey));
+	return add_size(hash_estimate_size(max_keys(), sizeof(JqKey)),
+					add_size(jq_keyrate_size(), jq_keywake_size()));
 }
 
 void
@@ -105,6 +116,8 @@ jq_keylock_init(void)
 	jq_keys = ShmemInitHash("jobqueue keys", max_keys(), max_keys(), &info,
 							HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
 								HASH_PARTITION);
+	jq_keyrate_init();
+	jq_keywake_init();
 }
 
 static void
@@ -122,6 +135,12 @@ jq_key_partition(uint32 hash)
 	return jq_key_lock(hash % JQ_KEY_PARTITIONS);
 }
 
+bool
+jq_keylock_crowded(void)
+{
+	return hash_get_num_entries(jq_keys) > max_keys() / 2;
+}
+
 void
 jq_keylock_prepare(void)
 {
@@ -134,13 +153,24 @@ jq_keylock_prepare(void)
 	max_my_keys = max_my_keys == 0 ? 8 : 2 * max_my_keys;
 }
 
-void
-jq_key_note_mine(const JqKeyTag *tag, uint32 hash)
+static JqMyKey *
+note_mine(const JqKeyTag *tag, uint32 hash)
 {
+	JqMyKey *m = &my_keys[n_my_keys];
+
 	Assert(n_my_keys < max_my_keys);
-	my_keys[n_my_keys].tag = *tag;
-	my_keys[n_my_keys].hash = hash;
+	m->tag = *tag;
+	m->hash = hash;
+	m->job = 0;
+	m->pushed = m->unused = false;
 	n_my_keys++;
+	return m;
+}
+
+void
+jq_key_note_pushed(const JqKeyTag *tag, uint32 hash)
+{
+	note_mine(tag, hash)->pushed = true;
 }
 
 JqKey *
@@ -172,13 +202,157 @@ jq_key_unlock_all(void)
 		LWLockRelease(jq_key_lock(i));
 }
 
-/* nobody holds it, waits for it, or has rows in the table only */
 void
 jq_key_remove_if_unused(JqKey *k, uint32 hash)
 {
-	if (k->procno < 0 && k->first == JQ_NIL && !k->spilled)
-		hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
+	if (k->nholders > 0 || k->pusher >= 0 || k->first != JQ_NIL ||
+		k->norders > 0 || k->spilled)
+		return;
+	jq_key_wake_cancel(k, hash);
+	hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
 }
+
+#ifdef USE_ASSERT_CHECKING
+void
+jq_key_check(const JqKey *k)
+{
+	const JqHolder *h = &k->holder;
+	uint32 waiting = 0;
+	uint32 last = JQ_NIL;
+	uint32 ix;
+	int32 limit = PG_INT32_MAX;
+	int i;
+
+	for (i = 0; i < k->nholders; i++)
+	{
+		limit = Min(limit, h->limit);
+		Assert((h->next == JQ_NIL) == (i == k->nholders - 1));
+		if (h->next != JQ_NIL)
+			h = JQ_HOLDER(h->next);
+	}
+	Assert(k->nholders == 0 || (limit == k->limit && limit > 0));
+	Assert(k->norders >= 0 && k->norders <= KEY_ORDERS);
+	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
+	{
+		Assert(last == JQ_NIL ||
+			   jq_pos_cmp(JQ_ENTRY_POS(last), JQ_ENTRY_POS(ix)) < 0);
+		last = ix;
+		waiting++;
+	}
+	Assert(last == k->last && waiting == k->nwaiting);
+}
+#endif
+
+/* ---------------------------------------------------------------- holders */
+
+/* is this process one of them? */
+static bool
+holds(const JqKey *k)
+{
+	const JqHolder *h = &k->holder;
+	int i;
+
+	for (i = 0; i < k->nholders; i++)
+	{
+		if (h->procno == jq_my_procno() && h->pid == MyProcPid)
+			return true;
+		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+	}
+	return false;
+}
+
+/* false: there is no memory for one more */
+static bool
+add_holder(JqKey *k, int64 job, int lane, int32 limit)
+{
+	uint32 next = JQ_NIL;
+
+	if (k->nholders > 0)
+	{
+		next = jq_pool_take();
+		if (next == JQ_NIL)
+			return false;
+		*JQ_HOLDER(next) = k->holder;
+	}
+	k->holder.procno = jq_my_procno();
+	k->holder.pid = MyProcPid;
+	k->holder.job = job;
+	k->holder.since = GetCurrentTimestamp();
+	k->holder.limit = limit;
+	k->holder.lane = lane;
+	k->holder.next = next;
+	k->limit = k->nholders == 0 ? limit : Min(k->limit, limit);
+	k->nholders++;
+	return true;
+}
+
+static void
+set_limit(JqKey *k)
+{
+	const JqHolder *h = &k->holder;
+	int i;
+
+	k->limit = PG_INT32_MAX;
+	for (i = 0; i < k->nholders; i++)
+	{
+		k->limit = Min(k->limit, h->limit);
+		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+	}
+}
+
+/* false: this process is none */
+static bool
+remove_holder(JqKey *k)
+{
+	JqHolder *h = &k->holder;
+	uint32 *link = NULL; /* to h */
+
+	if (!holds(k))
+		return false;
+	while (h->procno != jq_my_procno() || h->pid != MyProcPid)
+	{
+		link = &h->next;
+		h = JQ_HOLDER(h->next);
+	}
+	if (h->next != JQ_NIL)
+	{
+		/* the next one takes its place */
+		uint32 next = h->next;
+
+		*h = *JQ_HOLDER(next);
+		jq_pool_give_back(next);
+	}
+	else if (link != NULL)
+	{
+		jq_pool_give_back(*link);
+		*link = JQ_NIL;
+	}
+	k->nholders--;
+	set_limit(k);
+	return true;
+}
+
+void
+jq_key_renew_limits(JqKey *k, uint32 hash)
+{
+	JqHolder *h = &k->holder;
+	JqKeyRules r;
+	int i;
+
+	for (i = 0; i < k->nholders; i++)
+	{
+		/* the lane stays what it is while a job of it is claimed */
+		if (h->lane >= 0)
+		{
+			jq_key_rules(k, hash, h->lane, &r);
+			h->limit = r.limit;
+		}
+		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+	}
+	set_limit(k);
+}
+
+/* ---------------------------------------------------------------- waiters */
 
 /*
  * Put the entry among the waiters, in order.  false: the job waits already, as
@@ -252,7 +426,6 @@ enter_key(const JqKeyTag *tag, uint32 hash)
 	{
 		memset((char *) k + sizeof(JqKeyTag), 0,
 			   sizeof(JqKey) - sizeof(JqKeyTag));
-		k->procno = -1;
 		k->pusher = -1;
 		k->first = k->last = JQ_NIL;
 		k->one_lane = true;
@@ -261,9 +434,86 @@ enter_key(const JqKeyTag *tag, uint32 hash)
 	return k;
 }
 
+static JqKeyResult
+take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
+	 uint32 *next)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until;
+	JqKeyRules r;
+	JqKeyClosed closed;
+	JqPos pos = ix != JQ_NIL ? JQ_ENTRY_POS(ix) : JQ_POS_NOTHING;
+	bool counted_on =
+		ix != JQ_NIL && (JQ_ENTRY(ix)->flags & JQ_E_UNPARKED) != 0;
+	JqMyKey *m;
+
+	jq_key_rules(k, hash, lane, &r);
+	if (ix == JQ_NIL)
+	{
+		if (k->nholders > 0 &&
+			(k->nholders >= Min(r.limit, k->limit) || holds(k)))
+			return JQ_KEY_BUSY;
+		if (!add_holder(k, job, -1, r.limit))
+			return JQ_KEY_BUSY;
+		note_mine(&k->tag, hash)->job = job;
+		return JQ_KEY_TAKEN;
+	}
+	if (k->brought > 0)
+		k->brought--;
+	closed = jq_key_closed(k, &r, pos, now, &until);
+	if (closed != JQ_KEY_OPEN)
+	{
+		jq_key_wake_by(k, hash, until);
+		return wait_for(k, ix);
+	}
+	if (k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
+	{
+		/* smaller ones may be in the table */
+		JqKeyResult result = wait_for(k, ix);
+
+		if (counted_on && !k->filling && !k->want)
+		{
+			/* those of its lane that count on it are larger still */
+			jq_key_spill_waiters(k);
+			k->want = *ask = true;
+		}
+		else
+			*ask |= jq_key_wants_refill(k);
+		return result;
+	}
+	if (jq_key_behind(k, hash, lane, pos, now) || holds(k))
+	{
+		/* somebody else may be able to go; if so, the launcher sees to it */
+		jq_key_wake_by(k, hash, now);
+		return wait_for(k, ix);
+	}
+	if (!add_holder(k, job, lane, r.limit))
+		return wait_for(k, ix); /* there are others, who let it go */
+	m = note_mine(&k->tag, hash);
+	m->job = job;
+	if (r.limited)
+	{
+		jq_keyrate_take(&r.bucket, now);
+		m->unused = true;
+		m->bucket = r.bucket;
+	}
+	if (k->turn_ends != 0 && jq_pos_cmp(pos, k->turn) == 0)
+	{
+		k->turn_ends = 0;
+		if (k->first != JQ_NIL)
+			jq_key_wake_by(k, hash, now);
+	}
+	if (counted_on && k->first != JQ_NIL)
+	{
+		*next = jq_key_unpark_next(k, hash, lane, now, &until);
+		jq_key_wake_by(k, hash, until);
+	}
+	return JQ_KEY_TAKEN;
+}
+
 JqKeyResult
-jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
-				bool *ask)
+jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
+				uint32 entry, bool *ask, uint32 *next)
 {
 	JqKeyTag tag;
 	uint32 hash;
@@ -271,6 +521,7 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
 	JqKeyResult result;
 
 	Assert(n_my_keys < max_my_keys);
+	*next = JQ_NIL;
 	make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
 	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
@@ -285,92 +536,38 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, uint32 entry,
 		result = JQ_KEY_FULL;
 	else
 	{
-		if (entry != JQ_NIL && k->brought > 0)
-			k->brought--;
-		if (k->procno >= 0 &&
-			!(entry == JQ_NIL && k->pusher >= 0 && k->procno == k->pusher))
-			result = entry == JQ_NIL ? JQ_KEY_BUSY : wait_for(k, entry);
-		else if (entry != JQ_NIL && k->spilled &&
-				 jq_pos_cmp(JQ_ENTRY_POS(entry), k->frontier) >= 0)
-		{
-			/* free, but smaller ones may be in the table */
-			bool counted_on = (JQ_ENTRY(entry)->flags & JQ_E_UNPARKED) != 0;
-
-			result = wait_for(k, entry);
-			if (counted_on && !k->filling && !k->want)
-			{
-				/* those of its lane that count on it are larger still */
-				jq_key_spill_waiters(k);
-				k->want = *ask = true;
-			}
-			else
-				*ask |= jq_key_wants_refill(k);
-		}
-		else
-		{
-			result = JQ_KEY_TAKEN;
-			k->procno = jq_my_procno();
-			k->pid = MyProcPid;
-			k->job = job;
-			k->since = GetCurrentTimestamp();
-			jq_key_note_mine(&tag, hash);
-		}
+		result = take(k, hash, job, lane, entry, ask, next);
+		jq_key_check(k);
 	}
 	LWLockRelease(jq_key_partition(hash));
 	return result;
 }
 
-/*
- * Unlink waiters that are to go back into their lanes: the first of each lane,
- * or (all) everybody.
- */
-static uint32
-unpark(JqKey *k, bool all)
+static int
+find_mine(Oid db, const char *key, int len)
 {
-	uint32 chain = JQ_NIL;
-	uint32 *end = &chain;
-	uint32 *link = &k->first;
-	uint32 prev = JQ_NIL;
-	int32 seen[16];
-	int nseen = 0;
+	int i;
 
-	while (*link != JQ_NIL)
-	{
-		uint32 ix = *link;
-		bool take = true;
-		int i;
+	for (i = n_my_keys - 1; i >= 0; i--)
+		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
+			memcmp(my_keys[i].tag.text, key, len) == 0)
+			return i;
+	return -1;
+}
 
-		for (i = 0; i < nseen && !all; i++)
-			if (seen[i] == JQ_ENTRY(ix)->lane)
-				take = false;
-		if (take)
-		{
-			if (nseen < (int) lengthof(seen))
-				seen[nseen++] = JQ_ENTRY(ix)->lane;
-			*link = JQ_ENTRY(ix)->next[0];
-			JQ_ENTRY(ix)->next[0] = JQ_NIL;
-			if (!all)
-				JQ_ENTRY(ix)->flags |= JQ_E_UNPARKED;
-			*end = ix;
-			end = &JQ_ENTRY(ix)->next[0];
-			k->nwaiting--;
-		}
-		else
-		{
-			prev = ix;
-			link = &JQ_ENTRY(ix)->next[0];
-		}
-		if (k->one_lane && !all)
-		{
-			if (*link != JQ_NIL)
-				prev = k->last;
-			break;
-		}
-	}
-	k->last = prev;
-	if (k->first == JQ_NIL)
-		k->last = JQ_NIL;
-	return chain;
+void
+jq_keylock_use(Oid db, const char *key, int len)
+{
+	int i = find_mine(db, key, len);
+
+	if (i >= 0)
+		my_keys[i].unused = false;
+}
+
+void
+jq_keylock_tell(void)
+{
+	jq_key_wake_tell();
 }
 
 #define RELEASE_LANES 8
@@ -415,26 +612,46 @@ is_subset(const int *a, int na, const int *b, int nb)
 	return i == na;
 }
 
-/* partition lock held: the key is free; its waiters that may go on now */
-static uint32
-set_free(JqKey *k, uint32 hash, bool all, bool *ask)
+/* partition lock held: this process lets it go; false: it has it not */
+static bool
+let_go(JqKey *k, JqMyKey *my)
 {
-	uint32 chain;
-
-	if (k->pusher >= 0 && k->procno != k->pusher)
+	if (my->pushed)
 	{
-		/* smaller ones than those in the lanes may be on their way */
-		k->procno = k->pusher;
-		k->pid = k->pusher_pid;
-		k->job = 0;
-		return JQ_NIL;
+		if (k->pusher != jq_my_procno() || k->pusher_pid != MyProcPid)
+			return false;
+		k->pusher = -1;
+		return true;
 	}
-	k->pusher = -1;
-	k->procno = -1;
-	k->pid = 0;
-	k->job = 0;
-	chain = unpark(k, all);
-	*ask = jq_key_wants_refill(k);
+	if (my->unused)
+		jq_keyrate_give_back(&my->bucket);
+	if (!remove_holder(k))
+		return false;
+	/* unless its failure is still to be recorded */
+	if (k->norders > 0)
+		(void) jq_key_order_clear(k, my->job, false);
+	return true;
+}
+
+/* partition lock held: those that may go on now */
+static uint32
+unpark(JqKey *k, uint32 hash, bool all, bool *ask)
+{
+	uint32 chain = JQ_NIL;
+
+	/* smaller ones than those in the lanes may be on their way */
+	if (k->pusher < 0 && (k->first != JQ_NIL || k->norders > 0))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz until;
+
+		jq_key_order_expire(k, hash, now);
+		chain = jq_key_unpark(k, hash, all, now, &until);
+		jq_key_wake_by(k, hash, until);
+	}
+	if (k->pusher < 0 && (k->nholders == 0 || k->nholders < k->limit))
+		*ask = jq_key_wants_refill(k);
+	jq_key_check(k);
 	jq_key_remove_if_unused(k, hash);
 	return chain;
 }
@@ -463,19 +680,17 @@ jq_keylock_wake(void)
 }
 
 /*
- * The key becomes free, and its first waiters are back in their lanes, in one
- * section: else a later job of the lane could take the key in between.  So the
- * locks of the lanes are taken first, in ascending order (the one place where
- * several lane locks are held), and if the waiters have changed meanwhile, once
- * more.  Where there are too many lanes for that, their order is not kept.
+ * The key has room (my: this process lets it go), and its first waiters are back
+ * in their lanes, in one section: else a later job of the lane could take the key
+ * in between.  So the locks of the lanes are taken first, in ascending order (the
+ * one place where several lane locks are held), and if the waiters have changed
+ * meanwhile, once more.  Where there are too many lanes for that, their order is
+ * not kept.
  */
 static void
-release_at(int my)
+advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
 {
-	JqKeyTag tag = my_keys[my].tag;
-	uint32 hash = my_keys[my].hash;
-	bool all = tag.db == JQ_SUSPECT_DB ||
-			   hash_get_num_entries(jq_keys) > max_keys() / 2;
+	bool all = tag->db == JQ_SUSPECT_DB || jq_keylock_crowded();
 	uint32 chain = JQ_NIL;
 	int locked[RELEASE_LANES];
 	int nlocked = 0;
@@ -486,22 +701,22 @@ release_at(int my)
 
 	/* nothing may come between leaving the key and entering the lane */
 	HOLD_INTERRUPTS();
-	my_keys[my] = my_keys[--n_my_keys];
 	while (!done)
 	{
 		int lanes[RELEASE_LANES];
 		int n = 0;
 
 		LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
-		k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
-		if (k == NULL || k->procno != jq_my_procno() || k->pid != MyProcPid)
-			done = true; /* not ours */
+		k = hash_search_with_hash_value(jq_keys, tag, hash, HASH_FIND, NULL);
+		if (k == NULL)
+			done = true;
 		else
 		{
 			n = lanes_of_waiters(k, lanes);
 			if (n < 0 || is_subset(lanes, n, locked, nlocked))
 			{
-				chain = set_free(k, hash, all || n < 0, &ask);
+				if (my == NULL || let_go(k, my))
+					chain = unpark(k, hash, all || n < 0, &ask);
 				done = true;
 			}
 		}
@@ -549,23 +764,36 @@ release_at(int my)
 		chain = next;
 	}
 	if (ask)
-		ask_refill(tag.db);
+		ask_refill(tag->db);
 	jq_keylock_wake();
+	jq_key_wake_tell();
+	RESUME_INTERRUPTS();
+}
+
+void
+jq_key_advance(const JqKeyTag *tag)
+{
+	advance(tag, jq_key_hash_of(tag), NULL);
+}
+
+static void
+release_at(int i)
+{
+	JqMyKey my = my_keys[i];
+
+	HOLD_INTERRUPTS();
+	my_keys[i] = my_keys[--n_my_keys];
+	advance(&my.tag, my.hash, &my);
 	RESUME_INTERRUPTS();
 }
 
 void
 jq_keylock_release(Oid db, const char *key, int len)
 {
-	int i;
+	int i = find_mine(db, key, len);
 
-	for (i = 0; i < n_my_keys; i++)
-		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
-			memcmp(my_keys[i].tag.text, key, len) == 0)
-		{
-			release_at(i);
-			return;
-		}
+	if (i >= 0)
+		release_at(i);
 }
 
 void
@@ -575,32 +803,27 @@ jq_keylock_release_all(void)
 		release_at(n_my_keys - 1);
 }
 
-/* this process, a scheduler, will not publish what it has read */
-void
-jq_keylock_push_no_more(void)
-{
-	HASH_SEQ_STATUS seq;
-	JqKey *k;
-
-	jq_key_lock_all(LW_EXCLUSIVE);
-	hash_seq_init(&seq, jq_keys);
-	while ((k = hash_seq_search(&seq)) != NULL)
-		if (k->pusher == jq_my_procno() && k->pusher_pid == MyProcPid &&
-			k->procno != k->pusher)
-			k->pusher = -1;
-	jq_key_unlock_all();
-}
-
 bool
 jq_keylock_mine(Oid db, const char *key, int len)
 {
-	int i;
+	return find_mine(db, key, len) >= 0;
+}
 
-	for (i = 0; i < n_my_keys; i++)
-		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
-			memcmp(my_keys[i].tag.text, key, len) == 0)
-			return true;
-	return false;
+/* partition lock held: may the first waiter of the lane have it now? */
+static bool
+open_for(JqKey *k, uint32 hash, int lane)
+{
+	TimestampTz until;
+	JqKeyRules r;
+	uint32 ix = k->first;
+
+	while (ix != JQ_NIL && JQ_ENTRY(ix)->lane != lane)
+		ix = JQ_ENTRY(ix)->next[0];
+	if (ix == JQ_NIL)
+		return false;
+	jq_key_rules(k, hash, lane, &r);
+	return jq_key_closed(k, &r, JQ_ENTRY_POS(ix), GetCurrentTimestamp(),
+						 &until) == JQ_KEY_OPEN;
 }
 
 uint32
@@ -622,7 +845,8 @@ jq_keylock_forget_waiters(uint32 entry)
 	hash = tag_hash_text(&tag, 0);
 	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
-	if (k != NULL && k->procno < 0)
+	/* if not, somebody is sure to unpark them */
+	if (k != NULL && open_for(k, hash, lane))
 	{
 		uint32 *link = &k->first;
 
@@ -657,8 +881,8 @@ jq_keylock_forget_waiters(uint32 entry)
 JqKeyInfo *
 jq_keylock_list(Oid db, int *n)
 {
-	JqKeyInfo *list =
-		palloc_extended(max_keys() * sizeof(JqKeyInfo), MCXT_ALLOC_HUGE);
+	long max = 2 * max_keys();
+	JqKeyInfo *list = palloc_extended(max * sizeof(JqKeyInfo), MCXT_ALLOC_HUGE);
 	HASH_SEQ_STATUS seq;
 	JqKey *k;
 
@@ -667,17 +891,28 @@ jq_keylock_list(Oid db, int *n)
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
 	{
-		if (k->tag.db != db || *n >= max_keys())
+		const JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
+		bool first = true;
+
+		/* it may be there for what it knows of a failed job */
+		if (k->tag.db != db ||
+			(k->nholders == 0 && k->first == JQ_NIL && !k->spilled))
 			continue;
-		memcpy(list[*n].key, k->tag.text, sizeof(list[*n].key));
-		list[*n].pid = k->procno >= 0 ? k->pid : 0;
-		list[*n].job = k->job;
-		list[*n].since = k->since;
-		list[*n].waiting =
-			k->nwaiting + (k->spilled ? jq_key_spilled_rows(k) : 0);
-		list[*n].spilled = k->spilled;
-		list[*n].frontier = k->frontier;
-		(*n)++;
+		for (; *n < max && (first || h != NULL); first = false)
+		{
+			JqKeyInfo *i = &list[(*n)++];
+
+			memcpy(i->key, k->tag.text, sizeof(i->key));
+			i->first = first;
+			i->pid = h != NULL ? h->pid : 0;
+			i->job = h != NULL ? h->job : 0;
+			i->since = h != NULL ? h->since : 0;
+			i->waiting =
+				k->nwaiting + (k->spilled ? jq_key_spilled_rows(k) : 0);
+			i->spilled = k->spilled;
+			i->frontier = k->frontier;
+			h = h == NULL || h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+		}
 	}
 	jq_key_unlock_all();
 	return list;

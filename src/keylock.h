@@ -1,10 +1,12 @@
 /*
  * keylock.h
- *		Keys: at most one holder each, per database, by full text.
+ *		Keys: at most so many holders each, per database, by full text.
  *
- * A key is held by a process, for a job.  A job that meets a held key is parked
- * on it and holds nothing; when the key becomes free its first waiter (of each
- * lane) goes back into its lane, and the key stays free until a job takes it.
+ * A key is held by processes, for a job each.  How many it may have, how often
+ * it may be taken and by whom next, is a matter of the queues of the jobs; see
+ * keyrule.c.  A job that cannot have its key is parked on it and holds nothing;
+ * when that may have changed the key's first waiter (of each lane) goes back into
+ * its lane, and the key is nobody's until a job takes it.
  */
 #ifndef JQ_KEYLOCK_H
 #define JQ_KEYLOCK_H
@@ -18,7 +20,8 @@
 typedef struct JqKeyInfo
 {
 	char key[JQ_KEY_MAX + 1];
-	int pid; /* 0 = free, but waited for */
+	bool first; /* else it is another holder of the key before */
+	int pid;	/* 0 = free, but waited for */
 	int64 job;
 	TimestampTz since;
 	int64 waiting;
@@ -42,12 +45,22 @@ extern void jq_keylock_init(void);
 extern void jq_keylock_prepare(void);
 
 /*
- * Take the key for this process and the job.  If it is held, and entry is not
- * JQ_NIL, park the entry on it in the same section.  An entry's lane lock is
- * held by the caller.  *ask: the key wants a refill (JQ_REQ_KEYS).
+ * Take the key, and a token of its bucket, for this process and the job of that
+ * lane (-1: of a queue with default settings).  If it cannot be had, and entry is
+ * not JQ_NIL, park the entry on it in the same section.  Without an entry
+ * nothing is asked but whether it has too many holders.  A process has a key once.
+ * An entry's lane lock is held by the caller, who calls jq_keylock_tell when it
+ * is not.
+ * *ask: the key wants a refill (JQ_REQ_KEYS).  *next: a waiter of the same lane
+ * that may have it too, for jq_lane_take_back; or JQ_NIL.
  */
 extern JqKeyResult jq_keylock_take(Oid db, const char *key, int len, int64 job,
-								   uint32 entry, bool *ask);
+								   int lane, uint32 entry, bool *ask,
+								   uint32 *next);
+/* the job that this process has the key for begins: its token is used */
+extern void jq_keylock_use(Oid db, const char *key, int len);
+/* no lock held: the launcher may have to know of a moment */
+extern void jq_keylock_tell(void);
 
 /* no place in the key table until one becomes free */
 static inline bool
@@ -108,15 +121,61 @@ extern void jq_keylock_was_known(Oid db, const JqKeyWant *k, int lane);
 extern void jq_keylock_refill_end(Oid db, const JqKeyWant *k, int in_vain);
 /* lanes have been stopped: keys that are free may have to bring others' rows */
 extern void jq_keylock_look_again(Oid db);
-/* for the exit hook of a scheduler, before jq_keylock_release_all */
-extern void jq_keylock_push_no_more(void);
 /* a scheduler died in a refill: what it had read is read again */
 extern void jq_keylock_refill_abandon(Oid db);
 /* the database has no jobs; or: forget what the keys know */
 extern void jq_keylock_purge(Oid db);
 extern void jq_keylock_forget(Oid db);
 
-/* all keys of a database, and the ids parked on them; palloc'd */
+/* ---- ordered queues; see keyorder.c.  No lock is held ---- */
+
+/*
+ * The key is ours.  The job at pos is to run (again) at run_at, before all later
+ * ones of the queue; DT_NOEND: its failure is about to be recorded.
+ */
+extern void jq_keylock_order_begin(Oid db, const char *key, int len,
+								   const char *queue, JqPos pos,
+								   TimestampTz run_at);
+/*
+ * Is the key table so full that more of that had better wait in the table?
+ */
+extern bool jq_keylock_crowded(void);
+/*
+ * What the job is now is in the table: a failure has been recorded, it has
+ * ended, or was changed.
+ */
+extern void jq_keylock_order_recorded(Oid db, const char *key, int len,
+									  int64 job);
+extern void jq_keylock_order_recorded_job(Oid db, int64 job);
+/* the same of many jobs; all: even of those whose failure is to be recorded */
+extern void jq_keylock_order_forget(Oid db, bool all);
+/* settings of a queue have changed */
+extern void jq_keylock_settings_changed(Oid db);
+
+/* ---- launcher: what is due; *next is lowered to when to come again ---- */
+extern void jq_keylock_look_due(TimestampTz *next);
+
+/* what keeps a job of the lane (-1: default settings) at pos from its key? */
+typedef struct JqKeyWhy
+{
+	int holders;
+	int limit; /* so many it may have, with this job */
+	int pid;   /* of one of them */
+	int64 job;
+	TimestampTz since;
+	int64 ahead;			/* waiters before it ... */
+	bool ahead_more;		/* ... and some in the table */
+	int64 after;			/* the failed job that is to run before; 0 = none */
+	TimestampTz next_token; /* 0 = there is one */
+} JqKeyWhy;
+
+extern void jq_keylock_explain(Oid db, const char *key, int len, int lane,
+							   JqPos pos, JqKeyWhy *why);
+
+/*
+ * All holders of all keys of a database (a row of a key without any, if it is
+ * waited for), and the ids parked on keys; palloc'd
+ */
 extern JqKeyInfo *jq_keylock_list(Oid db, int *n);
 extern int64 *jq_keylock_parked(Oid db, int *n);
 

@@ -18,9 +18,9 @@
  *
  * A spilled key stays in the table even if nobody holds it or waits.
  *
- * Between refill_read and refill_end the scheduler owns the key ("pusher"), or
- * gets it when its holder lets it go: entries before the new frontier may stand
- * in their lanes while smaller ones are still on their way there.
+ * Between refill_read and refill_end the scheduler is the key's "pusher", and no
+ * worker gets it: entries before the new frontier may stand in their lanes while
+ * smaller ones are still on their way there.
  */
 #include "postgres.h"
 
@@ -137,7 +137,7 @@ jq_key_spill_waiters(JqKey *k)
 		jq_key_spill_last(k);
 }
 
-/* waiters that a worker may take; those of stopped lanes hold nobody up */
+/* waiters that a worker may take; those of lanes that wait hold nobody up */
 static uint32
 waiters_that_run(JqKey *k)
 {
@@ -145,7 +145,7 @@ waiters_that_run(JqKey *k)
 	uint32 ix;
 
 	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
-		if (!jq_lane_stopped(&jq_lanes[JQ_ENTRY(ix)->lane]))
+		if (!jq_lane_waits(&jq_lanes[JQ_ENTRY(ix)->lane]))
 			n++;
 	return n;
 }
@@ -159,12 +159,18 @@ jq_key_wants_refill(JqKey *k)
 
 	if (!k->spilled || k->want || k->filling)
 		return false;
+	/* where nothing can wait in memory, it would come in vain */
+	if ((k->nholders > 0 || k->norders > 0 || k->wake_at != 0) &&
+		jq_key_max_waiters() == 0)
+		return false;
 	n = waiters_that_run(k);
 	/* nobody waits, but the lane of all of them still has what was read */
 	if (n == 0 && k->brought > 0 && !others)
 		return false;
-	/* free, and those in memory may have no worker: others may come after them */
-	if (n > 0 && k->procno < 0 && others)
+	/* free, and those in memory may have no worker: others may come after them;
+	 * but not if it is no worker that they lack */
+	if (n > 0 && k->nholders == 0 && k->norders == 0 && k->wake_at == 0 &&
+		others)
 		n = 0;
 	if (n > 0 && (k->brought > 0 || n > jq_key_max_waiters() / 2))
 		return false;
@@ -208,7 +214,7 @@ jq_keylock_dropped(Oid db, const char *key, int len)
 	k = jq_key_find(db, key, len, &hash);
 	if (k != NULL && k->brought > 0)
 		k->brought--;
-	ask = k != NULL && k->procno < 0 && k->first == JQ_NIL &&
+	ask = k != NULL && k->nholders == 0 && k->first == JQ_NIL &&
 		  jq_key_wants_refill(k);
 	LWLockRelease(jq_key_partition(hash));
 	return ask;
@@ -254,14 +260,7 @@ jq_keylock_refill_read(Oid db, const JqKeyWant *want, JqPos upto,
 		/* entries before the new frontier may stand in their lanes already */
 		k->pusher = jq_my_procno();
 		k->pusher_pid = MyProcPid;
-		if (k->procno < 0)
-		{
-			k->procno = k->pusher;
-			k->pid = k->pusher_pid;
-			k->job = 0;
-			k->since = GetCurrentTimestamp();
-		}
-		jq_key_note_mine(&k->tag, hash);
+		jq_key_note_pushed(&k->tag, hash);
 	}
 	LWLockRelease(jq_key_partition(hash));
 }
@@ -289,8 +288,6 @@ jq_keylock_refill_end(Oid db, const JqKeyWant *want, int in_vain)
 		k->brought = Max(k->brought - in_vain, 0);
 		if (jq_pos_is_all(k->frontier))
 			set_unspilled(k);
-		if (k->procno != k->pusher)
-			k->pusher = -1; /* somebody has it: it is his to release */
 	}
 	LWLockRelease(jq_key_partition(hash));
 	/* all that was read may have run by now: asks for more if need be */
@@ -387,7 +384,7 @@ forget(JqKey *k)
 static void
 look_again(JqKey *k)
 {
-	if (k->procno < 0)
+	if (k->nholders == 0)
 		(void) jq_key_wants_refill(k);
 }
 

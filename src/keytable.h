@@ -6,6 +6,9 @@
 #define JQ_KEYTABLE_H
 
 #include "keylock.h"
+#include "keyrate.h"
+#include "lib/pairingheap.h"
+#include "queue.h"
 #include "utils/hsearch.h"
 
 typedef struct JqKeyTag
@@ -18,15 +21,27 @@ typedef struct JqKeyTag
 /* lanes that are told apart; what is of others is counted for the first */
 #define SPILL_LANES 4
 
+/*
+ * In the queue of that name (hash of it; 0 = in all) nothing after pos has the
+ * key before that moment; DT_NOEND: before somebody says so.
+ */
+typedef struct JqKeyOrder
+{
+	uint32 queue;
+	JqPos pos;
+	TimestampTz until;
+} JqKeyOrder;
+
+#define KEY_ORDERS 3
+
 /* all under the partition's lock */
 typedef struct JqKey
 {
 	JqKeyTag tag;
-	int procno; /* of the holder; -1 = free */
-	int pid;
-	int64 job;
-	TimestampTz since;
-	uint32 first; /* waiters, by next[0] */
+	int nholders;	 /* 0 = free */
+	JqHolder holder; /* the first of them; the others by next, in the pool */
+	int32 limit;	 /* the smallest of what its holders allow */
+	uint32 first;	 /* waiters, by next[0] */
 	uint32 last;
 	uint32 nwaiting;
 	bool one_lane; /* all waiters are of one lane */
@@ -34,7 +49,7 @@ typedef struct JqKey
 	bool want; /* the scheduler has been asked for a refill */
 	bool filling;
 	int pusher; /* procno of the scheduler that publishes what it has read, or
-				 * -1: until it has, nobody else gets the key when it is free */
+				 * -1: until it has, no worker gets the key */
 	int pusher_pid;
 	JqPos frontier; /* of a spilled key */
 	JqPos cut;
@@ -47,6 +62,13 @@ typedef struct JqKey
 	int nlanes;	 /* whose rows are in the table only: how many of them */
 	int32 lanes[SPILL_LANES];
 	int64 counts[SPILL_LANES];
+	int norders; /* jobs that failed and keep their order; see keyorder.c */
+	JqKeyOrder orders[KEY_ORDERS];
+	bool passed;		   /* somebody had to wait because of turn */
+	JqPos turn;			   /* the waiter that is to have it now ... */
+	TimestampTz turn_ends; /* ... unless this is over; 0 = nobody's turn */
+	TimestampTz wake_at;   /* in the heap of keywake.c; 0 = it is not */
+	pairingheap_node wake_node;
 } JqKey;
 
 extern HTAB *jq_keys;
@@ -57,10 +79,75 @@ extern LWLock *jq_key_partition(uint32 hash);
 extern JqKey *jq_key_find(Oid db, const char *key, int len, uint32 *hash);
 extern void jq_key_lock_all(LWLockMode mode);
 extern void jq_key_unlock_all(void);
-/* the key is one of this process; room has been made by jq_keylock_prepare */
-extern void jq_key_note_mine(const JqKeyTag *tag, uint32 hash);
-/* partition lock held: nobody holds it, waits for it, or has rows in the table */
+/* this process is its pusher; room has been made by jq_keylock_prepare */
+extern void jq_key_note_pushed(const JqKeyTag *tag, uint32 hash);
+/*
+ * Partition lock held: nobody holds it, waits for it, keeps an order in it, or
+ * has rows in the table
+ */
 extern void jq_key_remove_if_unused(JqKey *k, uint32 hash);
+/* partition lock held: settings have changed; what the holders allow now */
+extern void jq_key_renew_limits(JqKey *k, uint32 hash);
+/* no lock held: whoever may have the key now goes back into his lane */
+extern void jq_key_advance(const JqKeyTag *tag);
+/* partition lock held */
+#ifdef USE_ASSERT_CHECKING
+extern void jq_key_check(const JqKey *k);
+#else
+#define jq_key_check(k) ((void) 0)
+#endif
+
+/* ---- keyrule.c; the partition's lock is held ---- */
+
+/* what the queue of a job says about keys */
+typedef struct JqKeyRules
+{
+	int32 limit;
+	bool ordered;
+	uint32 queue; /* hash of its name, never 0; of ordered ones only */
+	bool limited; /* has a bucket */
+	JqKeyBucket bucket;
+} JqKeyRules;
+
+typedef enum JqKeyClosed
+{
+	JQ_KEY_OPEN,
+	JQ_KEY_PUSHED,	/* smaller ones may be on their way */
+	JQ_KEY_LIMIT,	/* it has as many holders as it may have */
+	JQ_KEY_ORDER,	/* a job that failed is to run before */
+	JQ_KEY_TURN,	/* it is somebody else's turn */
+	JQ_KEY_NO_TOKEN /* its bucket is empty */
+} JqKeyClosed;
+
+extern uint32 jq_key_queue_hash(const char *queue);
+extern void jq_key_rules(const JqKey *k, uint32 hash, int lane, JqKeyRules *r);
+/*
+ * Why can a job of the lane at pos not have the key?  *until: when that is over,
+ * if nothing happens before.
+ */
+extern JqKeyClosed jq_key_closed(JqKey *k, const JqKeyRules *r, JqPos pos,
+								 TimestampTz now, TimestampTz *until);
+/* has somebody who stands before pos to have it first? */
+extern bool jq_key_behind(JqKey *k, uint32 hash, int lane, JqPos pos,
+						  TimestampTz now);
+/*
+ * Unlink the waiters that are to go back into their lanes; *ends: when to look
+ * at the others, if nothing happens before.  all: everybody.
+ */
+extern uint32 jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
+							TimestampTz *until);
+/* the next waiter of the lane, if it may have the key too; JQ_NIL if not */
+extern uint32 jq_key_unpark_next(JqKey *k, uint32 hash, int lane,
+								 TimestampTz now, TimestampTz *until);
+
+/* ---- keyorder.c; the partition's lock is held ---- */
+
+/* what keeps a job of the queue (hash) at pos from running; NULL: nothing */
+extern JqKeyOrder *jq_key_order_of(JqKey *k, uint32 queue, JqPos pos);
+/* those whose time is over go; the others have a moment */
+extern void jq_key_order_expire(JqKey *k, uint32 hash, TimestampTz now);
+/* what the job has left; all: even if its failure is not recorded yet */
+extern bool jq_key_order_clear(JqKey *k, int64 job, bool all);
 
 /* ---- keyspill.c; the partition's lock is held ---- */
 

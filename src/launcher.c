@@ -28,6 +28,7 @@
 #include "database.h"
 #include "directory.h"
 #include "guc.h"
+#include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -740,6 +741,7 @@ jq_launcher_main(Datum arg)
 				scan_databases();
 			MemoryContextSwitchTo(context);
 			check_starts();
+			jq_keylock_look_due(&wake_at);
 			if (jobqueue_enabled)
 			{
 				start_schedulers();

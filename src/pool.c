@@ -85,6 +85,18 @@ pool_push(uint32 ix)
 }
 
 uint32
+jq_pool_take(void)
+{
+	return pool_pop();
+}
+
+void
+jq_pool_give_back(uint32 ix)
+{
+	pool_push(ix);
+}
+
+uint32
 jq_entry_new(const JqItem *item, int lane)
 {
 	uint32 ix = pool_pop();

@@ -46,10 +46,23 @@ typedef struct JqMore
 	char text[JQ_KEY_MORE];
 } JqMore;
 
+/* whoever holds a key; see keylock.c */
+typedef struct JqHolder
+{
+	int procno;
+	int pid;
+	int64 job;
+	TimestampTz since;
+	int32 limit; /* so many holders does his queue allow */
+	int32 lane;	 /* of a job that a worker has; -1 = of another */
+	uint32 next; /* of the same key */
+} JqHolder;
+
 typedef union JqElement
 {
 	JqEntry entry;
 	JqMore more;
+	JqHolder holder;
 	uint32 next_free;
 } JqElement;
 
@@ -119,6 +132,7 @@ jq_pos_is_all(JqPos a)
 extern JqElement *jq_pool;
 
 #define JQ_ENTRY(ix) (&jq_pool[ix].entry)
+#define JQ_HOLDER(ix) (&jq_pool[ix].holder)
 #define JQ_ENTRY_POS(ix) jq_pos_make(JQ_ENTRY(ix)->priority, JQ_ENTRY(ix)->id)
 
 extern Size jq_pool_size(void);
@@ -129,6 +143,10 @@ extern void jq_pool_init(void);
  */
 extern uint32 jq_entry_new(const JqItem *item, int lane);
 extern void jq_entry_free(uint32 ix);
+
+/* an element for something else; JQ_NIL when the pool is empty */
+extern uint32 jq_pool_take(void);
+extern void jq_pool_give_back(uint32 ix);
 
 /* copy the key, NUL-terminated; buf has JQ_KEY_MAX + 1 bytes; returns length */
 extern int jq_entry_key(uint32 ix, char *buf);

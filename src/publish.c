@@ -382,6 +382,8 @@ thaw(int from, bool changed)
 						  0);
 		(void) jq_lane_hold_back(MyDatabaseId, l->owner, l->queue, false);
 	}
+	if (changed && nfrozen > from)
+		jq_keylock_order_forget(MyDatabaseId, false);
 	nfrozen = from;
 }
 
@@ -513,6 +515,10 @@ let_go(int from, int from_key, bool again)
 				jq_publish_now(MyDatabaseId, lanes[pending[i].lane].owner,
 							   lanes[pending[i].lane].queue, &pending[i].item,
 							   pending[i].run_at);
+			if (pending[i].item.keylen > 0)
+				jq_keylock_order_recorded(MyDatabaseId, pending[i].item.key,
+										  pending[i].item.keylen,
+										  pending[i].item.id);
 		}
 	for (i = from_key; i < nkeys; i++)
 		jq_keylock_release(MyDatabaseId, keys[i].key, keys[i].len);
@@ -625,6 +631,7 @@ jq_publish_forget(Oid db)
 		LWLockRelease(jq_lane_lock(i));
 	}
 	jq_keylock_forget(db);
+	jq_keylock_order_forget(db, false);
 	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_KEYS |
 							JQ_REQ_DUE | JQ_REQ_EXPIRY | JQ_REQ_COUNT);
 }

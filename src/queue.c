@@ -197,6 +197,7 @@ jq_queue_apply(Oid db, const JqQueueRow *row)
 	else if (changed)
 	{
 		tell_lanes(db, ix);
+		jq_keylock_settings_changed(db);
 		if (row->paused)
 		{
 			jq_keylock_look_again(db);
@@ -294,6 +295,7 @@ jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
 	pfree(has_row);
 	tell_lanes(db, -1);
+	jq_keylock_settings_changed(db);
 	jq_keylock_look_again(db);
 	jq_db_request(dbix, JQ_REQ_KEYS);
 	return complete;

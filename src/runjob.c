@@ -35,6 +35,7 @@
 #include "database.h"
 #include "failure.h"
 #include "inflight.h"
+#include "jobscan.h"
 #include "keylock.h"
 #include "lane.h"
 #include "mb/pg_wchar.h"
@@ -229,6 +230,59 @@ as_expected(JqAttempt *a, JqTable *t, JqRow *row)
 	return false;
 }
 
+/* ------------------------------------------------------------------ order */
+
+static bool
+is_ordered(const JqAttempt *a)
+{
+	JqQueueSettings s;
+
+	if (a->job->keylen == 0)
+		return false;
+	jq_queue_settings(a->queue_ix, &s);
+	return s.ordered;
+}
+
+/* is there a job of the same queue and key that is to run again before? */
+static bool
+tried_before(const JqAttempt *a, JqTable *t, JqPos *pos, TimestampTz *run_at)
+{
+	return jq_row_tried_before(t, a->queue, a->job->key, a->job->keylen,
+							   a->job->pos, pos, run_at);
+}
+
+/*
+ * Has the job to wait for another one of its key that failed?  Then the key
+ * knows, so that it is parked when it is given back.
+ */
+static bool
+waits_for_order(JqAttempt *a, JqTable *t, TimestampTz *put_off)
+{
+	JqPos pos, again;
+	TimestampTz run_at;
+
+	*put_off = DT_NOBEGIN;
+	if (!is_ordered(a))
+		return false;
+	while (tried_before(a, t, &pos, &run_at))
+	{
+		if (jq_keylock_crowded())
+		{
+			*put_off = Max(run_at, GetCurrentTimestamp() + USECS_PER_SEC);
+			return true;
+		}
+		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
+							   a->queue, pos, run_at);
+		JQ_PAUSE("order-noted");
+		/* it may have ended before the key knew of it: nobody would say so */
+		if (tried_before(a, t, &again, &run_at) && jq_pos_cmp(again, pos) == 0)
+			return true;
+		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
+								  pos.id);
+	}
+	return false;
+}
+
 /* ---------------------------------------------------------------- running */
 
 static void
@@ -350,6 +404,7 @@ begin_running(JqAttempt *a, JqRow *row)
 				 debug_query_string);
 	pgstat_report_activity(STATE_RUNNING, debug_query_string);
 	jq_inflight_mark(MyDatabaseId, a->job->id);
+	jq_keylock_use(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_claim_set_running();
 	if (a->settings.synchronous_commit >= 0)
 		jq_session_set_commit(a->settings.synchronous_commit,
@@ -414,6 +469,7 @@ jq_attempt_in_batch(JqAttempt *a)
 	kind = kind_of(&row);
 	if (jq_worker_role_changed() || !at_home(t, &row) ||
 		!matches(a, &row, &item, &run_at) || has_expired(a, &row) ||
+		(is_ordered(a) && tried_before(a, t, &(JqPos){0}, &(TimestampTz){0})) ||
 		DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 ||
 		(kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL))
 	{
@@ -442,6 +498,53 @@ jq_attempt_in_batch(JqAttempt *a)
 	return true;
 }
 
+/* back into its lane, as it was */
+static void
+give_back(JqAttempt *a, JqRow *row)
+{
+	JqItem item;
+
+	item_of_row(&item, row);
+	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_claim_end();
+	jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+}
+
+/* it waits for the job before it in the table, not in memory */
+static void
+put_off_row(JqAttempt *a, TimestampTz until)
+{
+	Oid types[2] = {INT8OID, TIMESTAMPTZOID};
+	Datum values[2];
+	JqOwnerState state;
+	JqTable *t;
+	int dbix = jq_dir_db(MyDatabaseId, true);
+
+	values[0] = Int64GetDatum(a->job->id);
+	values[1] = TimestampTzGetDatum(until);
+	jq_begin_bookkeeping();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	t = jq_table();
+	if (t != NULL)
+	{
+		jq_owner_begin(t, &state);
+		jq_owner_execute(t,
+						 "UPDATE %s.jobqueue_job SET run_at = $2,"
+						 " keeps_order = true WHERE id = $1",
+						 2, types, values, NULL);
+		jq_owner_end(&state);
+	}
+	PopActiveSnapshot();
+	/* between this commit and the publication nothing may come */
+	HOLD_INTERRUPTS();
+	CommitTransactionCommand();
+	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_claim_end();
+	if (dbix >= 0)
+		jq_db_due(dbix, until);
+	RESUME_INTERRUPTS();
+}
+
 /* the transaction of the attempt; errors are caught by the caller */
 static JqVerdict
 attempt_it(JqAttempt *a)
@@ -452,6 +555,8 @@ attempt_it(JqAttempt *a)
 	JqFetch fetch;
 	char kind;
 	bool ask = false;
+	uint32 next;
+	TimestampTz put_off;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -473,15 +578,10 @@ attempt_it(JqAttempt *a)
 	}
 	if (jq_worker_role_changed())
 	{
-		JqItem item;
-
 		/* this session may not be what the role is now: a new one is */
-		item_of_row(&item, &row);
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
-		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
-		jq_claim_end();
-		jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+		give_back(a, &row);
 		return PARKED;
 	}
 	if (!as_expected(a, t, &row))
@@ -500,6 +600,16 @@ attempt_it(JqAttempt *a)
 		CommitTransactionCommand();
 		return EXPIRED;
 	}
+	if (waits_for_order(a, t, &put_off))
+	{
+		UnregisterSnapshot(snapshot);
+		CommitTransactionCommand();
+		if (put_off == DT_NOBEGIN)
+			give_back(a, &row);
+		else
+			put_off_row(a, put_off);
+		return PARKED;
+	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
 		!jq_keylock_mine(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY)))
 	{
@@ -512,18 +622,15 @@ attempt_it(JqAttempt *a)
 		}
 		if (a->job->keylen > 0 &&
 			jq_keylock_take(MyDatabaseId, a->job->key, a->job->keylen,
-							a->job->id, JQ_NIL, &ask) != JQ_KEY_TAKEN)
+							a->job->id, a->job->lane, JQ_NIL, &ask,
+							&next) != JQ_KEY_TAKEN)
 		{
 			/* somebody took the key in between: from the start again */
-			JqItem item;
-
-			item_of_row(&item, &row);
 			UnregisterSnapshot(snapshot);
 			CommitTransactionCommand();
 			jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY,
 							   strlen(JQ_SUSPECT_KEY));
-			jq_claim_end();
-			jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+			give_back(a, &row);
 			return PARKED;
 		}
 	}
@@ -758,7 +865,12 @@ end_failed(JqAttempt *volatile a, bool asked)
 	volatile JqRecorded recorded = JQ_RECORD_GONE;
 	char *message = a->error ? a->error->message : NULL;
 	int code = a->error ? a->error->sqlerrcode : ERRCODE_QUERY_CANCELED;
+	bool ordered = is_ordered(a);
 
+	/* later ones of its key are to see what becomes of it */
+	if (ordered)
+		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
+							   a->queue, a->job->pos, DT_NOEND);
 	free_keys(a);
 	JQ_PAUSE("fail-before-record");
 	PG_TRY();
@@ -810,6 +922,9 @@ end_failed(JqAttempt *volatile a, bool asked)
 		if (dbix >= 0)
 			jq_db_due(dbix, run_at);
 	}
+	if (ordered)
+		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
+								  a->job->id);
 	RESUME_INTERRUPTS();
 }
 

@@ -213,7 +213,6 @@ scheduler_exit(int code, Datum arg)
 	(void) code;
 	(void) arg;
 	LWLockReleaseAll();
-	jq_keylock_push_no_more();
 	jq_keylock_release_all();
 	jq_db_sched_detach(jq_sched_dbix);
 }

@@ -17,6 +17,7 @@
 #include "executor/spi.h"
 #include "failure.h"
 #include "inflight.h"
+#include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "pause.h"
@@ -161,6 +162,7 @@ settle_failing(JqHeld *h)
 	jq_claim_unhold(MyDatabaseId, h->id);
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
+	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
 		jq_sched_note_end(h->id, h->role, h->queue,

@@ -255,6 +255,7 @@ bench_key(Bench *b)
 {
 	char key[32];
 	bool ask = false;
+	uint32 next;
 	int64 i;
 
 	for (i = 0; i < b->n; i++)
@@ -265,8 +266,8 @@ bench_key(Bench *b)
 
 		CHECK_FOR_INTERRUPTS();
 		jq_keylock_prepare();
-		if (jq_keylock_take(BENCH_DB, key, len, i + 1, JQ_NIL, &ask) ==
-			JQ_KEY_TAKEN)
+		if (jq_keylock_take(BENCH_DB, key, len, i + 1, -1, JQ_NIL, &ask,
+							&next) == JQ_KEY_TAKEN)
 		{
 			jq_keylock_release(BENCH_DB, key, len);
 			b->done++;

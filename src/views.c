@@ -344,7 +344,7 @@ jq_blocked_jobs(PG_FUNCTION_ARGS)
 		Datum values[4] = {0};
 		bool nulls[4] = {true, false, false, false};
 
-		if (!keys[i].spilled)
+		if (!keys[i].spilled || !keys[i].first)
 			continue;
 		values[1] = memory_text(keys[i].key);
 		values[2] = Int32GetDatum(keys[i].frontier.priority);

@@ -124,8 +124,16 @@ worker_exit(int code, Datum arg)
 		char queue[JQ_QUEUE_NAME_MAX + 1];
 
 		bool cancelled = s->cancel_for == s->claim_pos.id;
+		int queue_ix = jq_lanes[s->claim_lane].queue_ix;
+		JqQueueSettings settings;
 
+		jq_queue_settings(queue_ix, &settings);
 		strlcpy(queue, jq_lanes[s->claim_lane].queue, sizeof(queue));
+		/* until that is recorded nothing may overtake it */
+		if (settings.ordered && s->claim_state == JQ_CLAIM_RUNNING &&
+			jq_keylock_mine(args.db, s->claim_key, s->claim_keylen))
+			jq_keylock_order_begin(args.db, s->claim_key, s->claim_keylen,
+								   queue, s->claim_pos, DT_NOEND);
 
 		if (s->claim_state == JQ_CLAIM_RUNNING &&
 			jq_claim_to_held(
@@ -150,6 +158,8 @@ worker_exit(int code, Datum arg)
 			item.key = s->claim_key;
 			item.keylen = s->claim_keylen;
 			jq_claim_end();
+			jq_keylock_order_recorded(args.db, s->claim_key, s->claim_keylen,
+									  item.id);
 			jq_keylock_release_all();
 			jq_lane_publish(args.db, args.role, queue, &item, 1);
 		}

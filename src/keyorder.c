@@ -1,0 +1,273 @@
+/*
+ * keyorder.c
+ *		Ordered queues: a job that failed keeps its place before later ones.
+ *
+ * The table says which jobs those are: rows with attempts, or crashes, behind
+ * them, which have an index of their own (jobqueue_job_tried).  A worker that has
+ * taken a job of an ordered queue, and its key, looks there before the job
+ * starts; nothing has to be remembered for that, over restarts or otherwise.
+ *
+ * What memory adds is where to wait.  If there is such a row, the worker notes
+ * its place in the key, as an "order", and gives the job back; from then on later
+ * jobs of the queue are parked on the key.  The order goes
+ *
+ *		when the job that it is of has ended or been changed: the worker that
+ *		ran it, or the session that cancelled or rescheduled it, says so
+ *		when the moment is over at which that job was to run again, and a little
+ *		more: then somebody looks again
+ *
+ * and the waiters go on, to look at the table.  So an order is a hint, but for
+ * one moment: from the end of a failing job until its failure is in the table,
+ * when the key is free already.  That order is noted before the key is let go,
+ * and has no end but the record of the failure.
+ *
+ * Memory has room for so many keys.  When half of it is taken, a job that has to
+ * wait for another one does so in the table: it is put off until that one is to
+ * run again, and marked ("keeps_order"), since later ones have to wait for it, too.
+ * Then it does not notice when the other one ends before.
+ *
+ * Jobs that are running already when one of their key fails go on.
+ */
+#include "postgres.h"
+
+#include "claim.h"
+#include "keytable.h"
+#include "keywake.h"
+#include "lane.h"
+#include "utils/timestamp.h"
+
+/* the failed job is due then; it may have to wait for a worker, too */
+#define LATER_US (5 * USECS_PER_SEC)
+/* there was no room to tell queues apart */
+#define CROWDED_US USECS_PER_SEC
+
+JqKeyOrder *
+jq_key_order_of(JqKey *k, uint32 queue, JqPos pos)
+{
+	int i;
+
+	for (i = 0; i < k->norders; i++)
+		if ((k->orders[i].queue == queue || k->orders[i].queue == 0) &&
+			jq_pos_cmp(k->orders[i].pos, pos) < 0)
+			return &k->orders[i];
+	return NULL;
+}
+
+static void
+drop_order(JqKey *k, int i)
+{
+	k->orders[i] = k->orders[--k->norders];
+	pg_atomic_fetch_sub_u32(&jq_shared->key_orders, 1);
+}
+
+void
+jq_key_order_expire(JqKey *k, uint32 hash, TimestampTz now)
+{
+	int i;
+
+	for (i = k->norders - 1; i >= 0; i--)
+		if (k->orders[i].until <= now)
+			drop_order(k, i);
+		else
+			jq_key_wake_by(k, hash, k->orders[i].until);
+}
+
+bool
+jq_key_order_clear(JqKey *k, int64 job, bool all)
+{
+	bool done = false;
+	int i;
+
+	for (i = k->norders - 1; i >= 0; i--)
+		if (k->orders[i].pos.id == job &&
+			(all || k->orders[i].until != DT_NOEND))
+		{
+			drop_order(k, i);
+			done = true;
+		}
+	return done;
+}
+
+/* the smallest one of a queue counts; of the same job, the last */
+static void
+note_order(JqKey *k, uint32 hash, uint32 queue, JqPos pos, TimestampTz until)
+{
+	JqKeyOrder *o = NULL;
+	int i;
+
+	for (i = 0; i < k->norders; i++)
+		if (k->orders[i].queue == queue && k->orders[i].pos.id == pos.id)
+			o = &k->orders[i];
+	if (o == NULL && k->norders < KEY_ORDERS)
+	{
+		o = &k->orders[k->norders++];
+		pg_atomic_fetch_add_u32(&jq_shared->key_orders, 1);
+	}
+	if (o == NULL)
+	{
+		/* one that can be found in the table gives way: all look there soon */
+		for (i = 0; i < k->norders && o == NULL; i++)
+			if (k->orders[i].until != DT_NOEND)
+				o = &k->orders[i];
+		if (o == NULL)
+			o = &k->orders[0];
+		queue = 0;
+		pos = jq_pos_min(pos, o->pos);
+		if (o->until != DT_NOEND || until != DT_NOEND)
+			until = GetCurrentTimestamp() + CROWDED_US;
+	}
+	o->queue = queue;
+	o->pos = pos;
+	o->until = until;
+	jq_key_wake_by(k, hash, until);
+}
+
+void
+jq_keylock_order_begin(Oid db, const char *key, int len, const char *queue,
+					   JqPos pos, TimestampTz run_at)
+{
+	uint32 hash;
+	JqKey *k = jq_key_find(db, key, len, &hash);
+
+	/* we hold it, so it is there */
+	if (k != NULL)
+		note_order(k, hash, jq_key_queue_hash(queue), pos,
+				   run_at == DT_NOEND ?
+					   DT_NOEND :
+					   Max(run_at, GetCurrentTimestamp()) + LATER_US);
+	LWLockRelease(jq_key_partition(hash));
+	jq_key_wake_tell();
+}
+
+void
+jq_keylock_order_recorded(Oid db, const char *key, int len, int64 job)
+{
+	JqKey *k;
+	uint32 hash;
+	JqKeyTag tag;
+	bool advance;
+
+	if (pg_atomic_read_u32(&jq_shared->key_orders) == 0)
+		return;
+	k = jq_key_find(db, key, len, &hash);
+	/* whoever waits looks at the table, and notes what is there */
+	advance = k != NULL && jq_key_order_clear(k, job, true);
+	if (advance)
+		tag = k->tag;
+	LWLockRelease(jq_key_partition(hash));
+	if (advance)
+		jq_key_advance(&tag);
+}
+
+/* of whatever key: it is not known */
+void
+jq_keylock_order_recorded_job(Oid db, int64 job)
+{
+	HASH_SEQ_STATUS seq;
+	JqKey *k;
+
+	if (pg_atomic_read_u32(&jq_shared->key_orders) == 0)
+		return;
+	jq_key_lock_all(LW_EXCLUSIVE);
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+		if (k->tag.db == db && jq_key_order_clear(k, job, true))
+			jq_key_wake_by(k, jq_key_hash_of(&k->tag), GetCurrentTimestamp());
+	jq_key_unlock_all();
+	jq_key_wake_tell();
+}
+
+void
+jq_keylock_order_forget(Oid db, bool all)
+{
+	HASH_SEQ_STATUS seq;
+	JqKey *k;
+
+	if (pg_atomic_read_u32(&jq_shared->key_orders) == 0)
+		return;
+	jq_key_lock_all(LW_EXCLUSIVE);
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+	{
+		int i;
+
+		if (k->tag.db != db)
+			continue;
+		for (i = k->norders - 1; i >= 0; i--)
+			if (all || k->orders[i].until != DT_NOEND)
+				drop_order(k, i);
+		jq_key_wake_by(k, jq_key_hash_of(&k->tag), GetCurrentTimestamp());
+	}
+	jq_key_unlock_all();
+	jq_key_wake_tell();
+}
+
+/* the settings of a queue have changed: what waits may be free to go */
+void
+jq_keylock_settings_changed(Oid db)
+{
+	HASH_SEQ_STATUS seq;
+	JqKey *k;
+
+	jq_key_lock_all(LW_EXCLUSIVE);
+	hash_seq_init(&seq, jq_keys);
+	while ((k = hash_seq_search(&seq)) != NULL)
+		if (k->tag.db == db)
+		{
+			uint32 hash = jq_key_hash_of(&k->tag);
+
+			jq_key_renew_limits(k, hash);
+			if (k->first != JQ_NIL || k->spilled)
+				jq_key_wake_by(k, hash, GetCurrentTimestamp());
+		}
+	jq_key_unlock_all();
+	jq_key_wake_tell();
+}
+
+void
+jq_keylock_explain(Oid db, const char *key, int len, int lane, JqPos pos,
+				   JqKeyWhy *why)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	uint32 hash;
+	uint32 ix;
+	JqKey *k;
+	JqKeyRules r;
+
+	memset(why, 0, sizeof(*why));
+	k = jq_key_find(db, key, len, &hash);
+	if (k != NULL)
+	{
+		JqKeyOrder *o;
+
+		jq_key_rules(k, hash, lane, &r);
+		why->holders = k->nholders;
+		why->limit = k->nholders > 0 ? Min(r.limit, k->limit) : r.limit;
+		why->pid = k->nholders > 0 ? k->holder.pid : 0;
+		why->job = k->nholders > 0 ? k->holder.job : 0;
+		why->since = k->nholders > 0 ? k->holder.since : 0;
+		for (ix = k->first;
+			 ix != JQ_NIL && jq_pos_cmp(JQ_ENTRY_POS(ix), pos) < 0;
+			 ix = JQ_ENTRY(ix)->next[0])
+			why->ahead++;
+		why->ahead_more = k->spilled && jq_pos_cmp(k->frontier, pos) < 0;
+		o = r.ordered ? jq_key_order_of(k, r.queue, pos) : NULL;
+		why->after = o != NULL ? o->pos.id : 0;
+	}
+	else
+	{
+		/* nobody has it, but its bucket may be empty */
+		JqKey none;
+
+		memset(&none, 0, sizeof(none));
+		none.tag.db = db;
+		none.tag.len = len;
+		memcpy(none.tag.text, key, len);
+		jq_key_rules(&none, hash, lane, &r);
+		why->limit = r.limit;
+	}
+	why->next_token = r.limited ? jq_keyrate_next(&r.bucket, now) : 0;
+	if (why->next_token <= now)
+		why->next_token = 0;
+	LWLockRelease(jq_key_partition(hash));
+}
