@@ -6,6 +6,7 @@
 #define JQ_ATTEMPT_H
 
 #include "claim.h"
+#include "conflict.h"
 #include "recent.h"
 
 /* what has become of an attempt */
@@ -16,9 +17,11 @@ typedef enum JqVerdict
 	PARKED,		  /* waits; the claim has ended already */
 	DOUBTFUL_ROW, /* somebody is deleting the row */
 	EXPIRED,
-	FAILED, /* error in the job */
-	RERUN,	/* error that does not count */
-	TROUBLE /* error of ours, not of the job */
+	FAILED,	 /* error in the job */
+	RERUN,	 /* error that does not count */
+	TROUBLE, /* error of ours, not of the job */
+	AGAIN,	 /* look at the row once more */
+	REFUSED	 /* another job has its unique_key */
 } JqVerdict;
 
 typedef struct JqAttempt
@@ -40,6 +43,8 @@ typedef struct JqAttempt
 	ErrorData *error;
 	char *result; /* text of the result, or NULL */
 	int result_len;
+	JqRefusal refusal; /* REFUSED */
+	bool admitted;	   /* it has let go of its unique_key, or has it */
 } JqAttempt;
 
 /* what lives as long as a job, or a batch; emptied here */

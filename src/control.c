@@ -14,6 +14,8 @@
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "compat.h"
+#include "conflict.h"
+#include "control.h"
 #include "database.h"
 #include "executor/spi.h"
 #include "failure.h"
@@ -80,15 +82,7 @@ check_owner(Oid owner, int64 id)
 			 "One may act on the jobs of roles whose privileges one has.")));
 }
 
-/* a waiting job, found and held for this transaction */
-typedef struct Held
-{
-	JqRow row;
-	Oid owner;
-	char *queue;
-	JqItem item;
-	TimestampTz run_at;
-} Held;
+typedef JqHeldJob Held;
 
 static void
 describe(Held *h)
@@ -193,6 +187,18 @@ must_be_gone(JqTable *t, int64 id)
 				 "The job was enqueued or changed after this transaction's snapshot; retry the transaction.")));
 }
 
+bool
+jq_hold_waiting(JqTable *t, int64 id, JqHeldJob *h, bool *running)
+{
+	return hold_waiting(t, id, h, running);
+}
+
+void
+jq_must_be_gone(JqTable *t, int64 id)
+{
+	must_be_gone(t, id);
+}
+
 PG_FUNCTION_INFO_V1(jq_cancel);
 Datum
 jq_cancel(PG_FUNCTION_ARGS)
@@ -233,10 +239,12 @@ jq_retry(PG_FUNCTION_ARGS)
 		"WITH back AS (DELETE FROM %s.jobqueue_archive WHERE id = $1 RETURNING *)"
 		" INSERT INTO %s.jobqueue_job (id, enqueued_at, home, owner, func_owner,"
 		" priority, attempt, max_attempts, crashes, kind, queue, command, args,"
-		" key, search_path, settings, timeout, keep, tags, errors)"
+		" key, search_path, settings, timeout, keep, tags, errors, unique_key,"
+		" unique_until, unique_for, on_conflict)"
 		" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
-		" timeout, keep, tags, errors FROM back"
+		" timeout, keep, tags, errors, unique_key, unique_until, unique_for,"
+		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END FROM back"
 		" RETURNING queue, owner::oid, priority, key, ctid, home";
 	JqTable *t = check_call("jobqueue_retry()");
 	int64 id = id_argument(fcinfo);
@@ -295,6 +303,7 @@ jq_retry(PG_FUNCTION_ARGS)
 		item.key = key;
 		item.keylen = Min(strlen(key), JQ_KEY_MAX);
 	}
+	jq_unique_come_back(t, id);
 	if (mine)
 		jq_publish_row(owner, queue, &item, DT_NOBEGIN);
 	PG_RETURN_BOOL(true);
@@ -377,6 +386,8 @@ jq_run(PG_FUNCTION_ARGS)
 	jq_current_job.max_attempts = jq_row_max_attempts(&h.row);
 	jq_current_job.enqueued_at =
 		DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
+	if (!JQ_ROW_NULL(&h.row, JQ_COL_UNIQUE_KEY))
+		jq_unique_run_here(t, &h.row);
 	nest = NewGUCNestLevel();
 	PG_TRY();
 	{
@@ -392,7 +403,11 @@ jq_run(PG_FUNCTION_ARGS)
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
 	if (!jq_row_wants_keep(&h.row))
+	{
 		done = jq_row_delete(t, id, &h.row, NULL);
+		if (done)
+			jq_unique_ended(t, &h.row);
+	}
 	else
 		done = jq_archive(t, id, "completed", NULL,
 						  GetCurrentStatementStartTimestamp(),

@@ -17,6 +17,7 @@
 #include "miscadmin.h"
 #include "publish.h"
 #include "scheduler.h"
+#include "unique.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -328,4 +329,12 @@ jq_sched_prune(TimestampTz unused)
 	} while (n == 1000);
 	/* a transaction may commit an end that is older than it */
 	prune_seen = now - USECS_PER_HOUR;
+	do
+	{
+		JqTable *t = jq_sched_begin();
+
+		n = t == NULL ? 0 : jq_unique_prune(t, 1000);
+		jq_sched_commit();
+		CHECK_FOR_INTERRUPTS();
+	} while (n == 1000);
 }

@@ -38,9 +38,13 @@ enum
 	JQ_COL_TIMEOUT,
 	JQ_COL_KEEP,
 	JQ_COL_TAGS,
-	JQ_COL_ERRORS
+	JQ_COL_ERRORS,
+	JQ_COL_UNIQUE_KEY,
+	JQ_COL_UNIQUE_UNTIL,
+	JQ_COL_UNIQUE_FOR,
+	JQ_COL_ON_CONFLICT
 };
-#define JQ_NCOLS 22
+#define JQ_NCOLS 26
 
 /* kinds of commands, as stored */
 #define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
@@ -64,6 +68,9 @@ typedef struct JqTable
 	Oid sequence;
 	Oid archive;
 	Oid queue_version; /* sequence */
+	Oid unique;
+	Oid unique_pk;
+	Oid unique_expiry;
 	int64 home;
 	Oid meta_database;
 	bool plain; /* no columns, triggers, indexes of others:

@@ -654,6 +654,24 @@ jq_keylock_forget_waiters(uint32 entry)
 	return chain;
 }
 
+int64
+jq_keylock_job(Oid db, const char *key, int len)
+{
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+	int64 job = 0;
+
+	make_tag(&tag, db, key, len);
+	hash = tag_hash_text(&tag, 0);
+	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
+	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
+	if (k != NULL && k->procno >= 0)
+		job = k->job;
+	LWLockRelease(jq_key_partition(hash));
+	return job;
+}
+
 JqKeyInfo *
 jq_keylock_list(Oid db, int *n)
 {
@@ -669,6 +687,8 @@ jq_keylock_list(Oid db, int *n)
 	{
 		if (k->tag.db != db || *n >= max_keys())
 			continue;
+		if (k->tag.text[0] == '\0')
+			continue; /* not a key of a job; see conflict.c */
 		memcpy(list[*n].key, k->tag.text, sizeof(list[*n].key));
 		list[*n].pid = k->procno >= 0 ? k->pid : 0;
 		list[*n].job = k->job;
