@@ -161,7 +161,7 @@ CREATE TABLE jobqueue_unique (
 	job			bigint NOT NULL,
 	unique_until "char" NOT NULL,
 	expires_at	timestamptz,
-	CONSTRAINT jobqueue_unique_pkey PRIMARY KEY (queue, unique_key)
+	CONSTRAINT jobqueue_unique_pkey PRIMARY KEY (unique_key, queue)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
 		autovacuum_vacuum_insert_scale_factor = 0,

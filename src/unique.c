@@ -154,9 +154,10 @@ open_locks(Locks *l, JqTable *t, Datum queue, Datum key)
 	l->rel = table_open(t->unique, RowExclusiveLock);
 	l->pk = index_open(t->unique_pk, RowExclusiveLock);
 	l->slot = table_slot_create(l->rel, NULL);
-	ScanKeyInit(&l->key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, queue);
+	/* the key first: it is what tells rows apart */
+	ScanKeyInit(&l->key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, key);
 	l->key[0].sk_collation = C_COLLATION_OID;
-	ScanKeyInit(&l->key[1], 2, BTEqualStrategyNumber, F_TEXTEQ, key);
+	ScanKeyInit(&l->key[1], 2, BTEqualStrategyNumber, F_TEXTEQ, queue);
 	l->key[1].sk_collation = C_COLLATION_OID;
 }
 
@@ -304,6 +305,7 @@ insert(Locks *l, Datum *values, bool *nulls)
 	TupleTableSlot *slot;
 	TransactionId xid;
 	uint32 token;
+	Datum key[2];
 	bool done;
 
 	if (!is_plain(l->rel))
@@ -318,7 +320,9 @@ insert(Locks *l, Datum *values, bool *nulls)
 	token = SpeculativeInsertionLockAcquire(xid);
 	table_tuple_insert_speculative(l->rel, slot, GetCurrentCommandId(true), 0,
 								   NULL, token);
-	done = index_insert(l->pk, values, nulls, &slot->tts_tid, l->rel,
+	key[0] = values[COL_KEY - 1];
+	key[1] = values[COL_QUEUE - 1];
+	done = index_insert(l->pk, key, nulls, &slot->tts_tid, l->rel,
 						UNIQUE_CHECK_PARTIAL, false, BuildIndexInfo(l->pk));
 	if (done && !nulls[COL_EXPIRES_AT - 1])
 		insert_expiry(l, values[COL_EXPIRES_AT - 1], &slot->tts_tid);
