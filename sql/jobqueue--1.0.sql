@@ -90,6 +90,10 @@ CREATE TABLE jobqueue_job (
 	tags		text[],
 	errors		jsonb,
 	keeps_order	boolean,
+	unique_key	text COLLATE "C",
+	unique_until "char",
+	unique_for	interval,
+	on_conflict	"char",
 	CONSTRAINT jobqueue_job_pkey PRIMARY KEY (id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
@@ -143,12 +147,34 @@ CREATE TABLE jobqueue_archive (
 	result		jsonb,
 	errors		jsonb,
 	reason		text,
+	unique_key	text COLLATE "C",
+	unique_until "char",
+	unique_for	interval,
+	on_conflict	"char",
 	CONSTRAINT jobqueue_archive_pkey PRIMARY KEY (id)
 );
 CREATE INDEX jobqueue_archive_expiry ON jobqueue_archive (expires_at, id)
 	WHERE expires_at IS NOT NULL;
 CREATE INDEX jobqueue_archive_dead ON jobqueue_archive (queue)
 	WHERE state = 'dead';
+
+-- Which job holds a unique_key of its queue; see src/unique.h.  Written past
+-- the executor: no triggers and no other indexes, please.
+CREATE TABLE jobqueue_unique (
+	queue		text COLLATE "C" NOT NULL,
+	unique_key	text COLLATE "C" NOT NULL,
+	job			bigint NOT NULL,
+	unique_until "char" NOT NULL,
+	expires_at	timestamptz,
+	CONSTRAINT jobqueue_unique_pkey PRIMARY KEY (unique_key, queue)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
+		autovacuum_vacuum_insert_scale_factor = 0,
+		autovacuum_vacuum_insert_threshold = 1000000,
+		autovacuum_analyze_scale_factor = 0,
+		autovacuum_analyze_threshold = 1000000);
+CREATE INDEX jobqueue_unique_expiry ON jobqueue_unique (expires_at)
+	WHERE expires_at IS NOT NULL;
 
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;
@@ -183,6 +209,7 @@ ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_unique', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
 
@@ -196,6 +223,13 @@ ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
 CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
+-- A job with a unique_key lets go of it when its row is deleted by a statement.
+CREATE FUNCTION jobqueue_unique_trigger() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'jq_unique_trigger' LANGUAGE C;
+CREATE TRIGGER jobqueue_job_unique AFTER DELETE ON jobqueue_job
+	FOR EACH ROW WHEN (OLD.unique_key IS NOT NULL)
+	EXECUTE FUNCTION jobqueue_unique_trigger();
+ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_unique;
 CREATE FUNCTION jobqueue_queue_trigger() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'jq_queue_trigger' LANGUAGE C;
 CREATE TRIGGER jobqueue_queue_version BEFORE INSERT OR UPDATE OR DELETE ON jobqueue_queue
@@ -215,6 +249,7 @@ CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_unique ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue
@@ -230,6 +265,10 @@ CREATE FUNCTION jobqueue_enqueue(
 	timeout interval DEFAULT NULL,
 	expires_at timestamptz DEFAULT NULL,
 	keep interval DEFAULT NULL,
+	unique_key text DEFAULT NULL,
+	unique_until text DEFAULT 'executed',
+	unique_for interval DEFAULT NULL,
+	on_conflict text DEFAULT 'skip',
 	tags text[] DEFAULT NULL)
 RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_enqueue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -245,6 +284,10 @@ CREATE FUNCTION jobqueue_enqueue_many(
 	timeout interval DEFAULT NULL,
 	expires_at timestamptz DEFAULT NULL,
 	keep interval DEFAULT NULL,
+	unique_keys text[] DEFAULT NULL,
+	unique_until text DEFAULT 'executed',
+	unique_for interval DEFAULT NULL,
+	on_conflict text DEFAULT 'skip',
 	tags text[] DEFAULT NULL)
 RETURNS SETOF bigint
 	AS 'MODULE_PATHNAME', 'jq_enqueue_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -428,7 +471,8 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   coalesce(j.timeout, q.timeout, '1 hour') AS timeout, j.expires_at,
 		   coalesce(j.keep, q.keep, '0') AS keep, j.tags,
 		   j.enqueued_at, r.started_at, NULL::timestamptz AS ended_at,
-		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason
+		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason,
+		   j.unique_key::text AS unique_key
 	FROM jobqueue_job j
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner) AS sight) x
 		 LEFT JOIN jobqueue_running_jobs() r ON r.id = j.id
@@ -443,7 +487,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   h.attempt, coalesce(h.max_attempts, q.max_attempts, CASE h.kind WHEN 'x' THEN 1 ELSE 10 END), coalesce(h.timeout, q.timeout, '1 hour'), NULL,
 		   coalesce(h.keep, q.keep, '0'), h.tags, h.enqueued_at, h.started_at,
 		   h.ended_at, NULL, CASE WHEN x.sight = 2 THEN h.result END,
-		   h.errors, h.reason
+		   h.errors, h.reason, h.unique_key
 	FROM jobqueue_archive h
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
 		 LEFT JOIN jobqueue_queue q ON q.name = h.queue
@@ -572,6 +616,16 @@ COMMENT ON COLUMN jobqueue_job.errors IS
 	'the last failures, oldest first, at most 25';
 COMMENT ON COLUMN jobqueue_job.keeps_order IS
 	'later jobs of its key wait for it in an ordered queue, as if it had failed';
+COMMENT ON COLUMN jobqueue_job.unique_key IS
+	'no second job of the queue with it, as long as jobqueue_unique says so; a row written by hand holds none';
+COMMENT ON COLUMN jobqueue_job.unique_until IS
+	's: executing, e: executed, t: expired, w: while_executing, b: until_and_while_executing';
+COMMENT ON COLUMN jobqueue_job.unique_for IS
+	'how long the unique_key is held at most, or until it is given free';
+COMMENT ON COLUMN jobqueue_job.on_conflict IS
+	's: skip, j: join, x: raise, p: replace, u: update, d: reject, r: reschedule, R: the same, and it has not got its unique_key yet, l: log';
+COMMENT ON TRIGGER jobqueue_job_unique ON jobqueue_job IS
+	'lets go of the unique_key';
 COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
@@ -589,6 +643,20 @@ COMMENT ON POLICY jobqueue_archive_owner ON jobqueue_archive IS
 	'rows of roles that one is a member of';
 COMMENT ON FUNCTION jobqueue_job_trigger() IS
 	'internal: guards rows that do not come through jobqueue_enqueue()';
+COMMENT ON FUNCTION jobqueue_unique_trigger() IS
+	'internal: lets go of the unique_key of a job';
+COMMENT ON TABLE jobqueue_unique IS
+	'which job holds a unique_key of its queue; written by jobqueue alone';
+COMMENT ON COLUMN jobqueue_unique.queue IS 'name of the queue';
+COMMENT ON COLUMN jobqueue_unique.unique_key IS 'the key, unique in its queue';
+COMMENT ON COLUMN jobqueue_unique.job IS
+	'the job that holds it; one with unique_until "expired" may have ended';
+COMMENT ON COLUMN jobqueue_unique.unique_until IS
+	's: executing, e: executed, t: expired, b: until_and_while_executing';
+COMMENT ON COLUMN jobqueue_unique.expires_at IS
+	'free from then on; NULL: when the job gives it free';
+COMMENT ON INDEX jobqueue_unique_expiry IS
+	'what is to be pruned';
 COMMENT ON TABLE jobqueue_queue IS
 	'settings of queues, as jobqueue_configure() and jobqueue_pause() left them; read the view jobqueue_queues';
 COMMENT ON COLUMN jobqueue_queue.name IS 'name of the queue';
@@ -645,10 +713,11 @@ COMMENT ON FUNCTION jobqueue_home() IS
 	'internal: the identity of this installation';
 
 COMMENT ON FUNCTION jobqueue_enqueue(text, jsonb, text, text, int, timestamptz,
-	int, interval, timestamptz, interval, text[]) IS
-	'enqueue a job in this transaction; returns its id';
+	int, interval, timestamptz, interval, text, text, interval, text, text[]) IS
+	'enqueue a job in this transaction; returns its id, NULL if a job with its unique_key was in the way';
 COMMENT ON FUNCTION jobqueue_enqueue_many(text, jsonb[], text[], text, int,
-	timestamptz, int, interval, timestamptz, interval, text[]) IS
+	timestamptz, int, interval, timestamptz, interval, text[], text, interval,
+	text, text[]) IS
 	'enqueue one job for each element of args, in order; returns their ids';
 COMMENT ON FUNCTION jobqueue_current() IS
 	'in a job: which job it is; elsewhere: one row of NULLs';
@@ -817,6 +886,8 @@ COMMENT ON COLUMN jobqueue_jobs.errors IS
 	'the last failures, oldest first, at most 25: attempt, at, sqlstate, error, detail, hint, context';
 COMMENT ON COLUMN jobqueue_jobs.reason IS
 	'why it was cancelled or is dead';
+COMMENT ON COLUMN jobqueue_jobs.unique_key IS
+	'no second job of its queue with the same, as unique_until says';
 COMMENT ON VIEW jobqueue_running IS
 	'jobs that run now; reads memory only';
 COMMENT ON COLUMN jobqueue_running.command IS

@@ -6,6 +6,7 @@
 #define JQ_ATTEMPT_H
 
 #include "claim.h"
+#include "conflict.h"
 #include "recent.h"
 #include "settings.h"
 
@@ -17,9 +18,11 @@ typedef enum JqVerdict
 	PARKED,		  /* waits; the claim has ended already */
 	DOUBTFUL_ROW, /* somebody is deleting the row */
 	EXPIRED,
-	FAILED, /* error in the job */
-	RERUN,	/* error that does not count */
-	TROUBLE /* error of ours, not of the job */
+	FAILED,	 /* error in the job */
+	RERUN,	 /* error that does not count */
+	TROUBLE, /* error of ours, not of the job */
+	AGAIN,	 /* look at the row once more */
+	REFUSED	 /* another job has its unique_key */
 } JqVerdict;
 
 typedef struct JqAttempt
@@ -42,6 +45,8 @@ typedef struct JqAttempt
 	char *result; /* text of the result, or NULL */
 	int result_len;
 	JqQueueSettings settings; /* of its queue, as it started */
+	JqRefusal refusal; /* REFUSED */
+	bool admitted;	   /* it has let go of its unique_key, or has it */
 } JqAttempt;
 
 /* what lives as long as a job, or a batch; emptied here */

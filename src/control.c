@@ -15,6 +15,7 @@
 #include "claim.h"
 #include "compat.h"
 #include "configure.h"
+#include "conflict.h"
 #include "control.h"
 #include "database.h"
 #include "executor/spi.h"
@@ -214,10 +215,12 @@ jq_retry(PG_FUNCTION_ARGS)
 		"WITH back AS (DELETE FROM %s.jobqueue_archive WHERE id = $1 RETURNING *)"
 		" INSERT INTO %s.jobqueue_job (id, enqueued_at, home, owner, func_owner,"
 		" priority, attempt, max_attempts, crashes, kind, queue, command, args,"
-		" key, search_path, settings, timeout, keep, tags, errors)"
+		" key, search_path, settings, timeout, keep, tags, errors, unique_key,"
+		" unique_until, unique_for, on_conflict)"
 		" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
-		" timeout, keep, tags, errors FROM back"
+		" timeout, keep, tags, errors, unique_key, unique_until, unique_for,"
+		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END FROM back"
 		" RETURNING queue, owner::oid, priority, key, ctid, home";
 	JqTable *t = jq_control_begin("jobqueue_retry()");
 	int64 id = jq_control_id(fcinfo);
@@ -276,6 +279,7 @@ jq_retry(PG_FUNCTION_ARGS)
 		item.key = key;
 		item.keylen = Min(strlen(key), JQ_KEY_MAX);
 	}
+	jq_unique_come_back(t, id);
 	if (mine)
 		jq_publish_row(owner, queue, &item, DT_NOBEGIN);
 	PG_RETURN_BOOL(true);
@@ -363,6 +367,8 @@ jq_run(PG_FUNCTION_ARGS)
 	jq_current_job.max_attempts = jq_row_max_attempts(&h.row, &settings);
 	jq_current_job.enqueued_at =
 		DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
+	if (!JQ_ROW_NULL(&h.row, JQ_COL_UNIQUE_KEY))
+		jq_unique_run_here(t, &h.row);
 	nest = NewGUCNestLevel();
 	PG_TRY();
 	{
@@ -378,7 +384,11 @@ jq_run(PG_FUNCTION_ARGS)
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
 	if (!jq_row_wants_keep(&h.row, &settings))
+	{
 		done = jq_row_delete(t, id, &h.row, NULL);
+		if (done)
+			jq_unique_ended(t, &h.row);
+	}
 	else
 		done = jq_archive(t, id, "completed", NULL,
 						  GetCurrentStatementStartTimestamp(),

@@ -18,6 +18,7 @@
 #include "pause.h"
 #include "publish.h"
 #include "scheduler.h"
+#include "unique.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -349,4 +350,12 @@ jq_sched_prune(TimestampTz unused)
 	/* a transaction may commit an end that is older than it */
 	prune_seen = now - USECS_PER_HOUR;
 	prune_seen_id = PG_INT64_MIN;
+	do
+	{
+		JqTable *t = jq_sched_begin();
+
+		n = t == NULL ? 0 : jq_unique_prune(t, 1000);
+		jq_sched_commit();
+		CHECK_FOR_INTERRUPTS();
+	} while (n == 1000);
 }

@@ -4,6 +4,11 @@
  *
  * The arguments are checked, the command resolved, the row written, and the
  * transaction told to publish it at its commit.
+ *
+ * A job with a unique_key asks for its lock first; see conflict.h for what
+ * becomes of it.  Many at once ask in the order of their keys, so that two calls
+ * with the same keys do not wait for each other, and are written in the order
+ * given.  One whose key stands in the list before asks when that one is there.
  */
 #include "postgres.h"
 
@@ -14,7 +19,9 @@
 #include "command.h"
 #include "commands/sequence.h"
 #include "compat.h"
+#include "conflict.h"
 #include "enqueue.h"
+#include "failure.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "guc.h"
@@ -97,11 +104,14 @@ check_interval(const char *what, Interval *i)
 	memset(&zero, 0, sizeof(zero));
 	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(i),
 										  IntervalPGetDatum(&zero))) < 0)
-		ereport(ERROR, (errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
-						errmsg("%s must not be negative", what),
-						errhint("0 means %s.", strcmp(what, "timeout") == 0 ?
-												   "no limit" :
-												   "not at all")));
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
+				 errmsg("%s must not be negative", what),
+				 strcmp(what, "unique_for") == 0 ?
+					 errhint("It must be more than 0.") :
+					 errhint("0 means %s.", strcmp(what, "timeout") == 0 ?
+												"no limit" :
+												"not at all")));
 	/* far beyond what a timer can do is a mistake, too */
 	if (i->month > 12 * 100 || i->day > 36600 ||
 		i->time > INT64CONST(36600) * USECS_PER_DAY)
@@ -154,6 +164,9 @@ typedef struct Template
 	JqItem item;
 	TimestampTz run_at;
 	Oid owner;
+	char until; /* of those with a unique_key */
+	char on_conflict;
+	Datum unique_for; /* 0 = none */
 	Datum values[JQ_NCOLS];
 	bool nulls[JQ_NCOLS];
 } Template;
@@ -162,8 +175,58 @@ typedef struct Template
 	((t)->values[(col) -1] = (datum), (t)->nulls[(col) -1] = false)
 
 /*
+ * unique_key or unique_keys, unique_until, unique_for, on_conflict, from argument
+ * number first on.
+ */
+static void
+fill_unique(Template *t, FunctionCallInfo fcinfo, int first)
+{
+	char until = JQ_UNTIL_EXECUTED;
+	char on_conflict = JQ_CONFLICT_SKIP;
+	Interval zero;
+
+	t->unique_for = (Datum) 0;
+	if (!PG_ARGISNULL(first + 1))
+		until =
+			jq_unique_until_code(text_to_cstring(PG_GETARG_TEXT_PP(first + 1)));
+	if (!PG_ARGISNULL(first + 3))
+		on_conflict =
+			jq_on_conflict_code(text_to_cstring(PG_GETARG_TEXT_PP(first + 3)));
+	if (PG_ARGISNULL(first))
+	{
+		if (until != JQ_UNTIL_EXECUTED || on_conflict != JQ_CONFLICT_SKIP ||
+			!PG_ARGISNULL(first + 2))
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg(
+					 "unique_until, unique_for and on_conflict need a unique_key"),
+				 errhint("Give a unique_key, or leave them out.")));
+		return;
+	}
+	if (!PG_ARGISNULL(first + 2))
+	{
+		memset(&zero, 0, sizeof(zero));
+		check_interval("unique_for", PG_GETARG_INTERVAL_P(first + 2));
+		if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
+											  PG_GETARG_DATUM(first + 2),
+											  IntervalPGetDatum(&zero))) == 0)
+			out_of_range("unique_for", "more than 0");
+		t->unique_for = PG_GETARG_DATUM(first + 2);
+	}
+	else if (until == JQ_UNTIL_EXPIRED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unique_until \"expired\" needs unique_for"),
+				 errhint(
+					 "Say for how long, for example unique_for => '1 hour'.")));
+	t->until = until;
+	t->on_conflict = on_conflict;
+}
+
+/*
  * Arguments from number first on: queue, [key,] priority, run_at,
- * max_attempts, timeout, expires_at, keep, tags.
+ * max_attempts, timeout, expires_at, keep, those of fill_unique, tags.
  */
 static void
 fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
@@ -237,9 +300,10 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 		check_interval("keep", PG_GETARG_INTERVAL_P(first + 5));
 		SET(t, JQ_COL_KEEP, PG_GETARG_DATUM(first + 5));
 	}
-	if (!PG_ARGISNULL(first + 6))
+	fill_unique(t, fcinfo, first + 6);
+	if (!PG_ARGISNULL(first + 10))
 	{
-		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 6);
+		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 10);
 
 		if (ARR_NDIM(tags) > 1 || array_contains_nulls(tags))
 			ereport(ERROR,
@@ -274,35 +338,153 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 }
 
 /* one job of the template */
-static int64
-enqueue_one(Template *t, Datum args, bool args_null, text *key)
+typedef struct Job
 {
-	int64 id;
+	Datum args;
+	bool args_null;
+	text *key;		  /* or NULL */
+	text *unique_key; /* or NULL */
+	int64 id;		  /* 0 = not yet */
+	bool asked;		  /* for its unique_key */
+	JqAdmission admission;
+	int64 holder;
+} Job;
 
-	t->nulls[JQ_COL_ARGS - 1] = args_null;
-	if (!args_null)
+/* the row of a job, as far as it is not that of all */
+static void
+set_job(Template *t, const Job *job)
+{
+	t->nulls[JQ_COL_ARGS - 1] = job->args_null;
+	if (!job->args_null)
 	{
-		check_args_size(args);
-		t->values[JQ_COL_ARGS - 1] = args;
+		check_args_size(job->args);
+		t->values[JQ_COL_ARGS - 1] = job->args;
 	}
-	t->nulls[JQ_COL_KEY - 1] = key == NULL;
+	t->nulls[JQ_COL_KEY - 1] = job->key == NULL;
 	t->item.keylen = 0;
-	if (key != NULL)
+	if (job->key != NULL)
 	{
-		jq_check_key(VARSIZE_ANY_EXHDR(key));
-		t->values[JQ_COL_KEY - 1] = PointerGetDatum(key);
-		t->item.keylen = VARSIZE_ANY_EXHDR(key);
-		t->item.key = VARDATA_ANY(key);
+		jq_check_key(VARSIZE_ANY_EXHDR(job->key));
+		t->values[JQ_COL_KEY - 1] = PointerGetDatum(job->key);
+		t->item.keylen = VARSIZE_ANY_EXHDR(job->key);
+		t->item.key = VARDATA_ANY(job->key);
 	}
-	id = nextval_internal(t->table->sequence, false);
-	SET(t, JQ_COL_ID, Int64GetDatum(id));
+	t->nulls[JQ_COL_UNIQUE_KEY - 1] = job->unique_key == NULL;
+	t->nulls[JQ_COL_UNIQUE_UNTIL - 1] = job->unique_key == NULL;
+	t->nulls[JQ_COL_ON_CONFLICT - 1] = job->unique_key == NULL;
+	t->nulls[JQ_COL_UNIQUE_FOR - 1] =
+		job->unique_key == NULL || t->unique_for == (Datum) 0;
+	if (job->unique_key != NULL)
+	{
+		t->values[JQ_COL_UNIQUE_KEY - 1] = PointerGetDatum(job->unique_key);
+		t->values[JQ_COL_UNIQUE_UNTIL - 1] = CharGetDatum(t->until);
+		t->values[JQ_COL_UNIQUE_FOR - 1] = t->unique_for;
+		t->values[JQ_COL_ON_CONFLICT - 1] = CharGetDatum(t->on_conflict);
+	}
+	SET(t, JQ_COL_ID, Int64GetDatum(job->id));
+}
+
+static void
+check_unique_key(text *key)
+{
+	int len = VARSIZE_ANY_EXHDR(key);
+
+	if (len < 1 || len > JQ_KEY_MAX)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 len < 1 ? errmsg("unique_key must not be empty") :
+					   errmsg("unique_key is too long"),
+			 len < 1 ?
+				 errhint("Leave it out if the job may be there twice.") :
+				 errhint(
+					 "It has 1 to %d bytes; hash what is longer, for instance with md5().",
+					 JQ_KEY_MAX)));
+}
+
+static void
+get_id(Template *t, Job *job)
+{
+	job->id = nextval_internal(t->table->sequence, false);
+}
+
+/* what is to become of a job with a unique_key */
+static void
+ask(Template *t, Job *job)
+{
+	set_job(t, job);
+	job->admission =
+		jq_unique_admit(t->table, t->values, t->nulls, &job->holder);
+	job->asked = true;
+}
+
+/* it goes to the archive at once */
+static void
+write_dead(Template *t, Job *job)
+{
+	ItemPointerData tid;
+
+	jq_row_insert(t->table, t->values, t->nulls, &tid);
+	CommandCounterIncrement();
+	(void) jq_archive(t->table, job->id, "dead",
+					  jq_unique_reason(t->values, job->holder), 0, (Datum) 0);
+}
+
+/* the row of the job as set_job() left it */
+static void
+write_job(Template *t, Job *job, TimestampTz run_at)
+{
 	jq_row_insert(t->table, t->values, t->nulls, &t->item.tid);
-	t->item.id = id;
-	jq_publish_row(t->owner, t->queue, &t->item, t->run_at);
+	t->item.id = job->id;
+	jq_publish_row(t->owner, t->queue, &t->item, run_at);
 	if (!t->nulls[JQ_COL_EXPIRES_AT - 1])
 		jq_publish_expiry(
 			DatumGetTimestampTz(t->values[JQ_COL_EXPIRES_AT - 1]));
-	return id;
+}
+
+/* returns its id, or that of another job, or 0: none was enqueued */
+static int64
+enqueue_unique(Template *t, Job *job)
+{
+	Datum run_at = t->values[JQ_COL_RUN_AT - 1];
+	bool run_at_null = t->nulls[JQ_COL_RUN_AT - 1];
+
+	if (!job->asked)
+		ask(t, job);
+	else
+		set_job(t, job);
+	switch (job->admission)
+	{
+		case JQ_ADMIT:
+			write_job(t, job, t->run_at);
+			return job->id;
+		case JQ_ADMIT_LATER:
+			t->item.flags = JQ_E_DUE;
+			write_job(t, job, jq_unique_postpone(t->values, t->nulls));
+			/* for the next one */
+			t->item.flags = t->run_at != DT_NOBEGIN ? JQ_E_DUE : 0;
+			t->values[JQ_COL_RUN_AT - 1] = run_at;
+			t->nulls[JQ_COL_RUN_AT - 1] = run_at_null;
+			return job->id;
+		case JQ_ADMIT_DEAD:
+			write_dead(t, job);
+			return job->id;
+		case JQ_ADMIT_OTHER:
+			return job->holder;
+		case JQ_ADMIT_NONE:
+			break;
+	}
+	return 0;
+}
+
+static int64
+enqueue_one(Template *t, Job *job)
+{
+	if (job->id == 0)
+		get_id(t, job);
+	set_job(t, job);
+	write_job(t, job, t->run_at);
+	return job->id;
 }
 
 PG_FUNCTION_INFO_V1(jq_enqueue);
@@ -310,12 +492,95 @@ Datum
 jq_enqueue(PG_FUNCTION_ARGS)
 {
 	Template t;
+	Job job;
 
 	fill_template(&t, fcinfo, 2, 4);
-	PG_RETURN_INT64(
-		enqueue_one(&t, PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1),
-					PG_ARGISNULL(1),
-					PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3)));
+	memset(&job, 0, sizeof(job));
+	job.args_null = PG_ARGISNULL(1);
+	if (!job.args_null)
+		job.args = PG_GETARG_DATUM(1);
+	if (!PG_ARGISNULL(3))
+		job.key = PG_GETARG_TEXT_PP(3);
+	if (!PG_ARGISNULL(10))
+	{
+		int64 id;
+
+		job.unique_key = PG_GETARG_TEXT_PP(10);
+		check_unique_key(job.unique_key);
+		get_id(&t, &job);
+		id = enqueue_unique(&t, &job);
+		if (id == 0)
+			PG_RETURN_NULL();
+		PG_RETURN_INT64(id);
+	}
+	PG_RETURN_INT64(enqueue_one(&t, &job));
+}
+
+/* elements of an array that has one for each job; false: it is null */
+static bool
+keys_argument(FunctionCallInfo fcinfo, int arg, const char *name, int njobs,
+			  Datum **keys, bool **nulls)
+{
+	int n;
+
+	if (PG_ARGISNULL(arg))
+		return false;
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(arg), TEXTOID, -1, false,
+					  TYPALIGN_INT, keys, nulls, &n);
+	if (n != njobs)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("args has %d elements, but %s has %d", njobs, name, n),
+				 errhint("Give one key a job; a null element means no key.")));
+	return true;
+}
+
+static int
+compare_jobs(const void *a, const void *b)
+{
+	const Job *x = *(Job *const *) a;
+	const Job *y = *(Job *const *) b;
+	int xlen = VARSIZE_ANY_EXHDR(x->unique_key);
+	int ylen = VARSIZE_ANY_EXHDR(y->unique_key);
+	int c = memcmp(VARDATA_ANY(x->unique_key), VARDATA_ANY(y->unique_key),
+				   Min(xlen, ylen));
+
+	if (c == 0)
+		c = xlen - ylen;
+	return c != 0 ? c : x->id < y->id ? -1 : x->id > y->id;
+}
+
+static bool
+same_unique_key(const Job *x, const Job *y)
+{
+	return VARSIZE_ANY_EXHDR(x->unique_key) ==
+			   VARSIZE_ANY_EXHDR(y->unique_key) &&
+		   memcmp(VARDATA_ANY(x->unique_key), VARDATA_ANY(y->unique_key),
+				  VARSIZE_ANY_EXHDR(x->unique_key)) == 0;
+}
+
+/* all first jobs of a unique_key ask for it, in the order of the keys */
+static void
+ask_all(Template *t, Job *jobs, int n)
+{
+	Job **sorted = palloc(Max(n, 1) * sizeof(Job *));
+	int m = 0;
+	int i;
+
+	for (i = 0; i < n; i++)
+		if (jobs[i].unique_key != NULL)
+		{
+			check_unique_key(jobs[i].unique_key);
+			get_id(t, &jobs[i]);
+			sorted[m++] = &jobs[i];
+		}
+		else
+			get_id(t, &jobs[i]);
+	qsort(sorted, m, sizeof(Job *), compare_jobs);
+	for (i = 0; i < m; i++)
+		if (i == 0 || !same_unique_key(sorted[i - 1], sorted[i]))
+			ask(t, sorted[i]);
+	pfree(sorted);
 }
 
 PG_FUNCTION_INFO_V1(jq_enqueue_many);
@@ -326,9 +591,11 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 	Template t;
 	Datum *args;
 	bool *args_nulls;
-	Datum *keys = NULL;
-	bool *keys_nulls = NULL;
-	int nargs, nkeys, i;
+	Datum *keys, *unique_keys;
+	bool *keys_nulls, *unique_nulls;
+	bool have_keys, have_unique;
+	Job *jobs;
+	int n, i;
 
 	fill_template(&t, fcinfo, 3, 4);
 	if (PG_ARGISNULL(1))
@@ -339,29 +606,36 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 			 errhint(
 				 "Give an array with one element a job; elements may be null.")));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false,
-					  TYPALIGN_INT, &args, &args_nulls, &nargs);
-	if (!PG_ARGISNULL(2))
+					  TYPALIGN_INT, &args, &args_nulls, &n);
+	have_keys = keys_argument(fcinfo, 2, "keys", n, &keys, &keys_nulls);
+	have_unique = keys_argument(fcinfo, 10, "unique_keys", n, &unique_keys,
+								&unique_nulls);
+	jobs = palloc0(Max(n, 1) * sizeof(Job));
+	for (i = 0; i < n; i++)
 	{
-		deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false,
-						  TYPALIGN_INT, &keys, &keys_nulls, &nkeys);
-		if (nkeys != nargs)
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("args has %d elements, but keys has %d", nargs, nkeys),
-				 errhint("Give one key a job; a null element means no key.")));
+		jobs[i].args = args[i];
+		jobs[i].args_null = args_nulls[i];
+		if (have_keys && !keys_nulls[i])
+			jobs[i].key = DatumGetTextPP(keys[i]);
+		if (have_unique && !unique_nulls[i])
+			jobs[i].unique_key = DatumGetTextPP(unique_keys[i]);
 	}
+	if (have_unique)
+		ask_all(&t, jobs, n);
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	for (i = 0; i < nargs; i++)
+	for (i = 0; i < n; i++)
 	{
 		Datum id;
 		bool isnull = false;
 
 		CHECK_FOR_INTERRUPTS();
-		id = Int64GetDatum(enqueue_one(&t, args[i], args_nulls[i],
-									   keys != NULL && !keys_nulls[i] ?
-										   DatumGetTextPP(keys[i]) :
-										   NULL));
+		if (jobs[i].unique_key != NULL)
+		{
+			id = Int64GetDatum(enqueue_unique(&t, &jobs[i]));
+			isnull = DatumGetInt64(id) == 0;
+		}
+		else
+			id = Int64GetDatum(enqueue_one(&t, &jobs[i]));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &id, &isnull);
 	}
 	return (Datum) 0;

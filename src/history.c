@@ -8,22 +8,113 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "publish.h"
+#include "unique.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "where.h"
 
 /* a lane that has got rows */
 static void
-publish_lane(HeapTuple tup, TupleDesc desc, int64 *n)
+publish_lane(HeapTuple tup, TupleDesc desc, void *arg)
 {
+	int64 *n = arg;
 	bool isnull;
 
 	jq_publish_unknown(DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)),
 					   TextDatumGetCString(
 						   SPI_getbinval(tup, desc, 1, &isnull)));
 	*n += DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
+}
+
+/* jobs that must have their unique_key before they come back */
+typedef struct WantedKey
+{
+	int64 id;
+	Datum queue;
+	Datum key;
+	char until;
+	TimestampTz expires_at;
+} WantedKey;
+
+typedef struct WantedKeys
+{
+	MemoryContext context;
+	WantedKey *list;
+	int n;
+	int room;
+} WantedKeys;
+
+static void
+add_unique(HeapTuple tup, TupleDesc desc, void *arg)
+{
+	WantedKeys *u = arg;
+	MemoryContext old = MemoryContextSwitchTo(u->context);
+	WantedKey *x;
+	bool isnull;
+
+	if (u->n == u->room)
+	{
+		u->room = Max(2 * u->room, 64);
+		u->list =
+			u->list == NULL ?
+				palloc(u->room * sizeof(WantedKey)) :
+				repalloc_huge(u->list, (Size) u->room * sizeof(WantedKey));
+	}
+	x = &u->list[u->n++];
+	x->id = DatumGetInt64(SPI_getbinval(tup, desc, 1, &isnull));
+	x->queue = PointerGetDatum(
+		PG_DETOAST_DATUM_COPY(SPI_getbinval(tup, desc, 2, &isnull)));
+	x->key = PointerGetDatum(
+		PG_DETOAST_DATUM_COPY(SPI_getbinval(tup, desc, 3, &isnull)));
+	x->until = DatumGetChar(SPI_getbinval(tup, desc, 4, &isnull));
+	x->expires_at = DatumGetTimestampTz(SPI_getbinval(tup, desc, 5, &isnull));
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Their rows are locked, so they come back if nothing happens to this
+ * transaction.  In order of the keys, so that two who do this at a time do not
+ * wait for each other.  Returns the ids of those that have got their key.
+ */
+static Datum *
+take_unique_keys(JqWhere *w, int *n)
+{
+	static const char *const before =
+		"SELECT id, queue, unique_key, unique_until,"
+		" coalesce(clock_timestamp() + unique_for, 'infinity')"
+		" FROM %s.jobqueue_archive j";
+	static const char *const after =
+		" AND j.unique_key IS NOT NULL AND j.unique_until <> 'w'"
+		" ORDER BY j.queue, j.unique_key, j.id FOR UPDATE";
+	WantedKeys u = {CurrentMemoryContext, NULL, 0, 0};
+	Datum *ids;
+	int i;
+
+	(void) jq_where_ended(w, before, after, add_unique, &u);
+	ids = palloc_extended(Max(u.n, 1) * sizeof(Datum), MCXT_ALLOC_HUGE);
+	*n = 0;
+	for (i = 0; i < u.n; i++)
+	{
+		const WantedKey *x = &u.list[i];
+		JqUniqueLock lock;
+
+		CHECK_FOR_INTERRUPTS();
+		if (jq_unique_take(w->table, x->queue, x->key, x->id, x->until,
+						   x->expires_at, true, &lock))
+			ids[(*n)++] = Int64GetDatum(x->id);
+	}
+	if (*n < u.n)
+		ereport(NOTICE, (errmsg_plural("%d job stays in the history, another "
+									   "one has its unique_key",
+									   "%d jobs stay in the history, others "
+									   "have their unique_key",
+									   u.n - *n, u.n - *n)));
+	return ids;
 }
 
 PG_FUNCTION_INFO_V1(jq_retry_where);
@@ -33,18 +124,29 @@ jq_retry_where(PG_FUNCTION_ARGS)
 	static const char *const before =
 		"WITH back AS (DELETE FROM %s.jobqueue_archive j";
 	static const char *const after =
+		" AND (j.unique_key IS NULL OR j.unique_until = 'w' OR j.id = ANY ($9))"
 		" RETURNING *), again AS (INSERT INTO %s.jobqueue_job (id, enqueued_at,"
 		" home, owner, func_owner, priority, attempt, max_attempts, crashes,"
 		" kind, queue, command, args, key, search_path, settings, timeout, keep,"
-		" tags, errors)"
+		" tags, errors, unique_key, unique_until, unique_for, on_conflict)"
 		" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
-		" timeout, keep, tags, errors FROM back RETURNING queue, owner)"
+		" timeout, keep, tags, errors, unique_key, unique_until, unique_for,"
+		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END"
+		" FROM back RETURNING queue, owner)"
 		" SELECT queue, owner::oid, count(*) FROM again GROUP BY 1, 2";
 	JqWhere w;
+	Datum *unique;
+	int nunique;
 	int64 n = 0;
 
 	jq_where_begin(&w, fcinfo, "jobqueue_retry_where()", 2, 3, JQ_WHERE_FAILED);
+	unique = take_unique_keys(&w, &nunique);
+	(void) jq_where_add(&w, INT8ARRAYOID,
+						PointerGetDatum(construct_array(unique, nunique,
+														INT8OID, 8, true,
+														TYPALIGN_DOUBLE)),
+						false);
 	(void) jq_where_ended(&w, before, after, publish_lane, &n);
 	PG_RETURN_INT64(n);
 }

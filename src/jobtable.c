@@ -27,6 +27,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
@@ -70,7 +71,9 @@ relcache_callback(Datum arg, Oid relid)
 	if (relid == InvalidOid || relid == table.job || relid == table.pk ||
 		relid == table.ready || relid == table.due || relid == table.expiry ||
 		relid == table.key || relid == table.tried || relid == table.archive ||
-		relid == table.sequence || relid == table.queue_version)
+		relid == table.sequence || relid == table.queue_version ||
+		relid == table.unique || relid == table.unique_pk ||
+		relid == table.unique_expiry)
 		table_valid = false;
 }
 
@@ -143,13 +146,16 @@ read_meta(Oid relid, JqTable *t)
 
 /* are all writes to the table ours to understand? */
 static bool
-is_plain(Relation rel)
+is_plain(Relation rel, Oid extension)
 {
 	TriggerDesc *trig = rel->trigdesc;
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	int i;
 
-	if (trig != NULL && trig->numtriggers != 1)
-		return false; /* more than our guard */
+	for (i = 0; trig != NULL && i < trig->numtriggers; i++)
+		if (getExtensionOfObject(ProcedureRelationId,
+								 trig->triggers[i].tgfoid) != extension)
+			return false;
 	if (constr != NULL &&
 		(constr->num_check > 0 || constr->has_generated_stored))
 		return false;
@@ -191,13 +197,19 @@ lookup(JqTable *t)
 	t->archive = member(t->schema, t->extension, "jobqueue_archive");
 	t->queue_version =
 		member(t->schema, t->extension, "jobqueue_queue_version_seq");
+	t->unique = member(t->schema, t->extension, "jobqueue_unique");
+	t->unique_pk = member(t->schema, t->extension, "jobqueue_unique_pkey");
+	t->unique_expiry =
+		member(t->schema, t->extension, "jobqueue_unique_expiry");
 	meta = member(t->schema, t->extension, "jobqueue_meta");
 	if (!OidIsValid(t->job) || !OidIsValid(meta))
 		return false; /* CREATE EXTENSION is under way */
 	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->due) ||
 		!OidIsValid(t->expiry) || !OidIsValid(t->key) ||
 		!OidIsValid(t->tried) || !OidIsValid(t->sequence) ||
-		!OidIsValid(t->archive) || !OidIsValid(t->queue_version))
+		!OidIsValid(t->archive) || !OidIsValid(t->queue_version) ||
+		!OidIsValid(t->unique) || !OidIsValid(t->unique_pk) ||
+		!OidIsValid(t->unique_expiry))
 	{
 		if (creating_extension)
 			return false;
@@ -220,7 +232,8 @@ lookup(JqTable *t)
 			 errmsg(
 				 "the SQL objects of extension \"jobqueue\" are of another version than its library"),
 			 errhint("Run ALTER EXTENSION jobqueue UPDATE.")));
-	t->plain = RelationGetNumberOfAttributes(rel) == JQ_NCOLS && is_plain(rel);
+	t->plain = RelationGetNumberOfAttributes(rel) == JQ_NCOLS &&
+			   is_plain(rel, t->extension);
 
 	if (table_context == NULL)
 		table_context =
@@ -336,8 +349,10 @@ insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 		"INSERT INTO %s.jobqueue_job (id, enqueued_at, home, run_at, expires_at,"
 		" owner, func_owner, priority, attempt, max_attempts, crashes, kind,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-		" errors, keeps_order) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-		" $14, $15, $16, $17, $18, $19, $20, $21, $22, $23) RETURNING ctid";
+		" errors, keeps_order, unique_key, unique_until, unique_for, on_conflict)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+		" $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)"
+		" RETURNING ctid";
 	Oid types[JQ_NCOLS];
 	char flags[JQ_NCOLS];
 	int i;

@@ -40,9 +40,13 @@ enum
 	JQ_COL_KEEP,
 	JQ_COL_TAGS,
 	JQ_COL_ERRORS,
-	JQ_COL_KEEPS_ORDER
+	JQ_COL_KEEPS_ORDER,
+	JQ_COL_UNIQUE_KEY,
+	JQ_COL_UNIQUE_UNTIL,
+	JQ_COL_UNIQUE_FOR,
+	JQ_COL_ON_CONFLICT
 };
-#define JQ_NCOLS 23
+#define JQ_NCOLS 27
 
 /* kinds of commands, as stored */
 #define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
@@ -68,6 +72,9 @@ typedef struct JqTable
 	Oid sequence;
 	Oid archive;
 	Oid queue_version; /* sequence */
+	Oid unique;
+	Oid unique_pk;
+	Oid unique_expiry;
 	int64 home;
 	Oid meta_database;
 	bool plain; /* no columns, triggers, indexes of others:

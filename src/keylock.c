@@ -878,6 +878,24 @@ jq_keylock_forget_waiters(uint32 entry)
 	return chain;
 }
 
+int64
+jq_keylock_job(Oid db, const char *key, int len)
+{
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+	int64 job = 0;
+
+	make_tag(&tag, db, key, len);
+	hash = tag_hash_text(&tag, 0);
+	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
+	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
+	if (k != NULL && k->nholders > 0)
+		job = k->holder.job;
+	LWLockRelease(jq_key_partition(hash));
+	return job;
+}
+
 JqKeyInfo *
 jq_keylock_list(Oid db, int *n)
 {
@@ -898,6 +916,8 @@ jq_keylock_list(Oid db, int *n)
 		if (k->tag.db != db ||
 			(k->nholders == 0 && k->first == JQ_NIL && !k->spilled))
 			continue;
+		if (k->tag.text[0] == '\0')
+			continue; /* not a key of a job; see conflict.c */
 		for (; *n < max && (first || h != NULL); first = false)
 		{
 			JqKeyInfo *i = &list[(*n)++];

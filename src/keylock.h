@@ -81,6 +81,9 @@ extern void jq_keylock_release(Oid db, const char *key, int len);
 /* all keys of this process; for its exit hook */
 extern void jq_keylock_release_all(void);
 
+/* the job it is held for, 0 = none */
+extern int64 jq_keylock_job(Oid db, const char *key, int len);
+
 /* does this process hold the key? */
 extern bool jq_keylock_mine(Oid db, const char *key, int len);
 

@@ -192,8 +192,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 				JQ_ENTRY(ix)->flags |= JQ_E_UNPARKED;
 			*end = ix;
 			end = &JQ_ENTRY(ix)->next[0];
-			if (k->passed && !all && !wanted &&
-				!jq_lane_waits(&jq_lanes[lane]))
+			if (k->passed && !all && !wanted && !jq_lane_waits(&jq_lanes[lane]))
 			{
 				/* the others have let it go first */
 				k->passed = false;

@@ -148,6 +148,29 @@ check_command(char kind, const char *command)
 			"of the kind that column \"kind\" says; with a null there, it is looked at as jobqueue_enqueue() does");
 }
 
+/* codes of unique.h, all or none */
+static void
+check_unique(HeapTuple tup, TupleDesc desc)
+{
+	bool isnull;
+	bool until_null, conflict_null;
+	Datum key = column(tup, desc, "unique_key", &isnull);
+	char until = DatumGetChar(column(tup, desc, "unique_until", &until_null));
+	char conflict =
+		DatumGetChar(column(tup, desc, "on_conflict", &conflict_null));
+
+	if (isnull)
+		return;
+	if (VARSIZE_ANY_EXHDR(DatumGetTextPP(key)) < 1 ||
+		VARSIZE_ANY_EXHDR(DatumGetTextPP(key)) > JQ_KEY_MAX)
+		refuse("unique_key", psprintf("1 to %d bytes long", JQ_KEY_MAX));
+	if (until_null || until == '\0' || strchr("setwb", until) == NULL)
+		refuse("unique_until", "s, e, t, w or b");
+	if (conflict_null || conflict == '\0' ||
+		strchr("sjxpudrRl", conflict) == NULL)
+		refuse("on_conflict", "s, j, x, p, u, d, r, R or l");
+}
+
 static void
 check_row(HeapTuple tup, TupleDesc desc)
 {
@@ -172,6 +195,7 @@ check_row(HeapTuple tup, TupleDesc desc)
 	check_range(tup, desc, "crashes", 0);
 	check_not_negative(tup, desc, "timeout");
 	check_not_negative(tup, desc, "keep");
+	check_unique(tup, desc);
 }
 
 static bool

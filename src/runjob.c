@@ -21,6 +21,10 @@
  * A statement that cannot run in a transaction block commits by itself; the row
  * is deleted in a transaction after it.  A crash between the two runs it again:
  * at least once.
+ *
+ * A unique_key that is held until the job executes is given free in a
+ * transaction of its own, between the look and the command: nobody who wants it
+ * waits for the job.
  */
 #include "postgres.h"
 
@@ -32,6 +36,7 @@
 #include "command.h"
 #include "commands/trigger.h"
 #include "compat.h"
+#include "conflict.h"
 #include "database.h"
 #include "failure.h"
 #include "inflight.h"
@@ -355,7 +360,12 @@ finish_row(JqAttempt *a, JqTable *t, JqRow *row, Snapshot snapshot,
 		   Datum result)
 {
 	if (!jq_row_wants_keep(row, &a->settings))
-		return jq_row_delete(t, a->job->id, row, snapshot);
+	{
+		if (!jq_row_delete(t, a->job->id, row, snapshot))
+			return false;
+		jq_unique_ended(t, row);
+		return true;
+	}
 	if (snapshot)
 		UnregisterSnapshot(snapshot);
 	return jq_archive(t, a->job->id, "completed", NULL, a->started_at, result);
@@ -437,6 +447,9 @@ run_and_finish(JqAttempt *a, JqTable *t, JqRow *row, Snapshot snapshot,
 		a->result = JsonbToCString(NULL, &DatumGetJsonbP(result)->root, 0);
 		a->result_len = strlen(a->result);
 	}
+	/* who wants its unique_key waits from now on: only for the commit */
+	if (!JQ_ROW_NULL(row, JQ_COL_UNIQUE_KEY))
+		AfterTriggerFireDeferred();
 	JQ_PAUSE("worker-before-delete");
 	if (!finish_row(a, t, row, snapshot, isnull ? (Datum) 0 : result))
 		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
@@ -471,6 +484,7 @@ jq_attempt_in_batch(JqAttempt *a)
 		!matches(a, &row, &item, &run_at) || has_expired(a, &row) ||
 		(is_ordered(a) && tried_before(a, t, &(JqPos){0}, &(TimestampTz){0})) ||
 		DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 ||
+		!JQ_ROW_NULL(&row, JQ_COL_UNIQUE_KEY) ||
 		(kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL))
 	{
 		UnregisterSnapshot(snapshot);
@@ -635,6 +649,20 @@ attempt_it(JqAttempt *a)
 		}
 	}
 
+	if (!JQ_ROW_NULL(&row, JQ_COL_UNIQUE_KEY) && !a->admitted)
+	{
+		JqUniqueStart start = jq_unique_start(t, &row, &a->refusal);
+
+		if (start != JQ_UNIQUE_GO)
+		{
+			UnregisterSnapshot(snapshot);
+			CommitTransactionCommand();
+			JQ_PAUSE("worker-unique-released");
+			a->admitted = true;
+			return start == JQ_UNIQUE_AGAIN ? AGAIN : REFUSED;
+		}
+	}
+
 	begin_running(a, &row);
 	kind = kind_of(&row);
 	if (kind == JQ_KIND_OUTSIDE)
@@ -732,7 +760,9 @@ try_attempt(JqAttempt *volatile a)
 	jq_attempt_begin();
 	PG_TRY();
 	{
-		verdict = attempt_it(a);
+		do
+			verdict = attempt_it(a);
+		while (verdict == AGAIN);
 		stop_timeout();
 	}
 	PG_CATCH();
@@ -783,6 +813,7 @@ free_keys(JqAttempt *a)
 	if (a->job->keylen > 0)
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY));
+	jq_unique_let_go();
 }
 
 /* the claim goes to the scheduler, who looks at the row later */
@@ -928,6 +959,65 @@ end_failed(JqAttempt *volatile a, bool asked)
 	RESUME_INTERRUPTS();
 }
 
+/* another job has its unique_key: as its on_conflict says */
+static void
+end_refused(JqAttempt *volatile a)
+{
+	volatile JqRefused refused = JQ_REFUSED_GONE;
+	volatile bool written = false;
+
+	free_keys(a);
+	PG_TRY();
+	{
+		JqTable *t;
+
+		MemoryContextSwitchTo(job_context);
+		jq_begin_bookkeeping();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		t = jq_table();
+		if (t != NULL)
+			refused = jq_unique_refuse(t, a->job->id, &a->refusal);
+		PopActiveSnapshot();
+		/* between this commit and the publication nothing may come */
+		HOLD_INTERRUPTS();
+		CommitTransactionCommand();
+		written = true;
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		QueryCancelPending = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(job_context);
+	if (!written)
+	{
+		RESUME_INTERRUPTS();
+		leave_to_scheduler(JQ_HELD_DOUBTFUL, InvalidTransactionId, NULL, NULL);
+		return;
+	}
+	a->attempt = 0; /* it was never started */
+	if (refused == JQ_REFUSED_DEAD)
+		note_end(a, JQ_DEAD, a->refusal.reason);
+	else if (refused == JQ_REFUSED_CANCELLED)
+	{
+		a->started_at = 0;
+		note_end(a, JQ_CANCELLED, a->refusal.reason);
+	}
+	jq_claim_end();
+	if (refused == JQ_REFUSED_LATER)
+	{
+		int dbix = jq_dir_db(MyDatabaseId, true);
+
+		if (dbix >= 0)
+			jq_db_due(dbix, a->refusal.run_at);
+	}
+	RESUME_INTERRUPTS();
+}
+
 MemoryContext
 jq_attempt_context(void)
 {
@@ -995,6 +1085,10 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			free_keys(a);
 			break;
 		case PARKED:
+		case AGAIN:
+			break;
+		case REFUSED:
+			end_refused(a);
 			break;
 		case DOUBTFUL_ROW:
 			free_keys(a);
@@ -1020,6 +1114,7 @@ jq_attempt_done(void)
 {
 	jq_current_job.id = 0;
 	debug_query_string = NULL;
+	jq_unique_let_go();
 	MemoryContextSwitchTo(TopMemoryContext);
 	/* what was meant for this job must not hit the cleaning */
 	QueryCancelPending = false;

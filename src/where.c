@@ -251,7 +251,7 @@ jq_where_waiting(JqWhere *w, const char *before, const char *after)
 
 int64
 jq_where_ended(JqWhere *w, const char *before, const char *after,
-			   void (*each)(HeapTuple tup, TupleDesc desc, int64 *n), int64 *n)
+			   void (*each)(HeapTuple tup, TupleDesc desc, void *arg), void *arg)
 {
 	JqOwnerState state;
 	uint64 i;
@@ -261,7 +261,7 @@ jq_where_ended(JqWhere *w, const char *before, const char *after,
 	execute(w, before, psprintf(" AND %s", w->state), after);
 	rows = (int64) SPI_processed;
 	for (i = 0; i < SPI_processed && each != NULL; i++)
-		each(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, n);
+		each(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, arg);
 	jq_owner_end(&state);
 	return rows;
 }

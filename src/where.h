@@ -60,9 +60,10 @@ extern void jq_where_freeze(JqWhere *w);
  */
 extern int64 jq_where_waiting(JqWhere *w, const char *before,
 							  const char *after);
-extern int64
-jq_where_ended(JqWhere *w, const char *before, const char *after,
-			   void (*each)(HeapTuple tup, TupleDesc desc, int64 *n), int64 *n);
+extern int64 jq_where_ended(JqWhere *w, const char *before, const char *after,
+							void (*each)(HeapTuple tup, TupleDesc desc,
+										 void *arg),
+							void *arg);
 
 /* those of the jobs that run; palloc'd */
 extern int64 *jq_where_running(JqWhere *w, int *n);

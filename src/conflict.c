@@ -1,0 +1,530 @@
+/*
+ * conflict.c
+ *		on_conflict: what becomes of a job whose unique_key another one has.
+ *
+ * At enqueue the lock of unique.h is asked for.  Who has it may be waiting: then
+ * "replace" and "update" claim it first, as jobqueue_cancel() does, so that no
+ * worker starts it meanwhile.  Or it runs, and then
+ *
+ *		until executed, expired		"replace" and "update" do as "skip"
+ *		until executing				its lock is given free at any moment, since
+ *									only its start is left: wait for that
+ *
+ * "reschedule" writes the row without a lock, marked JQ_CONFLICT_RESCHEDULED and
+ * with a run_at.  When its time has come a worker asks for the lock; if it is
+ * taken, the job is put off once more.
+ *
+ * While a job executes, a lock in the key table keeps others of its unique_key
+ * from it, which is free the moment its worker ends, however it ends.  Queue and
+ * unique_key can be longer than a key, so a digest stands for them, behind a zero
+ * byte, which no key has.
+ *
+ * A worker waits for nobody: what an open transaction has to do with is held.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/cryptohash.h"
+#include "common/sha2.h"
+#include "conflict.h"
+#include "control.h"
+#include "executor/spi.h"
+#include "failure.h"
+#include "keylock.h"
+#include "miscadmin.h"
+#include "pause.h"
+#include "pgstat.h"
+#include "publish.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#define LATER_US (5 * USECS_PER_SEC) /* "reschedule" without unique_for */
+
+#define VALUE(col) (values[(col) -1])
+#define ISNULL(col) (nulls[(col) -1])
+
+static char
+until_of(const JqRow *row)
+{
+	return JQ_ROW_NULL(row, JQ_COL_UNIQUE_UNTIL) ?
+			   JQ_UNTIL_EXECUTED :
+			   DatumGetChar(JQ_ROW(row, JQ_COL_UNIQUE_UNTIL));
+}
+
+static char
+on_conflict_of(const JqRow *row)
+{
+	return JQ_ROW_NULL(row, JQ_COL_ON_CONFLICT) ?
+			   JQ_CONFLICT_SKIP :
+			   DatumGetChar(JQ_ROW(row, JQ_COL_ON_CONFLICT));
+}
+
+static char *
+cstring(const Datum *values, int col)
+{
+	return TextDatumGetCString(VALUE(col));
+}
+
+/* ---------------------------------------------------------------- enqueue */
+
+static void
+raise_conflict(const Datum *values, const JqUniqueLock *holder)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_UNIQUE_VIOLATION),
+		 errmsg("a job with unique_key \"%s\" is in queue \"%s\" already",
+				cstring(values, JQ_COL_UNIQUE_KEY),
+				cstring(values, JQ_COL_QUEUE)),
+		 TIMESTAMP_IS_NOEND(holder->expires_at) ?
+			 errdetail("Job " INT64_FORMAT " holds it.", holder->job) :
+			 errdetail("Job " INT64_FORMAT " holds it until %s.", holder->job,
+					   timestamptz_to_str(holder->expires_at)),
+		 errhint(
+			 "With on_conflict => 'join' the call returns that job's id, with 'skip' null.")));
+}
+
+char *
+jq_unique_reason(const Datum *values, int64 holder)
+{
+	return psprintf("job " INT64_FORMAT " holds unique_key \"%s\"", holder,
+					cstring(values, JQ_COL_UNIQUE_KEY));
+}
+
+/* the holder waits, and is ours until the end of the transaction */
+static void
+replace(JqTable *t, const Datum *values, int64 holder)
+{
+	char *reason = psprintf("replaced by job " INT64_FORMAT,
+							DatumGetInt64(VALUE(JQ_COL_ID)));
+
+	if (!jq_archive(t, holder, "cancelled", reason, 0, (Datum) 0))
+		jq_control_must_be_gone(t, holder);
+	/* one until "expired" has outlived it */
+	(void) jq_unique_release(t, VALUE(JQ_COL_QUEUE), VALUE(JQ_COL_UNIQUE_KEY),
+							 holder, true);
+	CommandCounterIncrement();
+}
+
+/* false: it is gone */
+static bool
+update(JqTable *t, const Datum *values, const bool *nulls, JqHeldJob *h)
+{
+	static const char *const sql =
+		"UPDATE %s.jobqueue_job SET args = $2, run_at = $3, priority = $4"
+		" WHERE id = $1 RETURNING ctid";
+	Oid types[4] = {INT8OID, JSONBOID, TIMESTAMPTZOID, INT2OID};
+	Datum args[4];
+	char flags[4] = {' ', ' ', ' ', ' '};
+	JqOwnerState state;
+	TimestampTz run_at = DT_NOBEGIN;
+	bool done;
+
+	args[0] = Int64GetDatum(h->item.id);
+	args[1] = VALUE(JQ_COL_ARGS);
+	flags[1] = ISNULL(JQ_COL_ARGS) ? 'n' : ' ';
+	args[2] = VALUE(JQ_COL_RUN_AT);
+	flags[2] = ISNULL(JQ_COL_RUN_AT) ? 'n' : ' ';
+	args[3] = VALUE(JQ_COL_PRIORITY);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, sql, 4, types, args, flags);
+	done = SPI_processed == 1;
+	if (done)
+	{
+		bool isnull;
+
+		h->item.tid = *(ItemPointer) DatumGetPointer(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						  &isnull));
+	}
+	jq_owner_end(&state);
+	if (!done)
+	{
+		jq_control_must_be_gone(t, h->item.id);
+		return false;
+	}
+	h->item.priority = DatumGetInt16(VALUE(JQ_COL_PRIORITY));
+	h->item.flags = 0;
+	if (!ISNULL(JQ_COL_RUN_AT))
+	{
+		run_at = DatumGetTimestampTz(VALUE(JQ_COL_RUN_AT));
+		h->item.flags = JQ_E_DUE;
+	}
+	if (DatumGetInt64(JQ_ROW(&h->row, JQ_COL_HOME)) == t->home)
+		jq_publish_row(h->owner, h->queue, &h->item, run_at);
+	CommandCounterIncrement();
+	return true;
+}
+
+/* it starts just now, and its lock is free in a moment */
+static void
+wait_for_start(void)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 2L, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+/*
+ * "replace", "update".  false: the holder is not what it was, ask for the lock
+ * again.
+ */
+static bool
+act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
+			  char on_conflict, const JqUniqueLock *holder, JqAdmission *result)
+{
+	JqHeldJob h;
+	bool running;
+
+	/* see what this transaction has enqueued */
+	CommandCounterIncrement();
+	JQ_PAUSE("unique-before-hold");
+	*result = JQ_ADMIT_NONE;
+	if (jq_control_hold(t, holder->job, &h, &running))
+	{
+		JQ_PAUSE("unique-held");
+		if (on_conflict == JQ_CONFLICT_REPLACE)
+		{
+			replace(t, values, holder->job);
+			return false;
+		}
+		*result = JQ_ADMIT_OTHER;
+		return update(t, values, nulls, &h);
+	}
+	if (!running)
+		return holder->until == JQ_UNTIL_EXPIRED; /* it has ended */
+	if (!jq_unique_ends_at_start(holder->until))
+		return true;
+	wait_for_start();
+	return false;
+}
+
+JqAdmission
+jq_unique_admit(JqTable *t, const Datum *values, const bool *nulls,
+				int64 *holder)
+{
+	char on_conflict = DatumGetChar(VALUE(JQ_COL_ON_CONFLICT));
+	char until = DatumGetChar(VALUE(JQ_COL_UNIQUE_UNTIL));
+	JqAdmission result;
+	JqUniqueLock lock;
+
+	if (!jq_unique_locks(until))
+		return JQ_ADMIT;
+	do
+	{
+		if (jq_unique_take(t, VALUE(JQ_COL_QUEUE), VALUE(JQ_COL_UNIQUE_KEY),
+						   DatumGetInt64(VALUE(JQ_COL_ID)), until,
+						   jq_unique_expiry(values, nulls), true, &lock))
+			return JQ_ADMIT;
+		*holder = lock.job;
+		switch (on_conflict)
+		{
+			case JQ_CONFLICT_JOIN:
+				return JQ_ADMIT_OTHER;
+			case JQ_CONFLICT_RAISE:
+				raise_conflict(values, &lock);
+				break;
+			case JQ_CONFLICT_REJECT:
+				return JQ_ADMIT_DEAD;
+			case JQ_CONFLICT_RESCHEDULE:
+				return JQ_ADMIT_LATER;
+			case JQ_CONFLICT_LOG:
+				ereport(LOG, (errmsg("no job was enqueued in queue \"%s\": %s",
+									 cstring(values, JQ_COL_QUEUE),
+									 jq_unique_reason(values, lock.job))));
+				return JQ_ADMIT_NONE;
+			case JQ_CONFLICT_REPLACE:
+			case JQ_CONFLICT_UPDATE:
+				break;
+			default:
+				return JQ_ADMIT_NONE;
+		}
+	} while (!act_on_holder(t, values, nulls, on_conflict, &lock, &result));
+	return result;
+}
+
+static TimestampTz
+later(const Datum *values, const bool *nulls)
+{
+	if (ISNULL(JQ_COL_UNIQUE_FOR))
+		return GetCurrentTimestamp() + LATER_US;
+	return jq_unique_expiry(values, nulls);
+}
+
+TimestampTz
+jq_unique_postpone(Datum *values, bool *nulls)
+{
+	TimestampTz at = later(values, nulls);
+
+	if (!ISNULL(JQ_COL_RUN_AT))
+		at = Max(at, DatumGetTimestampTz(VALUE(JQ_COL_RUN_AT)));
+	VALUE(JQ_COL_RUN_AT) = TimestampTzGetDatum(at);
+	ISNULL(JQ_COL_RUN_AT) = false;
+	VALUE(JQ_COL_ON_CONFLICT) = CharGetDatum(JQ_CONFLICT_RESCHEDULED);
+	return at;
+}
+
+/* ------------------------------------------------------------------ start */
+
+#define DIGEST_LEN (1 + PG_SHA256_DIGEST_LENGTH)
+
+/* what this process keeps others from executing; one job a time */
+static char executing[DIGEST_LEN];
+static bool is_executing;
+
+static void
+make_digest(char *digest, const JqRow *row)
+{
+	pg_cryptohash_ctx *ctx = pg_cryptohash_create(PG_SHA256);
+	text *queue = DatumGetTextPP(JQ_ROW(row, JQ_COL_QUEUE));
+	text *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_UNIQUE_KEY));
+
+	digest[0] = '\0';
+	if (ctx == NULL || pg_cryptohash_init(ctx) < 0 ||
+		/* with its end, so that nothing else has the same bytes */
+		pg_cryptohash_update(ctx, (uint8 *) VARDATA_ANY(queue),
+							 VARSIZE_ANY_EXHDR(queue)) < 0 ||
+		pg_cryptohash_update(ctx, (const uint8 *) "", 1) < 0 ||
+		pg_cryptohash_update(ctx, (uint8 *) VARDATA_ANY(key),
+							 VARSIZE_ANY_EXHDR(key)) < 0 ||
+		pg_cryptohash_final(ctx, (uint8 *) digest + 1,
+							PG_SHA256_DIGEST_LENGTH) < 0)
+		elog(ERROR, "could not compute a digest");
+	pg_cryptohash_free(ctx);
+}
+
+/* false: *holder executes */
+static bool
+take_digest(const char *digest, int64 id, int64 *holder)
+{
+	bool ask = false;
+	uint32 next;
+
+	jq_keylock_prepare();
+	*holder = 0;
+	switch (jq_keylock_take(MyDatabaseId, digest, DIGEST_LEN, id, -1, JQ_NIL,
+							&ask, &next))
+	{
+		case JQ_KEY_TAKEN:
+			return true;
+		case JQ_KEY_FULL:
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+							errmsg("too many keys are held")));
+			break;
+		default:
+			*holder = jq_keylock_job(MyDatabaseId, digest, DIGEST_LEN);
+			break;
+	}
+	return false;
+}
+
+void
+jq_unique_let_go(void)
+{
+	if (!is_executing)
+		return;
+	jq_keylock_release(MyDatabaseId, executing, DIGEST_LEN);
+	is_executing = false;
+}
+
+/* it has asked for its lock, and got it */
+static void
+clear_mark(JqTable *t, int64 id)
+{
+	Oid types[1] = {INT8OID};
+	Datum args[1];
+	JqOwnerState state;
+
+	args[0] = Int64GetDatum(id);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 "UPDATE %s.jobqueue_job SET on_conflict = 'r'"
+					 " WHERE id = $1 AND on_conflict = 'R'",
+					 1, types, args, NULL);
+	jq_owner_end(&state);
+	PopActiveSnapshot();
+}
+
+static JqUniqueStart
+refuse(const JqRow *row, int64 holder, bool at_work, JqRefusal *r)
+{
+	char *key = jq_row_cstring(row, JQ_COL_UNIQUE_KEY);
+
+	r->on_conflict = on_conflict_of(row);
+	r->run_at = later(row->values, row->nulls);
+	if (!at_work)
+		r->reason = psprintf("job " INT64_FORMAT " holds unique_key \"%s\"",
+							 holder, key);
+	else if (r->on_conflict == JQ_CONFLICT_JOIN)
+		r->reason =
+			psprintf("job " INT64_FORMAT " of unique_key \"%s\" is running",
+					 holder, key);
+	else
+		r->reason = psprintf("a job of unique_key \"%s\" is running", key);
+	return JQ_UNIQUE_REFUSED;
+}
+
+JqUniqueStart
+jq_unique_start(JqTable *t, const JqRow *row, JqRefusal *refusal)
+{
+	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	Datum queue = JQ_ROW(row, JQ_COL_QUEUE);
+	Datum key = JQ_ROW(row, JQ_COL_UNIQUE_KEY);
+	char until = until_of(row);
+	bool wrote = false;
+	JqUniqueLock lock;
+
+	if (!is_executing &&
+		(until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING))
+	{
+		int64 holder;
+
+		make_digest(executing, row);
+		if (!take_digest(executing, id, &holder))
+			return refuse(row, holder, true, refusal);
+		is_executing = true;
+	}
+	if (on_conflict_of(row) == JQ_CONFLICT_RESCHEDULED &&
+		jq_unique_locks(until))
+	{
+		if (!jq_unique_take(t, queue, key, id, until,
+							jq_unique_expiry(row->values, row->nulls), false,
+							&lock))
+			return refuse(row, lock.job, false, refusal);
+		CommandCounterIncrement();
+		clear_mark(t, id);
+		wrote = true;
+	}
+	if (jq_unique_ends_at_start(until))
+		wrote |= jq_unique_release(t, queue, key, id, false);
+	return wrote ? JQ_UNIQUE_AGAIN : JQ_UNIQUE_GO;
+}
+
+JqRefused
+jq_unique_refuse(JqTable *t, int64 id, const JqRefusal *r)
+{
+	switch (r->on_conflict)
+	{
+		case JQ_CONFLICT_RESCHEDULE:
+		case JQ_CONFLICT_RESCHEDULED:
+		{
+			Oid types[2] = {INT8OID, TIMESTAMPTZOID};
+			Datum args[2];
+			JqOwnerState state;
+			bool done;
+
+			args[0] = Int64GetDatum(id);
+			args[1] = TimestampTzGetDatum(r->run_at);
+			jq_owner_begin(t, &state);
+			jq_owner_execute(
+				t, "UPDATE %s.jobqueue_job SET run_at = $2 WHERE id = $1", 2,
+				types, args, NULL);
+			done = SPI_processed == 1;
+			jq_owner_end(&state);
+			return done ? JQ_REFUSED_LATER : JQ_REFUSED_GONE;
+		}
+		case JQ_CONFLICT_RAISE:
+		{
+			JqFailure f;
+			TimestampTz run_at;
+
+			memset(&f, 0, sizeof(f));
+			f.sqlstate = "23505";
+			f.message = f.reason = r->reason;
+			f.final = true;
+			return jq_record_failure(t, id, &f, &run_at) == JQ_RECORD_DEAD ?
+					   JQ_REFUSED_DEAD :
+					   JQ_REFUSED_GONE;
+		}
+		case JQ_CONFLICT_REJECT:
+			return jq_archive(t, id, "dead", r->reason, 0, (Datum) 0) ?
+					   JQ_REFUSED_DEAD :
+					   JQ_REFUSED_GONE;
+		case JQ_CONFLICT_LOG:
+			ereport(LOG, (errmsg("job " INT64_FORMAT " was cancelled: %s", id,
+								 r->reason)));
+			break;
+		default:
+			break;
+	}
+	return jq_archive(t, id, "cancelled", r->reason, 0, (Datum) 0) ?
+			   JQ_REFUSED_CANCELLED :
+			   JQ_REFUSED_GONE;
+}
+
+/* --------------------------------------------------------------- sessions */
+
+static void
+not_now(const JqRow *row, int64 holder, const char *what)
+{
+	ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					errmsg("unique_key \"%s\" of job " INT64_FORMAT
+						   " is %s, by job " INT64_FORMAT,
+						   jq_row_cstring(row, JQ_COL_UNIQUE_KEY),
+						   DatumGetInt64(JQ_ROW(row, JQ_COL_ID)), what, holder),
+					errhint("Wait for its end, or cancel it.")));
+}
+
+void
+jq_unique_run_here(JqTable *t, const JqRow *row)
+{
+	char until = until_of(row);
+	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	JqUniqueLock lock;
+
+	if (until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING)
+	{
+		char digest[DIGEST_LEN];
+		int64 holder;
+
+		make_digest(digest, row);
+		if (!jq_keylock_mine(MyDatabaseId, digest, DIGEST_LEN))
+		{
+			jq_publish_reserve_key();
+			if (!take_digest(digest, id, &holder))
+				not_now(row, holder, "executed now");
+			jq_publish_key(digest, DIGEST_LEN);
+		}
+	}
+	if (on_conflict_of(row) == JQ_CONFLICT_RESCHEDULED &&
+		jq_unique_locks(until) &&
+		!jq_unique_take(t, JQ_ROW(row, JQ_COL_QUEUE),
+						JQ_ROW(row, JQ_COL_UNIQUE_KEY), id, until,
+						jq_unique_expiry(row->values, row->nulls), true, &lock))
+		not_now(row, lock.job, "held");
+	if (jq_unique_ends_at_start(until))
+		(void) jq_unique_release(t, JQ_ROW(row, JQ_COL_QUEUE),
+								 JQ_ROW(row, JQ_COL_UNIQUE_KEY), id, false);
+}
+
+void
+jq_unique_come_back(JqTable *t, int64 id)
+{
+	TransactionId xid;
+	JqUniqueLock lock;
+	JqRow row;
+	char until;
+
+	CommandCounterIncrement();
+	if (jq_row_fetch(t, id, NULL, NULL, &row, &xid, NULL) != JQ_FETCH_FOUND ||
+		JQ_ROW_NULL(&row, JQ_COL_UNIQUE_KEY))
+		return;
+	until = until_of(&row);
+	if (!jq_unique_locks(until) ||
+		jq_unique_take(t, JQ_ROW(&row, JQ_COL_QUEUE),
+					   JQ_ROW(&row, JQ_COL_UNIQUE_KEY), id, until,
+					   jq_unique_expiry(row.values, row.nulls), true, &lock))
+		return;
+	ereport(ERROR, (errcode(ERRCODE_UNIQUE_VIOLATION),
+					errmsg("job " INT64_FORMAT
+						   " cannot come back: another one has its "
+						   "unique_key \"%s\"",
+						   id, jq_row_cstring(&row, JQ_COL_UNIQUE_KEY)),
+					errdetail("Job " INT64_FORMAT " holds it.", lock.job),
+					errhint("Wait for its end, or cancel it.")));
+}
