@@ -89,6 +89,8 @@ CREATE TABLE jobqueue_job (
 	keep		interval,
 	tags		text[],
 	errors		jsonb,
+	after		bigint[],
+	after_run_at timestamptz,
 	CONSTRAINT jobqueue_job_pkey PRIMARY KEY (id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
@@ -138,12 +140,23 @@ CREATE TABLE jobqueue_archive (
 	result		jsonb,
 	errors		jsonb,
 	reason		text,
+	after		bigint[],
 	CONSTRAINT jobqueue_archive_pkey PRIMARY KEY (id)
 );
 CREATE INDEX jobqueue_archive_expiry ON jobqueue_archive (expires_at, id)
 	WHERE expires_at IS NOT NULL;
 CREATE INDEX jobqueue_archive_dead ON jobqueue_archive (queue)
 	WHERE state = 'dead';
+
+-- Which rows wait for a job.  It follows from "after" of the rows that wait; the
+-- scheduler alone writes it, and its data is not dumped.
+CREATE TABLE jobqueue_dependency (
+	dep			bigint NOT NULL,
+	job			bigint NOT NULL,
+	CONSTRAINT jobqueue_dependency_pkey PRIMARY KEY (dep, job)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job);
 
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;
@@ -210,6 +223,7 @@ CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_dependency ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue
@@ -225,6 +239,7 @@ CREATE FUNCTION jobqueue_enqueue(
 	timeout interval DEFAULT NULL,
 	expires_at timestamptz DEFAULT NULL,
 	keep interval DEFAULT NULL,
+	after bigint[] DEFAULT NULL,
 	tags text[] DEFAULT NULL)
 RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_enqueue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -240,6 +255,7 @@ CREATE FUNCTION jobqueue_enqueue_many(
 	timeout interval DEFAULT NULL,
 	expires_at timestamptz DEFAULT NULL,
 	keep interval DEFAULT NULL,
+	after bigint[] DEFAULT NULL,
 	tags text[] DEFAULT NULL)
 RETURNS SETOF bigint
 	AS 'MODULE_PATHNAME', 'jq_enqueue_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -338,7 +354,8 @@ CREATE FUNCTION jobqueue_queue_stats(
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_queue_stats' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_counts(
-	OUT queue text, OUT scheduled bigint, OUT dead bigint, OUT oldest_ready timestamptz)
+	OUT queue text, OUT scheduled bigint, OUT dead bigint, OUT oldest_ready timestamptz,
+	OUT waiting bigint)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_counts' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_running_jobs(
@@ -375,7 +392,7 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 	SELECT queue,
 		   coalesce(s.ready, 0) AS ready,
 		   coalesce(c.scheduled, 0) AS scheduled,
-		   coalesce(s.blocked, 0) AS blocked,
+		   coalesce(s.blocked, 0) + coalesce(c.waiting, 0) AS blocked,
 		   coalesce(s.running, 0) AS running,
 		   coalesce(c.dead, 0) AS dead,
 		   coalesce(s.held, 0) AS held,
@@ -409,19 +426,22 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 	SELECT j.id, j.queue::text AS queue, j.owner::oid::regrole AS owner,
 		   CASE WHEN r.id IS NOT NULL THEN 'running'
 				WHEN j.home <> jobqueue_home() OR NOT jobqueue_at_home() THEN 'held'
+				WHEN w.waits THEN 'blocked'
 				WHEN j.run_at > clock_timestamp() THEN 'scheduled'
 				WHEN b.id IS NOT NULL OR k.key IS NOT NULL THEN 'blocked'
 				ELSE 'ready' END AS state,
 		   j.command,
 		   CASE WHEN x.sight = 2 THEN j.args END AS args,
-		   j.key::text AS key, j.priority::int AS priority, j.run_at,
+		   j.key::text AS key, j.priority::int AS priority,
+		   CASE WHEN w.waits THEN nullif(j.after_run_at, '-infinity') ELSE j.run_at END AS run_at,
 		   j.attempt::int AS attempt, coalesce(j.max_attempts, q.max_attempts, CASE j.kind WHEN 'x' THEN 1 ELSE 10 END)::int AS max_attempts,
 		   coalesce(j.timeout, q.timeout, '1 hour') AS timeout, j.expires_at,
 		   coalesce(j.keep, q.keep, '0') AS keep, j.tags,
 		   j.enqueued_at, r.started_at, NULL::timestamptz AS ended_at,
-		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason
+		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason, j.after
 	FROM jobqueue_job j
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner) AS sight) x
+		 CROSS JOIN LATERAL (SELECT j.run_at = 'infinity' AND j.after_run_at IS NOT NULL AS waits) w
 		 LEFT JOIN jobqueue_running_jobs() r ON r.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() b ON b.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() k ON k.key = j.key
@@ -434,7 +454,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   h.attempt, coalesce(h.max_attempts, q.max_attempts, CASE h.kind WHEN 'x' THEN 1 ELSE 10 END), coalesce(h.timeout, q.timeout, '1 hour'), NULL,
 		   coalesce(h.keep, q.keep, '0'), h.tags, h.enqueued_at, h.started_at,
 		   h.ended_at, NULL, CASE WHEN x.sight = 2 THEN h.result END,
-		   h.errors, h.reason
+		   h.errors, h.reason, h.after
 	FROM jobqueue_archive h
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
 		 LEFT JOIN jobqueue_queue q ON q.name = h.queue
@@ -561,6 +581,10 @@ COMMENT ON COLUMN jobqueue_job.keep IS
 COMMENT ON COLUMN jobqueue_job.tags IS 'words of the application';
 COMMENT ON COLUMN jobqueue_job.errors IS
 	'the last failures, oldest first, at most 25';
+COMMENT ON COLUMN jobqueue_job.after IS
+	'jobs that it waits, or has waited, for';
+COMMENT ON COLUMN jobqueue_job.after_run_at IS
+	'while it waits for jobs (run_at is infinity): run_at once they are completed, -infinity: none; then: when that was';
 COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
@@ -570,6 +594,12 @@ COMMENT ON INDEX jobqueue_job_key IS
 COMMENT ON TABLE jobqueue_archive IS
 	'jobs that are dead or cancelled, and completed ones that are kept; read the view jobqueue_history';
 COMMENT ON COLUMN jobqueue_archive.expires_at IS 'when the row is deleted';
+COMMENT ON TABLE jobqueue_dependency IS
+	'internal: which jobs wait for a job; follows from jobqueue_job.after, and is not dumped';
+COMMENT ON COLUMN jobqueue_dependency.dep IS 'the job that is waited for';
+COMMENT ON COLUMN jobqueue_dependency.job IS 'the job that waits';
+COMMENT ON INDEX jobqueue_dependency_job IS
+	'what a job still waits for';
 COMMENT ON TRIGGER jobqueue_archive_guard ON jobqueue_archive IS
 	'who writes a row must be a member of its owner';
 COMMENT ON POLICY jobqueue_archive_owner ON jobqueue_archive IS
@@ -632,10 +662,10 @@ COMMENT ON FUNCTION jobqueue_home() IS
 	'internal: the identity of this installation';
 
 COMMENT ON FUNCTION jobqueue_enqueue(text, jsonb, text, text, int, timestamptz,
-	int, interval, timestamptz, interval, text[]) IS
+	int, interval, timestamptz, interval, bigint[], text[]) IS
 	'enqueue a job in this transaction; returns its id';
 COMMENT ON FUNCTION jobqueue_enqueue_many(text, jsonb[], text[], text, int,
-	timestamptz, int, interval, timestamptz, interval, text[]) IS
+	timestamptz, int, interval, timestamptz, interval, bigint[], text[]) IS
 	'enqueue one job for each element of args, in order; returns their ids';
 COMMENT ON FUNCTION jobqueue_current() IS
 	'in a job: which job it is; elsewhere: one row of NULLs';
@@ -709,7 +739,7 @@ COMMENT ON COLUMN jobqueue_status.ready IS
 COMMENT ON COLUMN jobqueue_status.scheduled IS
 	'wait for their run_at, retries included';
 COMMENT ON COLUMN jobqueue_status.blocked IS
-	'wait for a key, as far as memory has found them, those that are left in the table included';
+	'wait for other jobs, or for a key, as far as memory has found those';
 COMMENT ON COLUMN jobqueue_status.running IS 'taken by a worker';
 COMMENT ON COLUMN jobqueue_status.dead IS 'dead jobs in the history';
 COMMENT ON COLUMN jobqueue_status.held IS
@@ -797,6 +827,8 @@ COMMENT ON COLUMN jobqueue_jobs.errors IS
 	'the last failures, oldest first, at most 25: attempt, at, sqlstate, error, detail, hint, context';
 COMMENT ON COLUMN jobqueue_jobs.reason IS
 	'why it was cancelled or is dead';
+COMMENT ON COLUMN jobqueue_jobs.after IS
+	'jobs that it waits, or has waited, for';
 COMMENT ON VIEW jobqueue_running IS
 	'jobs that run now; reads memory only';
 COMMENT ON COLUMN jobqueue_running.command IS

@@ -17,6 +17,7 @@
 #include "configure.h"
 #include "control.h"
 #include "database.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
 #include "fmgr.h"
@@ -214,11 +215,12 @@ jq_retry(PG_FUNCTION_ARGS)
 		"WITH back AS (DELETE FROM %s.jobqueue_archive WHERE id = $1 RETURNING *)"
 		" INSERT INTO %s.jobqueue_job (id, enqueued_at, home, owner, func_owner,"
 		" priority, attempt, max_attempts, crashes, kind, queue, command, args,"
-		" key, search_path, settings, timeout, keep, tags, errors)"
+		" key, search_path, settings, timeout, keep, tags, errors, after)"
 		" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
-		" timeout, keep, tags, errors FROM back"
-		" RETURNING queue, owner::oid, priority, key, ctid, home";
+		" timeout, keep, tags, errors, after FROM back"
+		" RETURNING queue, owner::oid, priority, key, ctid, home,"
+		" after IS NOT NULL";
 	JqTable *t = jq_control_begin("jobqueue_retry()");
 	int64 id = jq_control_id(fcinfo);
 	Oid types[1] = {INT8OID};
@@ -230,6 +232,8 @@ jq_retry(PG_FUNCTION_ARGS)
 	char *key = NULL;
 	bool isnull;
 	bool mine;
+	bool after;
+	int nwaiting = 0;
 	MemoryContext context = CurrentMemoryContext;
 
 	values[0] = Int64GetDatum(id);
@@ -269,6 +273,7 @@ jq_retry(PG_FUNCTION_ARGS)
 		item.tid = *(ItemPointer) DatumGetPointer(
 			SPI_getbinval(tup, desc, 5, &isnull));
 		mine = DatumGetInt64(SPI_getbinval(tup, desc, 6, &isnull)) == t->home;
+		after = DatumGetBool(SPI_getbinval(tup, desc, 7, &isnull));
 	}
 	jq_owner_end(&state);
 	if (key != NULL)
@@ -276,7 +281,11 @@ jq_retry(PG_FUNCTION_ARGS)
 		item.key = key;
 		item.keylen = Min(strlen(key), JQ_KEY_MAX);
 	}
-	if (mine)
+	if (after)
+		(void) jq_after_wait_again(t, &id, 1, &nwaiting);
+	if (mine && nwaiting > 0)
+		jq_publish_waiting(id);
+	else if (mine)
 		jq_publish_row(owner, queue, &item, DT_NOBEGIN);
 	PG_RETURN_BOOL(true);
 }
@@ -294,6 +303,7 @@ jq_run(PG_FUNCTION_ARGS)
 	Datum result;
 	JqCurrent outer = jq_current_job;
 	JqQueueSettings settings;
+	int64 dep;
 	int nest;
 
 	CommandCounterIncrement();
@@ -321,6 +331,12 @@ jq_run(PG_FUNCTION_ARGS)
 						" is held because it comes from another database",
 						id),
 				 errhint("Run jobqueue_adopt().")));
+	if (jq_row_waits(&h.row) && jq_after_open(t, id, &dep, 1) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("job " INT64_FORMAT " waits for job " INT64_FORMAT, id,
+						dep),
+				 errhint("Run that one first.")));
 	if (DatumGetChar(JQ_ROW(&h.row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE)
 		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 						errmsg("the command of job " INT64_FORMAT
@@ -374,6 +390,7 @@ jq_run(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
+	jq_publish_ended(id);
 	if (!jq_row_wants_keep(&h.row, &settings))
 		done = jq_row_delete(t, id, &h.row, NULL);
 	else
@@ -452,6 +469,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 	/* whatever is due or expired, it was not looked at before */
 	jq_publish_due(DT_NOBEGIN + 1);
 	jq_publish_expiry(DT_NOBEGIN + 1);
+	jq_publish_after_unknown();
 	CacheInvalidateRelcacheByRelid(t->job);
 	PG_RETURN_INT64((int64) n);
 }

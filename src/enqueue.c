@@ -14,6 +14,7 @@
 #include "command.h"
 #include "commands/sequence.h"
 #include "compat.h"
+#include "dependency.h"
 #include "enqueue.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -153,6 +154,7 @@ typedef struct Template
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	JqItem item;
 	TimestampTz run_at;
+	bool waits; /* for other jobs */
 	Oid owner;
 	Datum values[JQ_NCOLS];
 	bool nulls[JQ_NCOLS];
@@ -163,7 +165,7 @@ typedef struct Template
 
 /*
  * Arguments from number first on: queue, [key,] priority, run_at,
- * max_attempts, timeout, expires_at, keep, tags.
+ * max_attempts, timeout, expires_at, keep, after, tags.
  */
 static void
 fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
@@ -237,9 +239,24 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 		check_interval("keep", PG_GETARG_INTERVAL_P(first + 5));
 		SET(t, JQ_COL_KEEP, PG_GETARG_DATUM(first + 5));
 	}
+	t->waits = false;
 	if (!PG_ARGISNULL(first + 6))
 	{
-		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 6);
+		Datum after =
+			jq_after_argument(t->table, PG_GETARG_ARRAYTYPE_P(first + 6));
+
+		if (after != (Datum) 0)
+		{
+			t->waits = true;
+			SET(t, JQ_COL_AFTER, after);
+			SET(t, JQ_COL_AFTER_RUN_AT, TimestampTzGetDatum(t->run_at));
+			t->run_at = DT_NOEND;
+			SET(t, JQ_COL_RUN_AT, TimestampTzGetDatum(t->run_at));
+		}
+	}
+	if (!PG_ARGISNULL(first + 7))
+	{
+		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 7);
 
 		if (ARR_NDIM(tags) > 1 || array_contains_nulls(tags))
 			ereport(ERROR,
@@ -299,6 +316,8 @@ enqueue_one(Template *t, Datum args, bool args_null, text *key)
 	jq_row_insert(t->table, t->values, t->nulls, &t->item.tid);
 	t->item.id = id;
 	jq_publish_row(t->owner, t->queue, &t->item, t->run_at);
+	if (t->waits)
+		jq_publish_waiting(id);
 	if (!t->nulls[JQ_COL_EXPIRES_AT - 1])
 		jq_publish_expiry(
 			DatumGetTimestampTz(t->values[JQ_COL_EXPIRES_AT - 1]));

@@ -11,6 +11,7 @@
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "publish.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -58,7 +59,7 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		" INSERT INTO %s.jobqueue_archive (id, enqueued_at, started_at, ended_at,"
 		" expires_at, home, owner, func_owner, priority, attempt, max_attempts,"
 		" kind, state, queue, command, args, key, search_path, settings, timeout,"
-		" keep, tags, result, errors, reason)"
+		" keep, tags, result, errors, reason, after)"
 		" SELECT id, enqueued_at, $4, clock_timestamp(), CASE $2"
 		"  WHEN 'completed' THEN clock_timestamp() + coalesce(keep,"
 		"   (SELECT q.keep FROM %s.jobqueue_queue q WHERE q.name = gone.queue),"
@@ -66,7 +67,7 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		"  ELSE " JQ_EXPIRES_DEAD " END,"
 		" home, owner, func_owner, priority, attempt, max_attempts, kind, $2,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-		" $5, errors, $3 FROM gone"
+		" $5, errors, $3, after FROM gone"
 		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
 		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
 		" attempt = excluded.attempt, result = excluded.result,"
@@ -90,6 +91,8 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 	jq_owner_execute(t, sql, 5, types, values, flags);
 	done = SPI_processed > 0;
 	jq_owner_end(&state_);
+	if (done)
+		jq_publish_ended(id);
 	return done;
 }
 

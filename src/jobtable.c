@@ -335,8 +335,8 @@ insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 		"INSERT INTO %s.jobqueue_job (id, enqueued_at, home, run_at, expires_at,"
 		" owner, func_owner, priority, attempt, max_attempts, crashes, kind,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-		" errors) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-		" $14, $15, $16, $17, $18, $19, $20, $21, $22) RETURNING ctid";
+		" errors, after, after_run_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+		" $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24) RETURNING ctid";
 	Oid types[JQ_NCOLS];
 	char flags[JQ_NCOLS];
 	int i;

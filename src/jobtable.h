@@ -39,9 +39,11 @@ enum
 	JQ_COL_TIMEOUT,
 	JQ_COL_KEEP,
 	JQ_COL_TAGS,
-	JQ_COL_ERRORS
+	JQ_COL_ERRORS,
+	JQ_COL_AFTER,
+	JQ_COL_AFTER_RUN_AT
 };
-#define JQ_NCOLS 22
+#define JQ_NCOLS 24
 
 /* kinds of commands, as stored */
 #define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
