@@ -17,18 +17,19 @@
 #include "shmem.h"
 
 /* requests to a scheduler */
-#define JQ_REQ_DISCOVER 0x01   /* which lanes does the table have? */
-#define JQ_REQ_REFILL 0x02	   /* some lane wants entries */
-#define JQ_REQ_DUE 0x04		   /* look at all waiting rows, not only the next */
-#define JQ_REQ_FAILED 0x08	   /* a claim is "failing" or "doubtful" */
-#define JQ_REQ_COUNT 0x10	   /* count what memory cannot know, all of it */
-#define JQ_REQ_GROUP 0x20	   /* some role cannot be served: look at it */
-#define JQ_REQ_RECOUNT 0x40	   /* go on counting where it is not known */
-#define JQ_REQ_KEYS 0x80	   /* spilled keys want rows */
-#define JQ_REQ_SETTINGS 0x100  /* read the settings of the queues */
-#define JQ_REQ_EXPIRY 0x200	   /* look at all rows that expire */
-#define JQ_REQ_AFTER 0x400	   /* jobs that others wait for, see after.h */
-#define JQ_REQ_AFTER_ALL 0x800 /* look at all rows that wait for others */
+#define JQ_REQ_DISCOVER 0x01  /* which lanes does the table have? */
+#define JQ_REQ_REFILL 0x02	  /* some lane wants entries */
+#define JQ_REQ_DUE 0x04		  /* look at all waiting rows, not only the next */
+#define JQ_REQ_FAILED 0x08	  /* a claim is "failing" or "doubtful" */
+#define JQ_REQ_COUNT 0x10	  /* count what memory cannot know, all of it */
+#define JQ_REQ_GROUP 0x20	  /* some role cannot be served: look at it */
+#define JQ_REQ_RECOUNT 0x40	  /* go on counting where it is not known */
+#define JQ_REQ_KEYS 0x80	  /* spilled keys want rows */
+#define JQ_REQ_SETTINGS 0x100 /* read the settings of the queues */
+#define JQ_REQ_EXPIRY 0x200	  /* look at all rows that expire */
+/* jobs that others wait for, see after.h; and all rows that wait for others */
+#define JQ_REQ_AFTER 0x400
+#define JQ_REQ_AFTER_ALL 0x800
 #define JQ_REQ_ALL 0xfff
 
 typedef enum JqSchedState
