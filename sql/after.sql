@@ -123,6 +123,31 @@ CALL drained();
 SELECT * FROM left_behind();
 DELETE FROM jobqueue_archive;
 
+-- all at once
+SELECT jobqueue_quiesce();
+SELECT job('a') > 0, job('b', '{a}') > 0, job('c', '{a, b}') > 0;
+SELECT jobqueue_cancel_where('default', 'ready', NULL);
+CALL drained();
+SELECT jobqueue_retry_where(NULL, 'cancelled', NULL);
+SELECT * FROM states;
+SELECT jobqueue_resume();
+CALL drained();
+SELECT * FROM left_behind();
+
+-- another time, another priority: it waits none the less
+SELECT jobqueue_quiesce();
+SELECT job('a') > 0, job('b', '{a}') > 0, job('c', '{a}', run_at => '2999-01-01') > 0;
+SELECT jobqueue_reschedule(id('b'), '2999-01-01'), jobqueue_reschedule(id('c'), NULL), jobqueue_reprioritize(id('c'), -1);
+SELECT * FROM states;
+SELECT jobqueue_reschedule_where(NULL, 'blocked', 'b', '2998-01-01'), jobqueue_reprioritize_where(NULL, 'blocked', NULL, 7);
+SELECT job, run_at FROM states;
+SELECT jobqueue_resume();
+CALL wait_until('(SELECT count(*) = 1 FROM jobqueue_job)');
+SELECT * FROM left_behind();
+SELECT job, state, run_at FROM states;
+SELECT jobqueue_cancel(id('b'));
+DELETE FROM jobqueue_archive;
+
 -- many jobs at once, that wait for many
 SELECT jobqueue_quiesce();
 SELECT array_agg(id) AS ids FROM jobqueue_enqueue_many('note', ARRAY(SELECT '{"what": "first"}'::jsonb FROM generate_series(1, 20))) id \gset
