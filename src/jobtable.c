@@ -716,14 +716,12 @@ jq_owner_end(JqOwnerState *state)
 	SetUserIdAndSecContext(state->user, state->sec_context);
 }
 
-int
-jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
-				 Datum *values, const char *nulls)
+char *
+jq_owner_statement(JqTable *t, const char *sql)
 {
 	StringInfoData buf;
 	const char *p = sql;
 	const char *mark;
-	int rc;
 
 	initStringInfo(&buf);
 	while ((mark = strstr(p, "%s")) != NULL)
@@ -733,9 +731,19 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 		p = mark + 2;
 	}
 	appendStringInfoString(&buf, p);
-	rc = SPI_execute_with_args(buf.data, nargs, types, values, nulls, false, 0);
+	return buf.data;
+}
+
+int
+jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
+				 Datum *values, const char *nulls)
+{
+	char *text = jq_owner_statement(t, sql);
+	int rc;
+
+	rc = SPI_execute_with_args(text, nargs, types, values, nulls, false, 0);
 	if (rc < 0)
-		elog(ERROR, "could not execute \"%s\": %s", buf.data,
+		elog(ERROR, "could not execute \"%s\": %s", text,
 			 SPI_result_code_string(rc));
 	return rc;
 }

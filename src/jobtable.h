@@ -158,6 +158,8 @@ extern void jq_owner_end(JqOwnerState *state);
 /* "%s" in sql stands for the quoted schema, any number of times */
 extern int jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 							Datum *values, const char *nulls);
+/* the text that it runs */
+extern char *jq_owner_statement(JqTable *t, const char *sql);
 
 /* do statements of ours touch the tables just now? (for the row trigger) */
 extern bool jq_bookkeeping;

@@ -131,6 +131,47 @@ text_column(uint64 row, int col)
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col);
 }
 
+/*
+ * A statement of this file, as jq_owner_execute() runs one, from a plan that is
+ * kept: most of them look at a row or two.
+ */
+static void
+execute(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values)
+{
+	typedef struct Plan
+	{
+		const char *sql; /* as it stands here */
+		char schema[NAMEDATALEN];
+		SPIPlanPtr plan;
+	} Plan;
+	static Plan plans[16];
+	Plan *p;
+	int rc;
+
+	for (p = plans; p->sql != sql && p->sql != NULL; p++)
+		Assert(p < &plans[lengthof(plans) - 1]);
+	if (p->plan != NULL && strcmp(p->schema, t->schema_name) != 0)
+	{
+		SPI_freeplan(p->plan);
+		p->plan = NULL;
+	}
+	if (p->plan == NULL)
+	{
+		SPIPlanPtr plan = SPI_prepare(jq_owner_statement(t, sql), nargs, types);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare \"%s\": %s", sql,
+				 SPI_result_code_string(SPI_result));
+		p->plan = plan;
+		p->sql = sql;
+		strlcpy(p->schema, t->schema_name, sizeof(p->schema));
+	}
+	rc = SPI_execute_plan(p->plan, values, NULL, false, 0);
+	if (rc < 0)
+		elog(ERROR, "could not execute \"%s\": %s", sql,
+			 SPI_result_code_string(rc));
+}
+
 /* a transaction of this file */
 static JqTable *
 begin(void)
@@ -232,7 +273,7 @@ look_up(JqTable *t, Waiting *w, int n)
 		construct_array(places, total, INT4OID, 4, true, TYPALIGN_INT));
 	values[1] = int8_array(deps, total);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 2, types, values, NULL);
+	execute(t, sql, 2, types, values);
 	for (i = 0; i < n; i++)
 		w[i].nlive = 0;
 	for (r = 0; r < SPI_processed; r++)
@@ -288,6 +329,10 @@ again(int64 id)
 static void
 add_edges(JqTable *t, Waiting *w, int n)
 {
+	static const char *const sql =
+		"INSERT INTO %s.jobqueue_dependency (dep, job)"
+		" SELECT d, j FROM unnest($1, $2) x(d, j)"
+		" ON CONFLICT DO NOTHING";
 	Oid types[2] = {INT8ARRAYOID, INT8ARRAYOID};
 	Datum values[2];
 	JqOwnerState state;
@@ -312,11 +357,7 @@ add_edges(JqTable *t, Waiting *w, int n)
 	values[0] = int8_array(deps, total);
 	values[1] = int8_array(jobs, total);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t,
-					 "INSERT INTO %s.jobqueue_dependency (dep, job)"
-					 " SELECT d, j FROM unnest($1, $2) x(d, j)"
-					 " ON CONFLICT DO NOTHING",
-					 2, types, values, NULL);
+	execute(t, sql, 2, types, values);
 	jq_owner_end(&state);
 }
 
@@ -362,7 +403,7 @@ let_go(JqTable *t, Waiting *w, int n)
 	values[0] = int8_array(ids, m);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 2, types, values, NULL);
+	execute(t, sql, 2, types, values);
 	rows = jq_sched_rows(&m);
 	jq_owner_end(&state);
 	for (i = 0; i < m; i++)
@@ -376,6 +417,9 @@ let_go(JqTable *t, Waiting *w, int n)
 static void
 cancel(JqTable *t, Waiting *w, int n)
 {
+	static const char *const sql =
+		"SELECT id FROM %s.jobqueue_job WHERE id = ANY ($1)"
+		" AND " JQ_ROW_WAITS " FOR UPDATE SKIP LOCKED";
 	Oid types[1] = {INT8ARRAYOID};
 	Datum values[1];
 	JqOwnerState state;
@@ -390,10 +434,7 @@ cancel(JqTable *t, Waiting *w, int n)
 		return;
 	values[0] = int8_array(ids, m);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t,
-					 "SELECT id FROM %s.jobqueue_job WHERE id = ANY ($1)"
-					 " AND " JQ_ROW_WAITS " FOR UPDATE SKIP LOCKED",
-					 1, types, values, NULL);
+	execute(t, sql, 1, types, values);
 	m = (int) SPI_processed;
 	for (i = 0; i < m; i++)
 		ids[i] = int8_column(i, 1);
@@ -486,7 +527,7 @@ take_edges(JqTable *t, const int64 *ids, int n, int64 *last_dep,
 	values[1] = Int64GetDatum(*last_dep);
 	values[2] = Int64GetDatum(*last_job);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, take, 3, types, values, NULL);
+	execute(t, take, 3, types, values);
 	found = (int) SPI_processed;
 	for (i = 0; i < found; i++)
 	{
@@ -504,7 +545,7 @@ take_edges(JqTable *t, const int64 *ids, int n, int64 *last_dep,
 		values[0] = Int64GetDatum(t->home);
 		values[1] = int8_array(jobs, njobs);
 		values[2] = int8_array(failed, nfailed);
-		jq_owner_execute(t, look, 3, look_types, values, NULL);
+		execute(t, look, 3, look_types, values);
 		*rows = waiting_rows(nrows);
 	}
 	jq_owner_end(&state);
@@ -605,7 +646,7 @@ settle_range(int64 first, int64 last, bool all)
 		values[1] = Int64GetDatum(first);
 		values[2] = Int64GetDatum(last);
 		jq_owner_begin(t, &state);
-		jq_owner_execute(t, sql, 3, types, values, NULL);
+		execute(t, sql, 3, types, values);
 		w = waiting_rows(&n);
 		jq_owner_end(&state);
 		for (m = 0; m < n && (m == 0 || looks + w[m].nafter <= MAX_LOOKS); m++)
@@ -621,7 +662,7 @@ settle_range(int64 first, int64 last, bool all)
 
 			values[0] = int8_array(ids, m);
 			jq_owner_begin(t, &state);
-			jq_owner_execute(t, clean, 1, clean_types, values, NULL);
+			execute(t, clean, 1, clean_types, values);
 			jq_owner_end(&state);
 		}
 		JQ_PAUSE("after-before-commit");
@@ -667,7 +708,7 @@ drop_stale_edges(void)
 			values[0] = Int64GetDatum(last_dep);
 			values[1] = Int64GetDatum(last_job);
 			jq_owner_begin(t, &state);
-			jq_owner_execute(t, sql, 2, types, values, NULL);
+			execute(t, sql, 2, types, values);
 			if (SPI_processed > 0)
 			{
 				last_dep = int8_column(0, 1);
