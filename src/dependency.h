@@ -14,8 +14,13 @@
 
 #define JQ_MAX_AFTER 10000 /* jobs that one may wait for */
 
-/* SQL: is the row one that waits for others? */
-#define JQ_ROW_WAITS "(run_at = 'infinity' AND after_run_at IS NOT NULL)"
+/*
+ * SQL: is the row one that waits for others?  So written that no index is chosen
+ * for it where another condition tells more.
+ */
+#define JQ_ROW_WAITS                          \
+	"(run_at IS NOT DISTINCT FROM 'infinity'" \
+	" AND after_run_at IS NOT NULL)"
 
 extern bool jq_row_waits(const JqRow *row);
 

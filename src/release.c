@@ -509,7 +509,7 @@ take_edges(JqTable *t, const int64 *ids, int n, int64 *last_dep,
 		" FROM e LEFT JOIN gone ON gone.dep = e.dep AND gone.job = e.job"
 		" ORDER BY e.dep, e.job";
 	static const char *const look =
-		SELECT_WAITING "$1 AND (id = ANY ($3) OR id = ANY ($2) AND NOT EXISTS"
+		SELECT_WAITING "$1 AND id = ANY ($2) AND (id = ANY ($3) OR NOT EXISTS"
 					   " (SELECT FROM %s.jobqueue_dependency e"
 					   "  WHERE e.job = j.id))";
 	Oid types[3] = {INT8ARRAYOID, INT8OID, INT8OID};
@@ -537,10 +537,9 @@ take_edges(JqTable *t, const int64 *ids, int n, int64 *last_dep,
 			continue; /* it lives, after all: a retry */
 		if (bool_column(i, 4))
 			failed[nfailed++] = *last_job;
-		else
-			jobs[njobs++] = *last_job;
+		jobs[njobs++] = *last_job;
 	}
-	if (njobs + nfailed > 0)
+	if (njobs > 0)
 	{
 		values[0] = Int64GetDatum(t->home);
 		values[1] = int8_array(jobs, njobs);
@@ -619,7 +618,8 @@ static int64
 settle_range(int64 first, int64 last, bool all)
 {
 	static const char *const sql =
-		SELECT_WAITING "$1 AND id >= $2 AND id <= $3 ORDER BY id LIMIT 500";
+		SELECT_WAITING "$1 AND run_at = 'infinity' AND id >= $2 AND id <= $3"
+					   " ORDER BY id LIMIT 500";
 	static const char *const clean =
 		"DELETE FROM %s.jobqueue_dependency e WHERE e.job = ANY ($1)"
 		" AND NOT EXISTS (SELECT FROM %s.jobqueue_job d WHERE d.id = e.dep)";
