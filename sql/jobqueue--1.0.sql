@@ -94,6 +94,8 @@ CREATE TABLE jobqueue_job (
 	unique_until "char",
 	unique_for	interval,
 	on_conflict	"char",
+	after		bigint[],
+	after_run_at timestamptz,
 	CONSTRAINT jobqueue_job_pkey PRIMARY KEY (id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
@@ -151,6 +153,7 @@ CREATE TABLE jobqueue_archive (
 	unique_until "char",
 	unique_for	interval,
 	on_conflict	"char",
+	after		bigint[],
 	CONSTRAINT jobqueue_archive_pkey PRIMARY KEY (id)
 );
 CREATE INDEX jobqueue_archive_expiry ON jobqueue_archive (expires_at, id)
@@ -175,6 +178,15 @@ CREATE TABLE jobqueue_unique (
 		autovacuum_analyze_threshold = 1000000);
 CREATE INDEX jobqueue_unique_expiry ON jobqueue_unique (expires_at)
 	WHERE expires_at IS NOT NULL;
+-- Which rows wait for a job.  It follows from "after" of the rows that wait; the
+-- scheduler alone writes it, and its data is not dumped.
+CREATE TABLE jobqueue_dependency (
+	dep			bigint NOT NULL,
+	job			bigint NOT NULL,
+	CONSTRAINT jobqueue_dependency_pkey PRIMARY KEY (dep, job)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job);
 
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;
@@ -250,6 +262,7 @@ CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
 ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_unique ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_dependency ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue
@@ -269,6 +282,7 @@ CREATE FUNCTION jobqueue_enqueue(
 	unique_until text DEFAULT 'executed',
 	unique_for interval DEFAULT NULL,
 	on_conflict text DEFAULT 'skip',
+	after bigint[] DEFAULT NULL,
 	tags text[] DEFAULT NULL)
 RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_enqueue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -288,6 +302,7 @@ CREATE FUNCTION jobqueue_enqueue_many(
 	unique_until text DEFAULT 'executed',
 	unique_for interval DEFAULT NULL,
 	on_conflict text DEFAULT 'skip',
+	after bigint[] DEFAULT NULL,
 	tags text[] DEFAULT NULL)
 RETURNS SETOF bigint
 	AS 'MODULE_PATHNAME', 'jq_enqueue_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -387,7 +402,8 @@ CREATE FUNCTION jobqueue_queue_stats(
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_queue_stats' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_counts(
-	OUT queue text, OUT scheduled bigint, OUT dead bigint, OUT oldest_ready timestamptz)
+	OUT queue text, OUT scheduled bigint, OUT dead bigint, OUT oldest_ready timestamptz,
+	OUT waiting bigint)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_counts' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_running_jobs(
@@ -424,7 +440,7 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 	SELECT queue,
 		   coalesce(s.ready, 0) AS ready,
 		   coalesce(c.scheduled, 0) AS scheduled,
-		   coalesce(s.blocked, 0) AS blocked,
+		   coalesce(s.blocked, 0) + coalesce(c.waiting, 0) AS blocked,
 		   coalesce(s.running, 0) AS running,
 		   coalesce(c.dead, 0) AS dead,
 		   coalesce(s.held, 0) AS held,
@@ -461,20 +477,23 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 	SELECT j.id, j.queue::text AS queue, j.owner::oid::regrole AS owner,
 		   CASE WHEN r.id IS NOT NULL THEN 'running'
 				WHEN j.home <> jobqueue_home() OR NOT jobqueue_at_home() THEN 'held'
+				WHEN w.waits THEN 'blocked'
 				WHEN j.run_at > clock_timestamp() THEN 'scheduled'
 				WHEN b.id IS NOT NULL OR k.key IS NOT NULL THEN 'blocked'
 				ELSE 'ready' END AS state,
 		   j.command,
 		   CASE WHEN x.sight = 2 THEN j.args END AS args,
-		   j.key::text AS key, j.priority::int AS priority, j.run_at,
+		   j.key::text AS key, j.priority::int AS priority,
+		   CASE WHEN w.waits THEN nullif(j.after_run_at, '-infinity') ELSE j.run_at END AS run_at,
 		   j.attempt::int AS attempt, coalesce(j.max_attempts, q.max_attempts, CASE j.kind WHEN 'x' THEN 1 ELSE 10 END)::int AS max_attempts,
 		   coalesce(j.timeout, q.timeout, '1 hour') AS timeout, j.expires_at,
 		   coalesce(j.keep, q.keep, '0') AS keep, j.tags,
 		   j.enqueued_at, r.started_at, NULL::timestamptz AS ended_at,
 		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason,
-		   j.unique_key::text AS unique_key
+		   j.unique_key::text AS unique_key, j.after
 	FROM jobqueue_job j
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner) AS sight) x
+		 CROSS JOIN LATERAL (SELECT j.run_at = 'infinity' AND j.after_run_at IS NOT NULL AS waits) w
 		 LEFT JOIN jobqueue_running_jobs() r ON r.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() b ON b.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() k ON k.key = j.key
@@ -487,7 +506,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   h.attempt, coalesce(h.max_attempts, q.max_attempts, CASE h.kind WHEN 'x' THEN 1 ELSE 10 END), coalesce(h.timeout, q.timeout, '1 hour'), NULL,
 		   coalesce(h.keep, q.keep, '0'), h.tags, h.enqueued_at, h.started_at,
 		   h.ended_at, NULL, CASE WHEN x.sight = 2 THEN h.result END,
-		   h.errors, h.reason, h.unique_key
+		   h.errors, h.reason, h.unique_key, h.after
 	FROM jobqueue_archive h
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
 		 LEFT JOIN jobqueue_queue q ON q.name = h.queue
@@ -626,6 +645,10 @@ COMMENT ON COLUMN jobqueue_job.on_conflict IS
 	's: skip, j: join, x: raise, p: replace, u: update, d: reject, r: reschedule, R: the same, and it has not got its unique_key yet, l: log';
 COMMENT ON TRIGGER jobqueue_job_unique ON jobqueue_job IS
 	'lets go of the unique_key';
+COMMENT ON COLUMN jobqueue_job.after IS
+	'jobs that it waits, or has waited, for';
+COMMENT ON COLUMN jobqueue_job.after_run_at IS
+	'while it waits for jobs (run_at is infinity): run_at once they are completed, -infinity: none; then: when that was';
 COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
@@ -637,6 +660,12 @@ COMMENT ON INDEX jobqueue_job_tried IS
 COMMENT ON TABLE jobqueue_archive IS
 	'jobs that are dead or cancelled, and completed ones that are kept; read the view jobqueue_history';
 COMMENT ON COLUMN jobqueue_archive.expires_at IS 'when the row is deleted';
+COMMENT ON TABLE jobqueue_dependency IS
+	'internal: which jobs wait for a job; follows from jobqueue_job.after, and is not dumped';
+COMMENT ON COLUMN jobqueue_dependency.dep IS 'the job that is waited for';
+COMMENT ON COLUMN jobqueue_dependency.job IS 'the job that waits';
+COMMENT ON INDEX jobqueue_dependency_job IS
+	'what a job still waits for';
 COMMENT ON TRIGGER jobqueue_archive_guard ON jobqueue_archive IS
 	'who writes a row must be a member of its owner';
 COMMENT ON POLICY jobqueue_archive_owner ON jobqueue_archive IS
@@ -713,11 +742,11 @@ COMMENT ON FUNCTION jobqueue_home() IS
 	'internal: the identity of this installation';
 
 COMMENT ON FUNCTION jobqueue_enqueue(text, jsonb, text, text, int, timestamptz,
-	int, interval, timestamptz, interval, text, text, interval, text, text[]) IS
+	int, interval, timestamptz, interval, text, text, interval, text, bigint[], text[]) IS
 	'enqueue a job in this transaction; returns its id, NULL if a job with its unique_key was in the way';
 COMMENT ON FUNCTION jobqueue_enqueue_many(text, jsonb[], text[], text, int,
 	timestamptz, int, interval, timestamptz, interval, text[], text, interval,
-	text, text[]) IS
+	text, bigint[], text[]) IS
 	'enqueue one job for each element of args, in order; returns their ids';
 COMMENT ON FUNCTION jobqueue_current() IS
 	'in a job: which job it is; elsewhere: one row of NULLs';
@@ -791,7 +820,7 @@ COMMENT ON COLUMN jobqueue_status.ready IS
 COMMENT ON COLUMN jobqueue_status.scheduled IS
 	'wait for their run_at, retries included';
 COMMENT ON COLUMN jobqueue_status.blocked IS
-	'wait for a key, as far as memory has found them, those that are left in the table included';
+	'wait for other jobs, or for a key, as far as memory has found those';
 COMMENT ON COLUMN jobqueue_status.running IS 'taken by a worker';
 COMMENT ON COLUMN jobqueue_status.dead IS 'dead jobs in the history';
 COMMENT ON COLUMN jobqueue_status.held IS
@@ -888,6 +917,8 @@ COMMENT ON COLUMN jobqueue_jobs.reason IS
 	'why it was cancelled or is dead';
 COMMENT ON COLUMN jobqueue_jobs.unique_key IS
 	'no second job of its queue with the same, as unique_until says';
+COMMENT ON COLUMN jobqueue_jobs.after IS
+	'jobs that it waits, or has waited, for';
 COMMENT ON VIEW jobqueue_running IS
 	'jobs that run now; reads memory only';
 COMMENT ON COLUMN jobqueue_running.command IS

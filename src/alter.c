@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "control.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "publish.h"
@@ -23,8 +24,12 @@
 #include "utils/timestamp.h"
 #include "where.h"
 
-#define SET_RUN_AT(n) \
-	" run_at = CASE WHEN $" n " > clock_timestamp() THEN $" n " END"
+/* one that waits for others gets its time when they are completed */
+#define SET_RUN_AT(n)                                               \
+	" run_at = CASE WHEN " JQ_ROW_WAITS " THEN run_at"              \
+	" WHEN $" n " > clock_timestamp() THEN $" n " END"              \
+	", after_run_at = CASE WHEN " JQ_ROW_WAITS " THEN coalesce($" n \
+	", '-infinity') ELSE after_run_at END"
 #define SET_PRIORITY(n) \
 	" priority = $" n   \
 	", run_at = CASE WHEN run_at > clock_timestamp() THEN run_at END"

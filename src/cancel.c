@@ -11,6 +11,7 @@
 #include "failure.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "publish.h"
 #include "where.h"
 
 PG_FUNCTION_INFO_V1(jq_cancel_where);
@@ -24,12 +25,12 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 		" ended_at, expires_at, home, owner, func_owner, priority, attempt,"
 		" max_attempts, kind, state, queue, command, args, key, search_path,"
 		" settings, timeout, keep, tags, errors, reason, unique_key,"
-		" unique_until, unique_for, on_conflict)"
+		" unique_until, unique_for, on_conflict, after)"
 		" SELECT id, enqueued_at, clock_timestamp(), " JQ_EXPIRES_DEAD ", home,"
 		" owner, func_owner, priority, attempt, max_attempts, kind, 'cancelled',"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-		" errors, 'cancelled', unique_key, unique_until, unique_for, on_conflict"
-		" FROM gone"
+		" errors, 'cancelled', unique_key, unique_until, unique_for, on_conflict,"
+		" after FROM gone"
 		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
 		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
 		" attempt = excluded.attempt, result = excluded.result,"
@@ -42,6 +43,8 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 	jq_where_freeze(&w);
 	if (w.waiting)
 		n += jq_where_waiting(&w, before, after);
+	if (n > 0)
+		jq_publish_after_unknown(); /* who waits for them? */
 	if (w.running)
 	{
 		int nrunning, i;

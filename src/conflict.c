@@ -29,6 +29,7 @@
 #include "common/sha2.h"
 #include "conflict.h"
 #include "control.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
 #include "keylock.h"
@@ -109,36 +110,53 @@ replace(JqTable *t, const Datum *values, int64 holder)
 	CommandCounterIncrement();
 }
 
-/* false: it is gone */
+/* of a job that is about to be enqueued; DT_NOBEGIN: none */
+static TimestampTz
+wanted_run_at(const Datum *values, const bool *nulls)
+{
+	/* one that waits for others gets its time when they are completed */
+	int col = ISNULL(JQ_COL_AFTER) ? JQ_COL_RUN_AT : JQ_COL_AFTER_RUN_AT;
+
+	return ISNULL(col) ? DT_NOBEGIN : DatumGetTimestampTz(VALUE(col));
+}
+
+/* false: it is gone; what the holder waits for, it still waits for */
 static bool
 update(JqTable *t, const Datum *values, const bool *nulls, JqHeldJob *h)
 {
 	static const char *const sql =
-		"UPDATE %s.jobqueue_job SET args = $2, run_at = $3, priority = $4"
-		" WHERE id = $1 RETURNING ctid";
+		"UPDATE %s.jobqueue_job SET args = $2, priority = $4,"
+		" run_at = CASE WHEN " JQ_ROW_WAITS " THEN run_at ELSE $3 END,"
+		" after_run_at = CASE WHEN " JQ_ROW_WAITS
+		" THEN coalesce($3, '-infinity') ELSE after_run_at END"
+		" WHERE id = $1 RETURNING ctid, run_at";
 	Oid types[4] = {INT8OID, JSONBOID, TIMESTAMPTZOID, INT2OID};
 	Datum args[4];
 	char flags[4] = {' ', ' ', ' ', ' '};
 	JqOwnerState state;
-	TimestampTz run_at = DT_NOBEGIN;
+	TimestampTz run_at = wanted_run_at(values, nulls);
 	bool done;
 
 	args[0] = Int64GetDatum(h->item.id);
 	args[1] = VALUE(JQ_COL_ARGS);
 	flags[1] = ISNULL(JQ_COL_ARGS) ? 'n' : ' ';
-	args[2] = VALUE(JQ_COL_RUN_AT);
-	flags[2] = ISNULL(JQ_COL_RUN_AT) ? 'n' : ' ';
+	args[2] = TimestampTzGetDatum(run_at);
+	flags[2] = TIMESTAMP_IS_NOBEGIN(run_at) ? 'n' : ' ';
 	args[3] = VALUE(JQ_COL_PRIORITY);
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, sql, 4, types, args, flags);
 	done = SPI_processed == 1;
 	if (done)
 	{
+		HeapTuple tup = SPI_tuptable->vals[0];
+		TupleDesc desc = SPI_tuptable->tupdesc;
 		bool isnull;
+		Datum d;
 
 		h->item.tid = *(ItemPointer) DatumGetPointer(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						  &isnull));
+			SPI_getbinval(tup, desc, 1, &isnull));
+		d = SPI_getbinval(tup, desc, 2, &isnull);
+		run_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(d);
 	}
 	jq_owner_end(&state);
 	if (!done)
@@ -147,12 +165,7 @@ update(JqTable *t, const Datum *values, const bool *nulls, JqHeldJob *h)
 		return false;
 	}
 	h->item.priority = DatumGetInt16(VALUE(JQ_COL_PRIORITY));
-	h->item.flags = 0;
-	if (!ISNULL(JQ_COL_RUN_AT))
-	{
-		run_at = DatumGetTimestampTz(VALUE(JQ_COL_RUN_AT));
-		h->item.flags = JQ_E_DUE;
-	}
+	h->item.flags = TIMESTAMP_IS_NOBEGIN(run_at) ? 0 : JQ_E_DUE;
 	if (DatumGetInt64(JQ_ROW(&h->row, JQ_COL_HOME)) == t->home)
 		jq_publish_row(h->owner, h->queue, &h->item, run_at);
 	CommandCounterIncrement();
@@ -258,13 +271,16 @@ later(const Datum *values, const bool *nulls)
 TimestampTz
 jq_unique_postpone(Datum *values, bool *nulls)
 {
-	TimestampTz at = later(values, nulls);
+	TimestampTz at = Max(later(values, nulls), wanted_run_at(values, nulls));
 
-	if (!ISNULL(JQ_COL_RUN_AT))
-		at = Max(at, DatumGetTimestampTz(VALUE(JQ_COL_RUN_AT)));
+	VALUE(JQ_COL_ON_CONFLICT) = CharGetDatum(JQ_CONFLICT_RESCHEDULED);
+	if (!ISNULL(JQ_COL_AFTER))
+	{
+		VALUE(JQ_COL_AFTER_RUN_AT) = TimestampTzGetDatum(at);
+		return DatumGetTimestampTz(VALUE(JQ_COL_RUN_AT));
+	}
 	VALUE(JQ_COL_RUN_AT) = TimestampTzGetDatum(at);
 	ISNULL(JQ_COL_RUN_AT) = false;
-	VALUE(JQ_COL_ON_CONFLICT) = CharGetDatum(JQ_CONFLICT_RESCHEDULED);
 	return at;
 }
 

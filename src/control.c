@@ -18,6 +18,7 @@
 #include "conflict.h"
 #include "control.h"
 #include "database.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
 #include "fmgr.h"
@@ -216,12 +217,13 @@ jq_retry(PG_FUNCTION_ARGS)
 		" INSERT INTO %s.jobqueue_job (id, enqueued_at, home, owner, func_owner,"
 		" priority, attempt, max_attempts, crashes, kind, queue, command, args,"
 		" key, search_path, settings, timeout, keep, tags, errors, unique_key,"
-		" unique_until, unique_for, on_conflict)"
+		" unique_until, unique_for, on_conflict, after)"
 		" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
 		" timeout, keep, tags, errors, unique_key, unique_until, unique_for,"
-		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END FROM back"
-		" RETURNING queue, owner::oid, priority, key, ctid, home";
+		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END, after FROM back"
+		" RETURNING queue, owner::oid, priority, key, ctid, home,"
+		" after IS NOT NULL";
 	JqTable *t = jq_control_begin("jobqueue_retry()");
 	int64 id = jq_control_id(fcinfo);
 	Oid types[1] = {INT8OID};
@@ -233,6 +235,8 @@ jq_retry(PG_FUNCTION_ARGS)
 	char *key = NULL;
 	bool isnull;
 	bool mine;
+	bool after;
+	int nwaiting = 0;
 	MemoryContext context = CurrentMemoryContext;
 
 	values[0] = Int64GetDatum(id);
@@ -272,6 +276,7 @@ jq_retry(PG_FUNCTION_ARGS)
 		item.tid = *(ItemPointer) DatumGetPointer(
 			SPI_getbinval(tup, desc, 5, &isnull));
 		mine = DatumGetInt64(SPI_getbinval(tup, desc, 6, &isnull)) == t->home;
+		after = DatumGetBool(SPI_getbinval(tup, desc, 7, &isnull));
 	}
 	jq_owner_end(&state);
 	if (key != NULL)
@@ -280,7 +285,11 @@ jq_retry(PG_FUNCTION_ARGS)
 		item.keylen = Min(strlen(key), JQ_KEY_MAX);
 	}
 	jq_unique_come_back(t, id);
-	if (mine)
+	if (after)
+		(void) jq_after_wait_again(t, &id, 1, &nwaiting);
+	if (mine && nwaiting > 0)
+		jq_publish_waiting(id);
+	else if (mine)
 		jq_publish_row(owner, queue, &item, DT_NOBEGIN);
 	PG_RETURN_BOOL(true);
 }
@@ -298,6 +307,7 @@ jq_run(PG_FUNCTION_ARGS)
 	Datum result;
 	JqCurrent outer = jq_current_job;
 	JqQueueSettings settings;
+	int64 dep;
 	int nest;
 
 	CommandCounterIncrement();
@@ -325,6 +335,12 @@ jq_run(PG_FUNCTION_ARGS)
 						" is held because it comes from another database",
 						id),
 				 errhint("Run jobqueue_adopt().")));
+	if (jq_row_waits(&h.row) && jq_after_open(t, id, &dep, 1) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("job " INT64_FORMAT " waits for job " INT64_FORMAT, id,
+						dep),
+				 errhint("Run that one first.")));
 	if (DatumGetChar(JQ_ROW(&h.row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE)
 		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 						errmsg("the command of job " INT64_FORMAT
@@ -383,6 +399,7 @@ jq_run(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
+	jq_publish_ended(id);
 	if (!jq_row_wants_keep(&h.row, &settings))
 	{
 		done = jq_row_delete(t, id, &h.row, NULL);
@@ -465,6 +482,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 	/* whatever is due or expired, it was not looked at before */
 	jq_publish_due(DT_NOBEGIN + 1);
 	jq_publish_expiry(DT_NOBEGIN + 1);
+	jq_publish_after_unknown();
 	CacheInvalidateRelcacheByRelid(t->job);
 	PG_RETURN_INT64((int64) n);
 }

@@ -28,7 +28,10 @@
 #define JQ_REQ_KEYS 0x80	  /* spilled keys want rows */
 #define JQ_REQ_SETTINGS 0x100 /* read the settings of the queues */
 #define JQ_REQ_EXPIRY 0x200	  /* look at all rows that expire */
-#define JQ_REQ_ALL 0x3ff
+/* jobs that others wait for, see after.h; and all rows that wait for others */
+#define JQ_REQ_AFTER 0x400
+#define JQ_REQ_AFTER_ALL 0x800
+#define JQ_REQ_ALL 0xfff
 
 typedef enum JqSchedState
 {

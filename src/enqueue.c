@@ -20,6 +20,7 @@
 #include "commands/sequence.h"
 #include "compat.h"
 #include "conflict.h"
+#include "dependency.h"
 #include "enqueue.h"
 #include "failure.h"
 #include "fmgr.h"
@@ -163,6 +164,7 @@ typedef struct Template
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	JqItem item;
 	TimestampTz run_at;
+	bool waits; /* for other jobs */
 	Oid owner;
 	char until; /* of those with a unique_key */
 	char on_conflict;
@@ -226,7 +228,7 @@ fill_unique(Template *t, FunctionCallInfo fcinfo, int first)
 
 /*
  * Arguments from number first on: queue, [key,] priority, run_at,
- * max_attempts, timeout, expires_at, keep, those of fill_unique, tags.
+ * max_attempts, timeout, expires_at, keep, those of fill_unique, after, tags.
  */
 static void
 fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
@@ -301,9 +303,24 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 		SET(t, JQ_COL_KEEP, PG_GETARG_DATUM(first + 5));
 	}
 	fill_unique(t, fcinfo, first + 6);
+	t->waits = false;
 	if (!PG_ARGISNULL(first + 10))
 	{
-		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 10);
+		Datum after =
+			jq_after_argument(t->table, PG_GETARG_ARRAYTYPE_P(first + 10));
+
+		if (after != (Datum) 0)
+		{
+			t->waits = true;
+			SET(t, JQ_COL_AFTER, after);
+			SET(t, JQ_COL_AFTER_RUN_AT, TimestampTzGetDatum(t->run_at));
+			t->run_at = DT_NOEND;
+			SET(t, JQ_COL_RUN_AT, TimestampTzGetDatum(t->run_at));
+		}
+	}
+	if (!PG_ARGISNULL(first + 11))
+	{
+		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 11);
 
 		if (ARR_NDIM(tags) > 1 || array_contains_nulls(tags))
 			ereport(ERROR,
@@ -437,6 +454,8 @@ write_job(Template *t, Job *job, TimestampTz run_at)
 	jq_row_insert(t->table, t->values, t->nulls, &t->item.tid);
 	t->item.id = job->id;
 	jq_publish_row(t->owner, t->queue, &t->item, run_at);
+	if (t->waits)
+		jq_publish_waiting(job->id);
 	if (!t->nulls[JQ_COL_EXPIRES_AT - 1])
 		jq_publish_expiry(
 			DatumGetTimestampTz(t->values[JQ_COL_EXPIRES_AT - 1]));
@@ -448,6 +467,7 @@ enqueue_unique(Template *t, Job *job)
 {
 	Datum run_at = t->values[JQ_COL_RUN_AT - 1];
 	bool run_at_null = t->nulls[JQ_COL_RUN_AT - 1];
+	Datum after_run_at = t->values[JQ_COL_AFTER_RUN_AT - 1];
 
 	if (!job->asked)
 		ask(t, job);
@@ -465,6 +485,7 @@ enqueue_unique(Template *t, Job *job)
 			t->item.flags = t->run_at != DT_NOBEGIN ? JQ_E_DUE : 0;
 			t->values[JQ_COL_RUN_AT - 1] = run_at;
 			t->nulls[JQ_COL_RUN_AT - 1] = run_at_null;
+			t->values[JQ_COL_AFTER_RUN_AT - 1] = after_run_at;
 			return job->id;
 		case JQ_ADMIT_DEAD:
 			write_dead(t, job);

@@ -11,6 +11,7 @@
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "publish.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -59,7 +60,7 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		" expires_at, home, owner, func_owner, priority, attempt, max_attempts,"
 		" kind, state, queue, command, args, key, search_path, settings, timeout,"
 		" keep, tags, result, errors, reason, unique_key, unique_until,"
-		" unique_for, on_conflict)"
+		" unique_for, on_conflict, after)"
 		" SELECT id, enqueued_at, $4, clock_timestamp(), CASE $2"
 		"  WHEN 'completed' THEN clock_timestamp() + coalesce(keep,"
 		"   (SELECT q.keep FROM %s.jobqueue_queue q WHERE q.name = gone.queue),"
@@ -67,8 +68,8 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		"  ELSE " JQ_EXPIRES_DEAD " END,"
 		" home, owner, func_owner, priority, attempt, max_attempts, kind, $2,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-		" $5, errors, $3, unique_key, unique_until, unique_for, on_conflict"
-		" FROM gone"
+		" $5, errors, $3, unique_key, unique_until, unique_for, on_conflict,"
+		" after FROM gone"
 		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
 		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
 		" attempt = excluded.attempt, result = excluded.result,"
@@ -92,6 +93,8 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 	jq_owner_execute(t, sql, 5, types, values, flags);
 	done = SPI_processed > 0;
 	jq_owner_end(&state_);
+	if (done)
+		jq_publish_ended(id);
 	return done;
 }
 

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -16,7 +17,12 @@
 #include "unique.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "where.h"
+
+/* those that waited for others */
+static int64 *waited;
+static int nwaited;
 
 /* a lane that has got rows */
 static void
@@ -24,11 +30,27 @@ publish_lane(HeapTuple tup, TupleDesc desc, void *arg)
 {
 	int64 *n = arg;
 	bool isnull;
+	Datum d;
 
 	jq_publish_unknown(DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)),
 					   TextDatumGetCString(
 						   SPI_getbinval(tup, desc, 1, &isnull)));
 	*n += DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
+	d = SPI_getbinval(tup, desc, 4, &isnull);
+	if (!isnull)
+	{
+		MemoryContext old = MemoryContextSwitchTo(CurTransactionContext);
+		int more, i;
+		int64 *ids = jq_after_ids(d, &more);
+
+		waited =
+			waited == NULL ?
+				palloc(more * sizeof(int64)) :
+				repalloc_huge(waited, (Size) (nwaited + more) * sizeof(int64));
+		for (i = 0; i < more; i++)
+			waited[nwaited++] = ids[i];
+		MemoryContextSwitchTo(old);
+	}
 }
 
 /* jobs that must have their unique_key before they come back */
@@ -128,13 +150,16 @@ jq_retry_where(PG_FUNCTION_ARGS)
 		" RETURNING *), again AS (INSERT INTO %s.jobqueue_job (id, enqueued_at,"
 		" home, owner, func_owner, priority, attempt, max_attempts, crashes,"
 		" kind, queue, command, args, key, search_path, settings, timeout, keep,"
-		" tags, errors, unique_key, unique_until, unique_for, on_conflict)"
+		" tags, errors, unique_key, unique_until, unique_for, on_conflict,"
+		" after)"
 		" SELECT id, enqueued_at, home, owner, func_owner, priority, 0,"
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
 		" timeout, keep, tags, errors, unique_key, unique_until, unique_for,"
-		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END"
-		" FROM back RETURNING queue, owner)"
-		" SELECT queue, owner::oid, count(*) FROM again GROUP BY 1, 2";
+		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END,"
+		" after FROM back RETURNING queue, owner, id, after)"
+		" SELECT queue, owner::oid, count(*),"
+		"  array_agg(id) FILTER (WHERE after IS NOT NULL)"
+		" FROM again GROUP BY 1, 2";
 	JqWhere w;
 	Datum *unique;
 	int nunique;
@@ -147,7 +172,17 @@ jq_retry_where(PG_FUNCTION_ARGS)
 														INT8OID, 8, true,
 														TYPALIGN_DOUBLE)),
 						false);
+	waited = NULL;
+	nwaited = 0;
 	(void) jq_where_ended(&w, before, after, publish_lane, &n);
+	if (nwaited > 0)
+	{
+		int i, waiting;
+		int64 *ids = jq_after_wait_again(w.table, waited, nwaited, &waiting);
+
+		for (i = 0; i < waiting; i++)
+			jq_publish_waiting(ids[i]);
+	}
 	PG_RETURN_INT64(n);
 }
 

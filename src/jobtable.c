@@ -349,9 +349,11 @@ insert_by_sql(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 		"INSERT INTO %s.jobqueue_job (id, enqueued_at, home, run_at, expires_at,"
 		" owner, func_owner, priority, attempt, max_attempts, crashes, kind,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
-		" errors, keeps_order, unique_key, unique_until, unique_for, on_conflict)"
+		" errors, keeps_order, unique_key, unique_until, unique_for, on_conflict,"
+		" after, after_run_at)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-		" $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)"
+		" $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27,"
+		" $28, $29)"
 		" RETURNING ctid";
 	Oid types[JQ_NCOLS];
 	char flags[JQ_NCOLS];
@@ -732,14 +734,12 @@ jq_owner_end(JqOwnerState *state)
 	SetUserIdAndSecContext(state->user, state->sec_context);
 }
 
-int
-jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
-				 Datum *values, const char *nulls)
+char *
+jq_owner_statement(JqTable *t, const char *sql)
 {
 	StringInfoData buf;
 	const char *p = sql;
 	const char *mark;
-	int rc;
 
 	initStringInfo(&buf);
 	while ((mark = strstr(p, "%s")) != NULL)
@@ -749,9 +749,19 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 		p = mark + 2;
 	}
 	appendStringInfoString(&buf, p);
-	rc = SPI_execute_with_args(buf.data, nargs, types, values, nulls, false, 0);
+	return buf.data;
+}
+
+int
+jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
+				 Datum *values, const char *nulls)
+{
+	char *text = jq_owner_statement(t, sql);
+	int rc;
+
+	rc = SPI_execute_with_args(text, nargs, types, values, nulls, false, 0);
 	if (rc < 0)
-		elog(ERROR, "could not execute \"%s\": %s", buf.data,
+		elog(ERROR, "could not execute \"%s\": %s", text,
 			 SPI_result_code_string(rc));
 	return rc;
 }

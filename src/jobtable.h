@@ -44,9 +44,11 @@ enum
 	JQ_COL_UNIQUE_KEY,
 	JQ_COL_UNIQUE_UNTIL,
 	JQ_COL_UNIQUE_FOR,
-	JQ_COL_ON_CONFLICT
+	JQ_COL_ON_CONFLICT,
+	JQ_COL_AFTER,
+	JQ_COL_AFTER_RUN_AT
 };
-#define JQ_NCOLS 27
+#define JQ_NCOLS 29
 
 /* kinds of commands, as stored */
 #define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
@@ -165,6 +167,8 @@ extern void jq_owner_end(JqOwnerState *state);
 /* "%s" in sql stands for the quoted schema, any number of times */
 extern int jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 							Datum *values, const char *nulls);
+/* the text that it runs */
+extern char *jq_owner_statement(JqTable *t, const char *sql);
 
 /* do statements of ours touch the tables just now? (for the row trigger) */
 extern bool jq_bookkeeping;

@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "after.h"
 #include "claim.h"
 #include "compat.h"
 #include "database.h"
@@ -100,6 +101,18 @@ static bool committed; /* push at the next AFTER_LOCKS */
 static char prepare_gid[256];
 static JqItem *push_buf; /* scratch for the push, allocated before */
 
+/*
+ * Jobs that wait for others, as a range of ids, and jobs that have ended.  What
+ * a subtransaction that aborted has added is looked at in vain.
+ */
+#define ENDED_MAX 256
+static int64 waiting_first; /* 0 = none */
+static int64 waiting_last;
+static int64 ended[ENDED_MAX];
+static int nended;
+static bool after_unknown;
+bool jq_publish_no_ends = false;
+
 static void xact_callback(XactEvent event, void *arg);
 static void subxact_callback(SubXactEvent event, SubTransactionId mine,
 							 SubTransactionId parent, void *arg);
@@ -139,6 +152,9 @@ forget_all(void)
 	committed = false;
 	recycle = false;
 	count_anew = false;
+	waiting_first = waiting_last = 0;
+	nended = 0;
+	after_unknown = false;
 }
 
 /* room for one more in an array of TopTransactionContext */
@@ -293,6 +309,33 @@ jq_publish_count_anew(void)
 {
 	enter_level();
 	count_anew = true;
+}
+
+void
+jq_publish_waiting(int64 id)
+{
+	enter_level();
+	waiting_first = waiting_first == 0 ? id : Min(waiting_first, id);
+	waiting_last = Max(waiting_last, id);
+}
+
+void
+jq_publish_ended(int64 id)
+{
+	if (jq_publish_no_ends)
+		return;
+	enter_level();
+	if (nended < ENDED_MAX)
+		ended[nended++] = id;
+	else
+		after_unknown = true;
+}
+
+void
+jq_publish_after_unknown(void)
+{
+	enter_level();
+	after_unknown = true;
 }
 
 void
@@ -501,6 +544,27 @@ push_all(void)
 		jq_db_request(dbix, JQ_REQ_COUNT);
 }
 
+/* the rows are where they are now: who waits, and for whom? */
+static void
+push_after(void)
+{
+	int dbix;
+	int i;
+
+	if (waiting_first == 0 && nended == 0 && !after_unknown)
+		return;
+	dbix = jq_dir_db(MyDatabaseId, true);
+	if (dbix < 0)
+		return;
+	JQ_PAUSE("after-before-push");
+	for (i = 0; i < nended; i++)
+		jq_after_ended(dbix, ended[i]);
+	if (waiting_first != 0)
+		jq_after_push_waiting(dbix, waiting_first, waiting_last);
+	if (after_unknown)
+		jq_db_request(dbix, JQ_REQ_AFTER_ALL);
+}
+
 /* give back claims and keys of the list from these places on */
 static void
 let_go(int from, int from_key, bool again)
@@ -535,6 +599,7 @@ prepare(void)
 	p.db = MyDatabaseId;
 	p.settings = nsettings > 0 || settings_unknown;
 	p.count_anew = count_anew;
+	p.after = waiting_first != 0 || nended > 0 || after_unknown;
 	for (i = 0; i < nlanes; i++)
 	{
 		PendingLane *l = &lanes[i];
@@ -601,6 +666,8 @@ jq_publish_prepared(const JqPrepared *p)
 		jq_db_request(dbix, JQ_REQ_DUE | JQ_REQ_EXPIRY);
 	if (dbix >= 0 && p->count_anew)
 		jq_db_request(dbix, JQ_REQ_COUNT);
+	if (dbix >= 0 && p->after)
+		jq_db_request(dbix, JQ_REQ_AFTER_ALL);
 }
 
 void
@@ -633,7 +700,8 @@ jq_publish_forget(Oid db)
 	jq_keylock_forget(db);
 	jq_keylock_order_forget(db, false);
 	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_KEYS |
-							JQ_REQ_DUE | JQ_REQ_EXPIRY | JQ_REQ_COUNT);
+							JQ_REQ_DUE | JQ_REQ_EXPIRY | JQ_REQ_COUNT |
+							JQ_REQ_AFTER_ALL);
 }
 
 /* ------------------------------------------------------------- callbacks */
@@ -752,6 +820,7 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 		jq_slot_stop_idle(InvalidOid, recycle_role);
 	push_settings();
 	push_all();
+	push_after();
 	thaw(0, true);
 	forget_all();
 }

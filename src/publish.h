@@ -79,6 +79,15 @@ extern void jq_publish_freeze(Oid owner, const char *queue);
 extern void jq_publish_in_table(Oid owner, const char *queue, int priority,
 								int64 id);
 
+/* the row waits for other jobs: at commit the scheduler is to look at them */
+extern void jq_publish_waiting(int64 id);
+/* the job ends with this transaction, and others may wait for it */
+extern void jq_publish_ended(int64 id);
+/* jobs end, or wait, that we know nothing else about */
+extern void jq_publish_after_unknown(void);
+/* the scheduler ends jobs and sees itself who waits for them */
+extern bool jq_publish_no_ends;
+
 /* rows of another home have come: all numbers are to be counted again */
 extern void jq_publish_count_anew(void);
 

@@ -259,6 +259,8 @@ note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 	if (!isnull)
 		jq_publish_expiry(Max(DatumGetTimestampTz(run_at), DT_NOBEGIN + 1));
 	run_at = column(tup, desc, "run_at", &isnull);
+	if (!isnull && TIMESTAMP_IS_NOEND(DatumGetTimestampTz(run_at)))
+		jq_publish_after_unknown();
 	if (!isnull)
 	{
 		memset(&item, 0, sizeof(item));

@@ -31,6 +31,7 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "after.h"
 #include "attempt.h"
 #include "catalog/pg_type.h"
 #include "command.h"
@@ -386,12 +387,21 @@ kind_of(JqRow *row)
 			   DatumGetChar(JQ_ROW(row, JQ_COL_KIND));
 }
 
+/* since when could it run, as far as others are concerned? */
+static TimestampTz
+after_others(JqAttempt *a, JqRow *row)
+{
+	return JQ_ROW_NULL(row, JQ_COL_AFTER_RUN_AT) ?
+			   a->enqueued_at :
+			   DatumGetTimestampTz(JQ_ROW(row, JQ_COL_AFTER_RUN_AT));
+}
+
 static void
 note_start(JqAttempt *a, JqRow *row)
 {
 	a->enqueued_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
 	a->ready_at = JQ_ROW_NULL(row, JQ_COL_RUN_AT) ?
-					  a->enqueued_at :
+					  after_others(a, row) :
 					  DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
 	a->started_at = GetCurrentStatementStartTimestamp();
 	a->attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
@@ -802,6 +812,8 @@ note_end(JqAttempt *a, JqOutcome outcome, const char *error)
 		jq_recent_add(&r, error, strlen(error));
 	else
 		jq_recent_add(&r, a->result, a->result_len);
+	if (outcome != JQ_FAILED)
+		jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
 	if (outcome != JQ_CANCELLED)
 		jq_queue_count(a->queue_ix, outcome == JQ_COMPLETED, a->ready_at,
 					   a->started_at, a->ended_at);
@@ -1082,6 +1094,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			break;
 		case DROPPED:
 			pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
+			jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
 			free_keys(a);
 			break;
 		case PARKED:

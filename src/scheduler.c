@@ -13,6 +13,7 @@
  *		refills keys, lanes	see keylock.c, lane.c
  *		publishes due rows	whose run_at has come
  *		ends expired rows	that were not started in time
+ *		releases			jobs that waited for others
  *		records failures	of jobs whose worker is gone
  *		gives up roles		that are dropped or may not connect
  *		counts				rows that memory cannot know
@@ -241,6 +242,10 @@ serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 		guarded(jq_sched_end_expired, expiry_from, JQ_REQ_EXPIRY);
 		guarded(jq_sched_find_next_expiry, 0, JQ_REQ_EXPIRY);
 	}
+	if (requests & JQ_REQ_AFTER_ALL)
+		guarded(jq_sched_release_all, 0, JQ_REQ_AFTER_ALL);
+	if (requests & JQ_REQ_AFTER)
+		guarded(jq_sched_release, 0, JQ_REQ_AFTER_ALL);
 	if (requests & JQ_REQ_FAILED)
 		guarded(jq_sched_settle_held, 0, JQ_REQ_FAILED);
 	if (requests & JQ_REQ_GROUP)

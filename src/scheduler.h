@@ -58,6 +58,10 @@ extern void jq_sched_find_next_expiry(TimestampTz unused);
 extern void jq_sched_prune(TimestampTz unused);
 extern bool jq_sched_prune_more; /* the last call has left some */
 
+/* ---- release.c ---- */
+extern void jq_sched_release(TimestampTz unused);
+extern void jq_sched_release_all(TimestampTz unused);
+
 /* ---- settle.c ---- */
 extern void jq_sched_settle_suspects(TimestampTz unused);
 extern void jq_sched_settle_held(TimestampTz unused);

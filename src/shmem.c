@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "after.h"
 #include "claim.h"
 #include "directory.h"
 #include "guc.h"
@@ -81,6 +82,7 @@ shmem_request(void)
 	size = add_size(size, jq_inflight_size());
 	size = add_size(size, jq_prepared_size());
 	size = add_size(size, jq_xids_size());
+	size = add_size(size, jq_after_size());
 #ifdef JQ_TESTING
 	size = add_size(size, jq_pause_size());
 	size = add_size(size, jq_bench_size());
@@ -139,6 +141,7 @@ shmem_startup(void)
 	jq_inflight_init();
 	jq_prepared_init();
 	jq_xids_init();
+	jq_after_init();
 #ifdef JQ_TESTING
 	jq_pause_init();
 	jq_bench_init();

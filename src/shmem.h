@@ -17,6 +17,7 @@
  *		JQ_LOCK_PREPARED	prepared transactions that enqueued
  *		recent locks		cells of the ring of ended jobs
  *		JQ_LOCK_PAUSE		pause points (test builds)
+ *		JQ_LOCK_AFTER		jobs that others wait for
  *
  * Under these locks nothing allocates, raises an error, touches a catalog or
  * waits.  Latches are set after they are released.
@@ -40,6 +41,7 @@ typedef enum JqLockId
 	JQ_LOCK_DB,
 	JQ_LOCK_PREPARED,
 	JQ_LOCK_PAUSE,
+	JQ_LOCK_AFTER,
 	JQ_NUM_LOCKS
 } JqLockId;
 

@@ -13,6 +13,7 @@
 #include "claim.h"
 #include "compat.h"
 #include "database.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -142,16 +143,21 @@ Datum
 jq_counts(PG_FUNCTION_ARGS)
 {
 	static const char *const sql =
-		"SELECT queue, sum(scheduled)::bigint, sum(dead)::bigint, min(oldest) FROM ("
-		" SELECT queue, owner::oid AS owner, count(*) AS scheduled, 0 AS dead,"
-		"  NULL::timestamptz AS oldest FROM %s.jobqueue_job"
+		"SELECT queue, sum(scheduled)::bigint, sum(dead)::bigint, min(oldest),"
+		" sum(waiting)::bigint FROM ("
+		" SELECT queue, owner::oid AS owner,"
+		"  count(*) FILTER (WHERE NOT " JQ_ROW_WAITS
+		") AS scheduled, 0 AS dead,"
+		"  NULL::timestamptz AS oldest,"
+		"  count(*) FILTER (WHERE " JQ_ROW_WAITS ") AS waiting"
+		"  FROM %s.jobqueue_job"
 		"  WHERE run_at IS NOT NULL AND run_at > clock_timestamp()"
 		"  AND home = $1 GROUP BY 1, 2"
 		" UNION ALL"
-		" SELECT queue, owner::oid, 0, count(*), NULL FROM %s.jobqueue_archive"
+		" SELECT queue, owner::oid, 0, count(*), NULL, 0 FROM %s.jobqueue_archive"
 		"  WHERE state = 'dead' GROUP BY 1, 2"
 		" UNION ALL"
-		" SELECT queue, owner::oid, 0, 0, enqueued_at FROM %s.jobqueue_job"
+		" SELECT queue, owner::oid, 0, 0, enqueued_at, 0 FROM %s.jobqueue_job"
 		"  WHERE id = ANY($2)) x"
 		" WHERE $3 OR owner = ANY($4) GROUP BY queue";
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
@@ -192,10 +198,10 @@ jq_counts(PG_FUNCTION_ARGS)
 	jq_owner_execute(t, sql, 4, types, values, NULL);
 	for (i = 0; i < SPI_processed; i++)
 	{
-		Datum v[4];
-		bool nulls[4];
+		Datum v[5];
+		bool nulls[5];
 
-		for (k = 0; k < 4; k++)
+		for (k = 0; k < 5; k++)
 			v[k] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
 								 k + 1, &nulls[k]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, v, nulls);

@@ -8,6 +8,7 @@
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "command.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "grant.h"
 #include "lib/stringinfo.h"
@@ -58,9 +59,10 @@ typedef struct State
 
 static const State states[] = {
 	{"scheduled", JQ_WHERE_WAITING,
-	 "j.home = $5 AND j.run_at > clock_timestamp()"},
+	 "j.home = $5 AND j.run_at > clock_timestamp() AND NOT " JQ_ROW_WAITS},
 	{"ready", JQ_WHERE_WAITING, MAY_RUN " AND NOT " BLOCKED},
-	{"blocked", JQ_WHERE_WAITING, MAY_RUN " AND " BLOCKED},
+	{"blocked", JQ_WHERE_WAITING,
+	 "(j.home = $5 AND " JQ_ROW_WAITS " OR " MAY_RUN " AND " BLOCKED ")"},
 	{"running", JQ_WHERE_RUNNING, "true"},
 	{"held", JQ_WHERE_WAITING, "j.home <> $5"},
 	{"completed", JQ_WHERE_COMPLETED, "j.state = 'completed'"},
