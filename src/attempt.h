@@ -40,6 +40,7 @@ typedef struct JqAttempt
 	ErrorData *error;
 	char *result; /* text of the result, or NULL */
 	int result_len;
+	TimestampTz snoozed_until; /* COMPLETED, and to be run again; 0 = not */
 } JqAttempt;
 
 /* what lives as long as a job, or a batch; emptied here */

@@ -25,6 +25,7 @@
 #include "lane.h"
 #include "miscadmin.h"
 #include "publish.h"
+#include "runhere.h"
 #include "runjob.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
@@ -173,26 +174,6 @@ hold_waiting(JqTable *t, int64 id, Held *h, bool *running)
 	}
 }
 
-/*
- * The row was not found by a statement with the transaction's snapshot.  If it
- * is there, the transaction cannot go on; its abort lets the job run.
- */
-static void
-must_be_gone(JqTable *t, int64 id)
-{
-	JqRow row;
-	TransactionId xid;
-
-	CommandCounterIncrement();
-	if (jq_row_fetch(t, id, NULL, NULL, &row, &xid, NULL) != JQ_FETCH_GONE)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not serialize access due to concurrent update"),
-			 errhint(
-				 "The job was enqueued or changed after this transaction's snapshot; retry the transaction.")));
-}
-
 PG_FUNCTION_INFO_V1(jq_cancel);
 Datum
 jq_cancel(PG_FUNCTION_ARGS)
@@ -218,7 +199,7 @@ jq_cancel(PG_FUNCTION_ARGS)
 	week.day = 7;
 	done = jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0, &week);
 	if (!done)
-		must_be_gone(t, id);
+		jq_row_must_be_gone(t, id);
 	PG_RETURN_BOOL(done);
 }
 
@@ -308,11 +289,8 @@ jq_run(PG_FUNCTION_ARGS)
 	int64 id = id_argument(fcinfo);
 	Held h;
 	bool running;
-	bool done;
 	bool isnull;
 	Datum result;
-	JqCurrent outer = jq_current_job;
-	int nest;
 
 	CommandCounterIncrement();
 	if (id != 0 && jq_current_job.id == id)
@@ -339,72 +317,7 @@ jq_run(PG_FUNCTION_ARGS)
 						" is held because it comes from another database",
 						id),
 				 errhint("Run jobqueue_adopt().")));
-	if (DatumGetChar(JQ_ROW(&h.row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE)
-		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-						errmsg("the command of job " INT64_FORMAT
-							   " cannot run in a transaction block",
-							   id)));
-	if (h.item.keylen > 0 &&
-		!jq_keylock_mine(MyDatabaseId, h.item.key, h.item.keylen))
-	{
-		bool ask = false;
-
-		jq_publish_reserve_key();
-		jq_keylock_prepare();
-		switch (jq_keylock_take(MyDatabaseId, h.item.key, h.item.keylen, id,
-								JQ_NIL, &ask))
-		{
-			case JQ_KEY_TAKEN:
-				jq_publish_key(h.item.key, h.item.keylen);
-				break;
-			case JQ_KEY_BUSY:
-			case JQ_KEY_GONE:
-				ereport(ERROR,
-						(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-						 errmsg("key \"%s\" of job " INT64_FORMAT " is held",
-								h.item.key, id),
-						 errhint("View jobqueue_keys tells by whom.")));
-				break;
-			case JQ_KEY_FULL:
-				ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
-								errmsg("too many keys are held")));
-		}
-	}
-	jq_current_job.id = id;
-	jq_current_job.queue = h.queue;
-	jq_current_job.key = jq_row_cstring(&h.row, JQ_COL_KEY);
-	jq_current_job.attempt = DatumGetInt16(JQ_ROW(&h.row, JQ_COL_ATTEMPT)) + 1;
-	jq_current_job.max_attempts = jq_row_max_attempts(&h.row);
-	jq_current_job.enqueued_at =
-		DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
-	nest = NewGUCNestLevel();
-	PG_TRY();
-	{
-		jq_apply_environment_nested(&h.row);
-		PushActiveSnapshot(GetTransactionSnapshot());
-		result = jq_execute(&h.row, &isnull);
-		PopActiveSnapshot();
-	}
-	PG_FINALLY();
-	{
-		jq_current_job = outer;
-	}
-	PG_END_TRY();
-	AtEOXact_GUC(true, nest);
-	if (!jq_row_wants_keep(&h.row))
-		done = jq_row_delete(t, id, &h.row, NULL);
-	else
-		done = jq_archive(t, id, "completed", NULL,
-						  GetCurrentStatementStartTimestamp(),
-						  isnull ? (Datum) 0 : result,
-						  DatumGetIntervalP(JQ_ROW(&h.row, JQ_COL_KEEP)));
-	if (!done)
-	{
-		must_be_gone(t, id);
-		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-						errmsg("the row of the job was deleted while it ran"),
-						errhint("Nothing of it has been done.")));
-	}
+	result = jq_run_here(t, &h.row, &isnull);
 	if (isnull)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(result);

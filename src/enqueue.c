@@ -20,6 +20,8 @@
 #include "guc.h"
 #include "jobtable.h"
 #include "publish.h"
+#include "quota.h"
+#include "runhere.h"
 #include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -298,6 +300,11 @@ enqueue_one(Template *t, Datum args, bool args_null, text *key)
 	SET(t, JQ_COL_ID, Int64GetDatum(id));
 	jq_row_insert(t->table, t->values, t->nulls, &t->item.tid);
 	t->item.id = id;
+	if (jobqueue_inline)
+	{
+		jq_run_inline(t->table, id);
+		return id;
+	}
 	jq_publish_row(t->owner, t->queue, &t->item, t->run_at);
 	if (!t->nulls[JQ_COL_EXPIRES_AT - 1])
 		jq_publish_expiry(
@@ -312,6 +319,8 @@ jq_enqueue(PG_FUNCTION_ARGS)
 	Template t;
 
 	fill_template(&t, fcinfo, 2, 4);
+	if (!jobqueue_inline)
+		jq_quota_take(t.table, t.owner, 1);
 	PG_RETURN_INT64(
 		enqueue_one(&t, PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1),
 					PG_ARGISNULL(1),
@@ -352,6 +361,8 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 				 errhint("Give one key a job; a null element means no key.")));
 	}
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (!jobqueue_inline)
+		jq_quota_take(t.table, t.owner, nargs);
 	for (i = 0; i < nargs; i++)
 	{
 		Datum id;

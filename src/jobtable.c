@@ -706,9 +706,9 @@ jq_owner_end(JqOwnerState *state)
 	SetUserIdAndSecContext(state->user, state->sec_context);
 }
 
-int
-jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
-				 Datum *values, const char *nulls)
+static int
+owner_execute(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
+			  const char *nulls, bool read_only)
 {
 	StringInfoData buf;
 	const char *p = sql;
@@ -723,9 +723,27 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 		p = mark + 2;
 	}
 	appendStringInfoString(&buf, p);
-	rc = SPI_execute_with_args(buf.data, nargs, types, values, nulls, false, 0);
+	rc = SPI_execute_with_args(buf.data, nargs, types, values, nulls, read_only,
+							   0);
 	if (rc < 0)
 		elog(ERROR, "could not execute \"%s\": %s", buf.data,
 			 SPI_result_code_string(rc));
 	return rc;
+}
+
+int
+jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
+				 Datum *values, const char *nulls)
+{
+	return owner_execute(t, sql, nargs, types, values, nulls, false);
+}
+
+void
+jq_owner_read(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
+			  const char *nulls)
+{
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	(void) owner_execute(t, sql, nargs, types, values, nulls, true);
+	PopActiveSnapshot();
 }

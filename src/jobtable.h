@@ -154,6 +154,13 @@ extern void jq_owner_end(JqOwnerState *state);
 extern int jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 							Datum *values, const char *nulls);
 
+/*
+ * The same for a query, with the latest snapshot: it sees what has committed,
+ * and what this transaction has written, at whatever isolation level.
+ */
+extern void jq_owner_read(JqTable *t, const char *sql, int nargs, Oid *types,
+						  Datum *values, const char *nulls);
+
 /* do statements of ours touch the tables just now? (for the row trigger) */
 extern bool jq_bookkeeping;
 

@@ -208,8 +208,9 @@ jq_lockstat_name(int kind)
 		[JQ_LOCK_DIR] = "directory",	 [JQ_LOCK_CLAIM] = "claim",
 		[JQ_LOCK_SLOT] = "slot",		 [JQ_LOCK_DB] = "database",
 		[JQ_LOCK_PREPARED] = "prepared", [JQ_LOCK_PAUSE] = "pause",
-		[JQ_KIND_LANE] = "lane",		 [JQ_KIND_KEY] = "key",
-		[JQ_KIND_RECENT] = "recent",	 [JQ_KIND_OTHER] = "other"};
+		[JQ_LOCK_QUOTA] = "quota",		 [JQ_KIND_LANE] = "lane",
+		[JQ_KIND_KEY] = "key",			 [JQ_KIND_RECENT] = "recent",
+		[JQ_KIND_OTHER] = "other"};
 
 	StaticAssertStmt(lengthof(names) == JQ_NUM_LOCK_KINDS,
 					 "each kind of lock has a name");

@@ -17,6 +17,7 @@
 #include "executor/spi.h"
 #include "failure.h"
 #include "inflight.h"
+#include "injob.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "pause.h"
@@ -133,6 +134,7 @@ settle_failing(JqHeld *h)
 	JqRecorded recorded = JQ_RECORD_GONE;
 	TimestampTz run_at = DT_NOEND;
 	bool cancelled = strcmp(h->sqlstate, "CANCL") == 0;
+	bool discarded = strcmp(h->sqlstate, "DISCD") == 0;
 
 	/*
 	 * A server that shuts down terminates workers too, and a job is not to be
@@ -147,8 +149,11 @@ settle_failing(JqHeld *h)
 	}
 	JQ_PAUSE("scheduler-before-record");
 	memset(&f, 0, sizeof(f));
-	f.sqlstate = h->sqlstate;
+	f.sqlstate =
+		discarded ? unpack_sql_state(JQ_ERRCODE_DISCARDED) : h->sqlstate;
 	f.message = h->error;
+	f.final = discarded;
+	f.reason = discarded ? h->error : NULL;
 	f.started_at = h->started_at;
 	t = jq_sched_begin();
 	if (t != NULL && cancelled)

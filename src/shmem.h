@@ -16,6 +16,7 @@
  *		JQ_LOCK_PREPARED	prepared transactions that enqueued
  *		recent locks		cells of the ring of ended jobs
  *		JQ_LOCK_PAUSE		pause points (test builds)
+ *		JQ_LOCK_QUOTA		quotas of roles
  *
  * Under these locks nothing allocates, raises an error, touches a catalog or
  * waits.  Latches are set after they are released.
@@ -39,6 +40,7 @@ typedef enum JqLockId
 	JQ_LOCK_DB,
 	JQ_LOCK_PREPARED,
 	JQ_LOCK_PAUSE,
+	JQ_LOCK_QUOTA,
 	JQ_NUM_LOCKS
 } JqLockId;
 

@@ -21,6 +21,7 @@
 #include "keylock.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "progress.h"
 #include "recent.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -287,11 +288,13 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
 		Shown s;
-		Datum values[8];
-		bool nulls[8];
+		JqProgressInfo progress;
+		Datum values[10];
+		bool nulls[10];
+		int sight;
 		int k;
 
-		if (!show_slot(i, &s) || jq_sight_of(s.role) == 0)
+		if (!show_slot(i, &s) || (sight = jq_sight_of(s.role)) == 0)
 			continue;
 		memset(nulls, false, sizeof(nulls));
 		values[0] = Int64GetDatum(s.id);
@@ -305,9 +308,18 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 		values[5] = Int32GetDatum(s.attempt);
 		values[6] = TimestampTzGetDatum(s.started_at);
 		values[7] = memory_text(s.command);
+		nulls[8] = nulls[9] = true;
+		if (s.running && jq_progress_get(i, s.id, &progress))
+		{
+			values[8] = Float8GetDatum(progress.fraction);
+			values[9] = memory_text(progress.message);
+			nulls[8] = false;
+			nulls[9] = progress.message[0] == '\0' || sight < 2;
+		}
 		put(fcinfo, values, nulls);
 		/* those that share its transaction: done, or waiting for their turn */
 		nulls[3] = nulls[5] = nulls[6] = nulls[7] = true;
+		nulls[8] = nulls[9] = true;
 		for (k = 0; k < s.nothers; k++)
 		{
 			values[0] = Int64GetDatum(s.others[k]);
