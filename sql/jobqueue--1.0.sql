@@ -248,6 +248,8 @@ CREATE FUNCTION jobqueue_retry(id bigint) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'jq_retry' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_run(id bigint) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_run' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_explain(id bigint) RETURNS text
+	AS 'MODULE_PATHNAME', 'jq_explain' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_adopt() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_adopt' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_sweep() RETURNS void
@@ -439,7 +441,7 @@ GRANT SELECT ON jobqueue_status, jobqueue_jobs, jobqueue_running,
 GRANT EXECUTE ON FUNCTION jobqueue_home(), jobqueue_at_home(),
 	jobqueue_sight(oid), jobqueue_queue_stats(), jobqueue_counts(),
 	jobqueue_running_jobs(), jobqueue_blocked_jobs(), jobqueue_recent_jobs(),
-	jobqueue_held_keys(), jobqueue_processes()
+	jobqueue_held_keys(), jobqueue_processes(), jobqueue_explain(bigint)
 	TO pg_monitor;
 DO $$
 BEGIN
@@ -565,6 +567,8 @@ COMMENT ON FUNCTION jobqueue_retry(bigint) IS
 	'make a dead or cancelled job ready again with its attempts reset; false if there is none of that id';
 COMMENT ON FUNCTION jobqueue_run(bigint) IS
 	'for tests: run a waiting job of the current role here, in this transaction; returns its result';
+COMMENT ON FUNCTION jobqueue_explain(bigint) IS
+	'why a job does not run yet, or what has become of it, in one sentence';
 COMMENT ON FUNCTION jobqueue_adopt() IS
 	'let jobs run that came with a dump, a copy or replication of another database; returns how many';
 COMMENT ON FUNCTION jobqueue_sweep() IS

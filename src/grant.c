@@ -42,7 +42,7 @@
 	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
 		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
 		"jobqueue_blocked_jobs", "jobqueue_recent_jobs", "jobqueue_held_keys", \
-		"jobqueue_processes"
+		"jobqueue_processes", "jobqueue_explain"
 
 /* names of functions and views; what is not there is not granted */
 static const char *const use_members[] = {"jobqueue_enqueue",

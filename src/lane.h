@@ -97,6 +97,9 @@ extern void jq_lane_counted(int lane, JqPos from, JqPos upto, int64 n,
 /* count from the start */
 extern void jq_lane_uncount(int lane);
 
+/* how many ready entries stand before that place; at most so many are counted */
+extern int jq_lane_ahead(int lane, JqPos pos, int most);
+
 /* wake workers of the group for n new entries */
 extern void jq_group_wake(int group, int n);
 

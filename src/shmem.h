@@ -76,6 +76,7 @@ typedef struct JqShared
 	uint64 next_generation;		   /* JQ_LOCK_SLOT */
 	bool scan_databases;		   /* JQ_LOCK_DB: the launcher is to look */
 	TimestampTz slots_full_warned; /* launcher only */
+	TimestampTz slots_full_at;	   /* launcher writes: no slot was left then */
 } JqShared;
 
 extern JqShared *jq_shared;
