@@ -152,20 +152,6 @@ property 'a role that may not connect, one without rights to be one' => sub {
 	forget();
 };
 
-property 'workers that cannot start' => sub {
-  SKIP:
-	{
-		skip 'jobqueue_nobody is not needed', 1 if sql('SHOW server_version_num') >= 170000;
-		sql("CREATE ROLE broken; SELECT jobqueue_grant('broken', 'use'); GRANT CONNECT ON DATABASE postgres TO broken");
-		sql('REVOKE CONNECT ON DATABASE postgres FROM PUBLIC');
-		my $id = sql(q{SET ROLE broken; SELECT jobqueue_enqueue('note', '{"what": "x"}')});
-		explained($id, qr/^no worker of role "broken" could be started, \d+ times in a row: see the server's log; the next try is due in [\d:.]+$/, 'it says so');
-		sql('GRANT CONNECT ON DATABASE postgres TO PUBLIC');
-		wait_drained();
-		forget();
-	}
-};
-
 property 'a row that an open transaction deletes' => sub {
 	my $s = session();
 	my $xid;
