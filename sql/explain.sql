@@ -44,9 +44,10 @@ SELECT jobqueue_enqueue('SELECT 1/0', max_attempts => 2, run_at => '2999-01-01')
 UPDATE jobqueue_job SET attempt = 1, errors = '[{"error": "old"}, {"error": "no route to host"}]' WHERE id = :id;
 SELECT why(:id);
 SELECT jobqueue_cancel(:id);
+-- the scheduler may have come first
 SELECT jobqueue_enqueue('SELECT 1', expires_at => '2000-01-01') AS id \gset
-SELECT why(:id);
-SELECT jobqueue_cancel(:id);
+SELECT why(:id) IN ('expired at TIME, and will be cancelled', 'cancelled at TIME: expired') AS expired;
+SELECT jobqueue_cancel(:id) IS NOT NULL AS asked;
 SELECT jobqueue_enqueue('SELECT 1') AS id \gset
 UPDATE jobqueue_job SET home = home + 1 WHERE id = :id;
 SELECT why(:id);
@@ -93,7 +94,13 @@ RESET ROLE;
 CALL wait_until(format('(SELECT jobqueue_explain(%s) ~ ''4 ahead'')', :id));
 SET ROLE regress_jq_explain;
 SELECT why(:id);
-CALL raises(format('SELECT jobqueue_explain(%s)', :runs));
+SELECT set_config('test.id', :'runs', false) = :'runs' AS set;
+DO $$
+BEGIN
+	PERFORM jobqueue_explain(current_setting('test.id')::bigint);
+EXCEPTION WHEN insufficient_privilege THEN
+	RAISE INFO '%', regexp_replace(sqlerrm, '\d+', 'N');
+END $$;
 SET ROLE regress_jq_watch;
 SELECT why(:id);
 SELECT why(:runs);

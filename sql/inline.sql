@@ -50,7 +50,12 @@ SELECT left_behind();
 -- its error is that of the enqueue
 CALL raises('SELECT jobqueue_enqueue(''SELECT 1/0'')');
 CALL raises('SELECT jobqueue_enqueue(''SELECT jobqueue_discard(''''no use'''')'')');
-CALL raises('SELECT jobqueue_enqueue(''VACUUM;'')');
+DO $$
+BEGIN
+	PERFORM jobqueue_enqueue('VACUUM;');
+EXCEPTION WHEN active_sql_transaction THEN
+	RAISE INFO '%', regexp_replace(sqlerrm, '\d+', 'N');
+END $$;
 BEGIN;
 SELECT jobqueue_enqueue('note', '{"what": "before"}') > 0 AS id;
 SAVEPOINT s;
@@ -63,6 +68,10 @@ SELECT count(*) AS rows FROM jobqueue_job;
 SELECT jobqueue_enqueue('SELECT jobqueue_snooze(''1 day'')') AS id \gset
 SELECT state FROM jobqueue_jobs WHERE id = :id;
 SELECT jobqueue_cancel(:id);
+-- what it sets ends with it, as in a worker
+SELECT jobqueue_enqueue('SET work_mem = ''77MB''; SELECT set_config(''search_path'', ''pg_catalog'', false)') > 0 AS id;
+SHOW work_mem;
+SHOW search_path;
 -- a bulk in one transaction
 SELECT count(jobqueue_enqueue('note', '{"what": "many"}')) FROM generate_series(1, 5000);
 SELECT what, count(*) FROM ran GROUP BY 1;

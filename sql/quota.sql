@@ -54,7 +54,41 @@ BEGIN
 	END LOOP;
 END $$;
 SELECT jobqueue_enqueue('note', '{"what": "f"}') > 0 AS id;
+-- nor does what a subtransaction has taken and undone stand in another's way
+SELECT jobqueue_cancel_where(NULL, NULL, NULL, true) AS cancelled;
+BEGIN;
+SAVEPOINT outer_one;
+SELECT jobqueue_enqueue('note', '{"what": "kept"}') > 0 AS id;
+SAVEPOINT inner_one;
+SELECT count(jobqueue_enqueue('note')) FROM generate_series(1, 4);
+ROLLBACK TO inner_one;
+SELECT count(jobqueue_enqueue('note', '{"what": "f"}')) FROM generate_series(1, 4);
+RELEASE outer_one;
+CALL raises('SELECT jobqueue_enqueue(''note'')');
+COMMIT;
+-- jobs that come back are jobs; so are those that were run inline and snooze
+CALL raises('SELECT jobqueue_retry(id) FROM jobqueue_history WHERE state = ''cancelled'' LIMIT 1');
+SELECT jobqueue_cancel(id) FROM jobqueue_jobs WHERE state = 'ready' ORDER BY id LIMIT 2;
+SELECT jobqueue_retry(id) FROM jobqueue_history WHERE state = 'cancelled' ORDER BY id LIMIT 1;
+SET jobqueue.inline = on;
+SELECT jobqueue_enqueue('SELECT jobqueue_snooze(''1 year'')') > 0 AS id;
+CALL raises('SELECT jobqueue_enqueue(''SELECT jobqueue_snooze(make_interval(years => 1))'')');
+RESET jobqueue.inline;
+CALL raises('SELECT jobqueue_enqueue(''note'')');
+SELECT count(*) FROM jobqueue_jobs WHERE state IN ('ready', 'scheduled');
+SELECT jobqueue_cancel_where(NULL, NULL, NULL, true) AS cancelled;
+-- rows by hand are not refused, but count at once
+SELECT jobqueue_enqueue('note', '{"what": "g"}') > 0 AS id;
+RESET ROLE;
+INSERT INTO jobqueue_job (owner, command) SELECT 'regress_jq_quota', 'note' FROM generate_series(1, 4);
+SET ROLE regress_jq_quota;
+CALL raises('SELECT jobqueue_enqueue(''note'')');
+RESET ROLE;
+SELECT jobqueue_cancel_where(NULL, 'ready', NULL) AS cancelled;
+SELECT count(jobqueue_enqueue('note', '{"what": "super"}')) FROM generate_series(1, 5);
 -- done jobs
+SET ROLE regress_jq_quota;
+SELECT jobqueue_enqueue('note', '{"what": "a"}') > 0, jobqueue_enqueue('note', run_at => '2999-01-01') > 0 AS id;
 RESET ROLE;
 SELECT jobqueue_resume();
 CALL wait_until('(SELECT count(*) = 1 FROM jobqueue_job)');

@@ -25,6 +25,7 @@
 #include "lane.h"
 #include "miscadmin.h"
 #include "publish.h"
+#include "quota.h"
 #include "runhere.h"
 #include "runjob.h"
 #include "storage/latch.h"
@@ -244,6 +245,7 @@ jq_retry(PG_FUNCTION_ARGS)
 										   SPI_tuptable->tupdesc, 1, &isnull));
 	jq_owner_end(&state);
 	check_owner(owner, id);
+	jq_quota_take(t, owner, 1);
 
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, move, 1, types, values, NULL);

@@ -20,6 +20,13 @@ typedef struct JqPreparedLane
 	int64 nrows;
 } JqPreparedLane;
 
+/* see quota.c */
+typedef struct JqPreparedQuota
+{
+	Oid role;
+	int64 n;
+} JqPreparedQuota;
+
 typedef struct JqPrepared
 {
 	char gid[256]; /* JQ_LOCK_PREPARED; empty = free */
@@ -30,6 +37,8 @@ typedef struct JqPrepared
 	bool count_anew; /* rows of another home came */
 	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
+	int nquotas;
+	JqPreparedQuota quotas[JQ_PREPARED_LANES];
 } JqPrepared;
 
 extern Size jq_prepared_size(void);

@@ -34,6 +34,7 @@
 #include "pause.h"
 #include "prepared.h"
 #include "publish.h"
+#include "quota.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -571,6 +572,7 @@ prepare(void)
 		p.lanes[p.nlanes].nrows = n;
 		p.nlanes++;
 	}
+	jq_quota_prepare(&p);
 	jq_prepared_store(&p);
 }
 
@@ -686,7 +688,7 @@ xact_callback(XactEvent event, void *arg)
 			break;
 		}
 		case XACT_EVENT_PREPARE:
-			if (nlevels > 0)
+			if (nlevels > 0 || jq_quota_taken())
 				prepare();
 			forget_all();
 			break;

@@ -14,6 +14,7 @@
 #include "keylock.h"
 #include "miscadmin.h"
 #include "publish.h"
+#include "quota.h"
 #include "runhere.h"
 #include "runjob.h"
 #include "utils/guc.h"
@@ -100,8 +101,9 @@ snooze(JqTable *t, JqRow *row, Interval *delay)
 	return true;
 }
 
-Datum
-jq_run_here(JqTable *t, JqRow *row, bool *isnull)
+/* fresh: it has not been counted among the jobs of its role */
+static Datum
+run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 {
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
 	char *key = jq_row_cstring(row, JQ_COL_KEY);
@@ -139,9 +141,16 @@ jq_run_here(JqTable *t, JqRow *row, bool *isnull)
 		jq_current_job = outer;
 	}
 	PG_END_TRY();
-	AtEOXact_GUC(true, nest);
+	/* what it has set ends with it, SET LOCAL or not, as in a worker */
+	AtEOXact_GUC(false, nest);
 	if (snoozed)
+	{
 		done = snooze(t, row, &delay);
+		if (done && fresh)
+			jq_quota_take_present(t,
+								  DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
+								  1);
+	}
 	else if (!jq_row_wants_keep(row))
 		done = jq_row_delete(t, id, row, NULL);
 	else
@@ -159,6 +168,12 @@ jq_run_here(JqTable *t, JqRow *row, bool *isnull)
 	return result;
 }
 
+Datum
+jq_run_here(JqTable *t, JqRow *row, bool *isnull)
+{
+	return run_here(t, row, isnull, false);
+}
+
 void
 jq_run_inline(JqTable *t, int64 id)
 {
@@ -170,5 +185,5 @@ jq_run_inline(JqTable *t, int64 id)
 	CommandCounterIncrement();
 	if (jq_row_fetch(t, id, NULL, NULL, &row, &xid, NULL) != JQ_FETCH_FOUND)
 		elog(ERROR, "job " INT64_FORMAT " was not found after its enqueue", id);
-	(void) jq_run_here(t, &row, &isnull);
+	(void) run_here(t, &row, &isnull, true);
 }

@@ -168,6 +168,30 @@ property 'quota: many sessions at once' => sub {
 	forget();
 };
 
+property 'quota: what is prepared counts until it is committed or rolled back' => sub {
+	my $enqueue = sub { return "SELECT count(jobqueue_enqueue('note', run_at => '2999-01-01')) FROM generate_series(1, $_[0])"; };
+	my $refused = qr/quota of 10 jobs of role "member" is reached/;
+	my $prepare = sub { sql_as('member', 'BEGIN; ' . $enqueue->($_[1]) . "; PREPARE TRANSACTION '$_[0]'"); };
+
+	sql('ALTER ROLE member SET jobqueue.max_jobs_per_role = 10');
+	$prepare->('a', 6);
+	$prepare->('b', 4);
+	like(sql_error($enqueue->(1), role => 'member'), $refused, 'prepared, not committed');
+	sql_as('member', "ROLLBACK PREPARED 'b'");
+	sql_as('member', "COMMIT PREPARED 'a'");
+	is(sql_as('member', $enqueue->(4)), 4, 'what was rolled back makes room');
+	like(sql_error($enqueue->(1), role => 'member'), $refused, 'what was committed does not');
+	sql_as('member', 'SELECT jobqueue_cancel_where(NULL, NULL, NULL, true)');
+	$prepare->('c', 5);
+	node()->restart;
+	is(sql_as('member', $enqueue->(2)), 2, 'after a restart it is not known');
+	sql_as('member', "COMMIT PREPARED 'c'");
+	is(sql_as('member', $enqueue->(3)), 3, 'until it has committed');
+	like(sql_error($enqueue->(1), role => 'member'), $refused, 'then it counts');
+	is(sql_as('member', 'SELECT jobqueue_cancel_where(NULL, NULL, NULL, true)'), 10, 'never more');
+	sql('ALTER ROLE member RESET ALL; DELETE FROM jobqueue_archive');
+};
+
 property 'the server has not crashed but by our hand' => sub {
 	unlike(slurp_file(node()->logfile), qr/TRAP:|PANIC|reference leak/, 'log');
 };
