@@ -314,6 +314,13 @@ CREATE FUNCTION jobqueue_current(
 	OUT id bigint, OUT queue text, OUT key text, OUT attempt int,
 	OUT max_attempts int, OUT enqueued_at timestamptz)
 	AS 'MODULE_PATHNAME', 'jq_current' LANGUAGE C STABLE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_progress(fraction float8, message text DEFAULT NULL)
+	RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_progress' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+CREATE FUNCTION jobqueue_snooze(delay interval) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_snooze' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_discard(reason text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_discard' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_cancel(id bigint) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'jq_cancel' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_cancel_where(queue text, state text, tag text,
@@ -339,6 +346,8 @@ CREATE FUNCTION jobqueue_purge(queue text, state text,
 	AS 'MODULE_PATHNAME', 'jq_purge' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_run(id bigint) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_run' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_explain(id bigint) RETURNS text
+	AS 'MODULE_PATHNAME', 'jq_explain' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_adopt() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_adopt' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_sweep() RETURNS void
@@ -408,7 +417,8 @@ CREATE FUNCTION jobqueue_counts(
 	AS 'MODULE_PATHNAME', 'jq_counts' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_running_jobs(
 	OUT id bigint, OUT queue text, OUT owner oid, OUT key text, OUT pid int,
-	OUT attempt int, OUT started_at timestamptz, OUT command text)
+	OUT attempt int, OUT started_at timestamptz, OUT command text,
+	OUT progress float8, OUT progress_message text)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_running_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key text,
@@ -513,7 +523,8 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 	WHERE x.sight > 0;
 
 CREATE VIEW jobqueue_running WITH (security_barrier) AS
-	SELECT id, queue, owner::regrole AS owner, command, key, pid, attempt, started_at
+	SELECT id, queue, owner::regrole AS owner, command, key, pid, attempt, started_at,
+		   progress, progress_message
 	FROM jobqueue_running_jobs();
 
 CREATE VIEW jobqueue_recent WITH (security_barrier) AS
@@ -565,7 +576,7 @@ GRANT SELECT ON jobqueue_status, jobqueue_jobs, jobqueue_running,
 GRANT EXECUTE ON FUNCTION jobqueue_home(), jobqueue_at_home(),
 	jobqueue_sight(oid), jobqueue_queue_stats(), jobqueue_counts(),
 	jobqueue_running_jobs(), jobqueue_blocked_jobs(), jobqueue_recent_jobs(),
-	jobqueue_held_keys(), jobqueue_processes()
+	jobqueue_held_keys(), jobqueue_processes(), jobqueue_explain(bigint)
 	TO pg_monitor;
 DO $$
 BEGIN
@@ -750,6 +761,12 @@ COMMENT ON FUNCTION jobqueue_enqueue_many(text, jsonb[], text[], text, int,
 	'enqueue one job for each element of args, in order; returns their ids';
 COMMENT ON FUNCTION jobqueue_current() IS
 	'in a job: which job it is; elsewhere: one row of NULLs';
+COMMENT ON FUNCTION jobqueue_progress(float8, text) IS
+	'in a job: how far it is, from 0 to 1, and in words; seen at once in jobqueue_running';
+COMMENT ON FUNCTION jobqueue_snooze(interval) IS
+	'in a job: keep what it does, and run it again after that time; no attempt is charged';
+COMMENT ON FUNCTION jobqueue_discard(text) IS
+	'in a job: an error after which it is dead, without further attempts';
 COMMENT ON FUNCTION jobqueue_cancel(bigint) IS
 	'cancel a job: a waiting one goes to the history, a running one is interrupted; false if there was nothing to do';
 COMMENT ON FUNCTION jobqueue_cancel_where(text, text, text, boolean) IS
@@ -770,6 +787,8 @@ COMMENT ON FUNCTION jobqueue_purge(text, text, boolean) IS
 	'delete jobs that have ended from the history: those of a queue, in a state (null: any) that one may act on; how many';
 COMMENT ON FUNCTION jobqueue_run(bigint) IS
 	'for tests: run a waiting job of the current role here, in this transaction; returns its result';
+COMMENT ON FUNCTION jobqueue_explain(bigint) IS
+	'why a job does not run yet, or what has become of it, in one sentence';
 COMMENT ON FUNCTION jobqueue_adopt() IS
 	'let jobs run that came with a dump, a copy or replication of another database; returns how many';
 COMMENT ON FUNCTION jobqueue_sweep() IS
@@ -924,10 +943,14 @@ COMMENT ON VIEW jobqueue_running IS
 COMMENT ON COLUMN jobqueue_running.command IS
 	'the first 127 bytes of the command';
 COMMENT ON COLUMN jobqueue_running.attempt IS 'this attempt, from 1';
+COMMENT ON COLUMN jobqueue_running.progress IS
+	'how far it is, from 0 to 1, as it said by jobqueue_progress()';
+COMMENT ON COLUMN jobqueue_running.progress_message IS
+	'the same in words, at most 255 bytes; shown to members of the owner only';
 COMMENT ON VIEW jobqueue_recent IS
 	'the last attempts that ended, at most 4096 over all databases; reads memory only and is empty after a restart';
 COMMENT ON COLUMN jobqueue_recent.outcome IS
-	'completed, failed (will be tried again), dead or cancelled';
+	'completed, failed (will be tried again), snoozed (will be run again), dead or cancelled';
 COMMENT ON COLUMN jobqueue_recent.attempt IS 'this attempt, from 1';
 COMMENT ON COLUMN jobqueue_recent.lsn IS
 	'end of the commit of a completed job in the WAL';

@@ -23,7 +23,8 @@ WHERE proname IN ('jobqueue_enqueue', 'jobqueue_enqueue_many',
 	'jobqueue_current', 'jobqueue_cancel', 'jobqueue_retry', 'jobqueue_run',
 	'jobqueue_adopt', 'jobqueue_sweep', 'jobqueue_quiesce',
 	'jobqueue_resume', 'jobqueue_grant', 'jobqueue_revoke',
-	'jobqueue_configure', 'jobqueue_pause', 'jobqueue_drop_queue')
+	'jobqueue_configure', 'jobqueue_pause', 'jobqueue_drop_queue',
+	'jobqueue_progress', 'jobqueue_snooze', 'jobqueue_discard', 'jobqueue_explain')
 ORDER BY proname::text COLLATE "C", pronargs;
 \pset format aligned
 -- settings

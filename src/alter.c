@@ -118,7 +118,7 @@ alter_one(JqTable *t, int64 id, const char *set, Oid type, Datum value,
 	}
 	jq_owner_end(&state);
 	if (!done)
-		jq_control_must_be_gone(t, id);
+		jq_row_must_be_gone(t, id);
 	return done;
 }
 

@@ -44,9 +44,10 @@ typedef struct JqAttempt
 	ErrorData *error;
 	char *result; /* text of the result, or NULL */
 	int result_len;
-	JqQueueSettings settings; /* of its queue, as it started */
-	JqRefusal refusal; /* REFUSED */
-	bool admitted;	   /* it has let go of its unique_key, or has it */
+	JqQueueSettings settings;  /* of its queue, as it started */
+	JqRefusal refusal;		   /* REFUSED */
+	bool admitted;			   /* it has let go of its unique_key, or has it */
+	TimestampTz snoozed_until; /* COMPLETED, and to be run again; 0 = not */
 } JqAttempt;
 
 /* what lives as long as a job, or a batch; emptied here */

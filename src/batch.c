@@ -138,15 +138,28 @@ set_commit_level(int done)
 static void
 note_committed(int done)
 {
+	TimestampTz due = DT_NOEND;
 	int i;
 
 	for (i = 0; i < done; i++)
 	{
+		if (attempts[i].snoozed_until != 0)
+			due = Min(due, attempts[i].snoozed_until);
 		jq_attempt_note_completed(&attempts[i]);
 		if (jobs[i].keylen > 0)
 			jq_keylock_release(MyDatabaseId, jobs[i].key, jobs[i].keylen);
 	}
 	jq_claim_end_others(jobs[0].lane);
+	if (due != DT_NOEND)
+	{
+		int dbix = jq_dir_db(MyDatabaseId, true);
+
+		/* what is claimed would be passed over when it is due */
+		if (done == njobs)
+			jq_claim_end();
+		if (dbix >= 0)
+			jq_db_due(dbix, due);
+	}
 }
 
 /* the job in hand, alone, unless it has been cancelled while it waited */

@@ -813,3 +813,18 @@ jq_claim_unstarve(void)
 			jq_db_request(dbix, JQ_REQ_REFILL);
 	}
 }
+
+bool
+jq_claim_find_held(Oid db, int64 id, JqHeld *out)
+{
+	JqHeld key;
+	JqHeld *h;
+
+	held_key(&key, db, id);
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
+	h = hash_search(jq_held, &key, HASH_FIND, NULL);
+	if (h != NULL)
+		*out = *h;
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	return h != NULL;
+}

@@ -121,6 +121,8 @@ extern JqHoldResult jq_claim_hold(Oid db, Oid role, const char *queue,
 extern void jq_claim_unhold(Oid db, int64 id);
 /* copy of the entries of a database that the scheduler works on; palloc'd */
 extern JqHeld *jq_claim_list(Oid db, int *n);
+/* the claim of a job that stands in the table; false: there is none */
+extern bool jq_claim_find_held(Oid db, int64 id, JqHeld *out);
 /* interrupt the worker that runs it; false: it does not run */
 extern bool jq_claim_cancel(Oid db, int64 id);
 /* ids of the jobs that workers have; palloc'd */

@@ -69,9 +69,8 @@ jq_settings_read(JqTable *t, int *n)
 	int i;
 
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t,
-					 psprintf("SELECT %s FROM %%s.jobqueue_queue", columns()),
-					 0, NULL, NULL, NULL);
+	jq_owner_read(t, psprintf("SELECT %s FROM %%s.jobqueue_queue", columns()),
+				  0, NULL, NULL, NULL);
 	*n = (int) SPI_processed;
 	rows = MemoryContextAllocHuge(context, Max(*n, 1) * sizeof(JqQueueRow));
 	for (i = 0; i < *n; i++)
@@ -90,11 +89,11 @@ jq_settings_of_queue(JqTable *t, const char *queue, JqQueueSettings *out)
 	jq_settings_default(out);
 	values[0] = CStringGetTextDatum(queue);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t,
-					 psprintf("SELECT %s FROM %%s.jobqueue_queue"
-							  " WHERE name = $1",
-							  jq_settings_columns()),
-					 1, types, values, NULL);
+	jq_owner_read(t,
+				  psprintf("SELECT %s FROM %%s.jobqueue_queue"
+						   " WHERE name = $1",
+						   jq_settings_columns()),
+				  1, types, values, NULL);
 	if (SPI_processed == 1)
 		jq_settings_of_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 						   out);

@@ -103,7 +103,7 @@ replace(JqTable *t, const Datum *values, int64 holder)
 							DatumGetInt64(VALUE(JQ_COL_ID)));
 
 	if (!jq_archive(t, holder, "cancelled", reason, 0, (Datum) 0))
-		jq_control_must_be_gone(t, holder);
+		jq_row_must_be_gone(t, holder);
 	/* one until "expired" has outlived it */
 	(void) jq_unique_release(t, VALUE(JQ_COL_QUEUE), VALUE(JQ_COL_UNIQUE_KEY),
 							 holder, true);
@@ -161,7 +161,7 @@ update(JqTable *t, const Datum *values, const bool *nulls, JqHeldJob *h)
 	jq_owner_end(&state);
 	if (!done)
 	{
-		jq_control_must_be_gone(t, h->item.id);
+		jq_row_must_be_gone(t, h->item.id);
 		return false;
 	}
 	h->item.priority = DatumGetInt16(VALUE(JQ_COL_PRIORITY));

@@ -29,6 +29,8 @@
 #include "lane.h"
 #include "miscadmin.h"
 #include "publish.h"
+#include "quota.h"
+#include "runhere.h"
 #include "runjob.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
@@ -163,22 +165,6 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 	}
 }
 
-void
-jq_control_must_be_gone(JqTable *t, int64 id)
-{
-	JqRow row;
-	TransactionId xid;
-
-	CommandCounterIncrement();
-	if (jq_row_fetch(t, id, NULL, NULL, &row, &xid, NULL) != JQ_FETCH_GONE)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not serialize access due to concurrent update"),
-			 errhint(
-				 "The job was enqueued or changed after this transaction's snapshot; retry the transaction.")));
-}
-
 PG_FUNCTION_INFO_V1(jq_cancel);
 Datum
 jq_cancel(PG_FUNCTION_ARGS)
@@ -201,7 +187,7 @@ jq_cancel(PG_FUNCTION_ARGS)
 	}
 	done = jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0);
 	if (!done)
-		jq_control_must_be_gone(t, id);
+		jq_row_must_be_gone(t, id);
 	PG_RETURN_BOOL(done);
 }
 
@@ -251,6 +237,7 @@ jq_retry(PG_FUNCTION_ARGS)
 										   SPI_tuptable->tupdesc, 1, &isnull));
 	jq_owner_end(&state);
 	check_owner(owner, id);
+	jq_quota_take(t, owner, 1);
 
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, move, 1, types, values, NULL);
@@ -302,13 +289,9 @@ jq_run(PG_FUNCTION_ARGS)
 	int64 id = jq_control_id(fcinfo);
 	JqHeldJob h;
 	bool running;
-	bool done;
 	bool isnull;
 	Datum result;
-	JqCurrent outer = jq_current_job;
-	JqQueueSettings settings;
 	int64 dep;
-	int nest;
 
 	CommandCounterIncrement();
 	if (id != 0 && jq_current_job.id == id)
@@ -341,82 +324,7 @@ jq_run(PG_FUNCTION_ARGS)
 				 errmsg("job " INT64_FORMAT " waits for job " INT64_FORMAT, id,
 						dep),
 				 errhint("Run that one first.")));
-	if (DatumGetChar(JQ_ROW(&h.row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE)
-		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-						errmsg("the command of job " INT64_FORMAT
-							   " cannot run in a transaction block",
-							   id)));
-	if (h.item.keylen > 0 &&
-		!jq_keylock_mine(MyDatabaseId, h.item.key, h.item.keylen))
-	{
-		bool ask = false;
-		uint32 next;
-
-		jq_publish_reserve_key();
-		jq_keylock_prepare();
-		switch (
-			jq_keylock_take(MyDatabaseId, h.item.key, h.item.keylen, id,
-							jq_dir_lane(MyDatabaseId, h.owner, h.queue, false),
-							JQ_NIL, &ask, &next))
-		{
-			case JQ_KEY_TAKEN:
-				jq_publish_key(h.item.key, h.item.keylen);
-				break;
-			case JQ_KEY_BUSY:
-			case JQ_KEY_GONE:
-				ereport(ERROR,
-						(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-						 errmsg("key \"%s\" of job " INT64_FORMAT " is held",
-								h.item.key, id),
-						 errhint("View jobqueue_keys tells by whom.")));
-				break;
-			case JQ_KEY_FULL:
-				ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
-								errmsg("too many keys are held")));
-		}
-	}
-	jq_settings_of_queue(t, h.queue, &settings);
-	jq_current_job.id = id;
-	jq_current_job.queue = h.queue;
-	jq_current_job.key = jq_row_cstring(&h.row, JQ_COL_KEY);
-	jq_current_job.attempt = DatumGetInt16(JQ_ROW(&h.row, JQ_COL_ATTEMPT)) + 1;
-	jq_current_job.max_attempts = jq_row_max_attempts(&h.row, &settings);
-	jq_current_job.enqueued_at =
-		DatumGetTimestampTz(JQ_ROW(&h.row, JQ_COL_ENQUEUED_AT));
-	if (!JQ_ROW_NULL(&h.row, JQ_COL_UNIQUE_KEY))
-		jq_unique_run_here(t, &h.row);
-	nest = NewGUCNestLevel();
-	PG_TRY();
-	{
-		jq_apply_environment_nested(&h.row);
-		PushActiveSnapshot(GetTransactionSnapshot());
-		result = jq_execute(&h.row, &isnull);
-		PopActiveSnapshot();
-	}
-	PG_FINALLY();
-	{
-		jq_current_job = outer;
-	}
-	PG_END_TRY();
-	AtEOXact_GUC(true, nest);
-	jq_publish_ended(id);
-	if (!jq_row_wants_keep(&h.row, &settings))
-	{
-		done = jq_row_delete(t, id, &h.row, NULL);
-		if (done)
-			jq_unique_ended(t, &h.row);
-	}
-	else
-		done = jq_archive(t, id, "completed", NULL,
-						  GetCurrentStatementStartTimestamp(),
-						  isnull ? (Datum) 0 : result);
-	if (!done)
-	{
-		jq_control_must_be_gone(t, id);
-		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-						errmsg("the row of the job was deleted while it ran"),
-						errhint("Nothing of it has been done.")));
-	}
+	result = jq_run_here(t, &h.row, &isnull);
 	if (isnull)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(result);

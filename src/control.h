@@ -31,10 +31,4 @@ extern int64 jq_control_id(FunctionCallInfo fcinfo);
  */
 extern bool jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running);
 
-/*
- * The row was not found by a statement with the transaction's snapshot.  If it
- * is there, the transaction cannot go on; its abort lets the job run.
- */
-extern void jq_control_must_be_gone(JqTable *t, int64 id);
-
 #endif /* JQ_CONTROL_H */

@@ -234,7 +234,7 @@ jq_after_open(JqTable *t, int64 id, int64 *ids, int max)
 
 	values[0] = Int64GetDatum(id);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 1, types, values, NULL);
+	jq_owner_read(t, sql, 1, types, values, NULL);
 	n = (int) SPI_processed;
 	for (i = 0; i < n && i < max; i++)
 	{

@@ -28,6 +28,8 @@
 #include "guc.h"
 #include "jobtable.h"
 #include "publish.h"
+#include "quota.h"
+#include "runhere.h"
 #include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -447,12 +449,38 @@ write_dead(Template *t, Job *job)
 					  jq_unique_reason(t->values, job->holder), 0, (Datum) 0);
 }
 
+/*
+ * jobqueue.inline: what has to wait for another job is enqueued.  Its row has
+ * been written.
+ */
+static bool
+runs_inline(Template *t, const Job *job)
+{
+	int64 dep;
+
+	if (job->admission == JQ_ADMIT_LATER)
+		return false;
+	if (!t->waits)
+		return true;
+	CommandCounterIncrement();
+	return jq_after_open(t->table, job->id, &dep, 1) == 0;
+}
+
 /* the row of the job as set_job() left it */
 static void
 write_job(Template *t, Job *job, TimestampTz run_at)
 {
 	jq_row_insert(t->table, t->values, t->nulls, &t->item.tid);
 	t->item.id = job->id;
+	if (jobqueue_inline)
+	{
+		if (runs_inline(t, job))
+		{
+			jq_run_inline(t->table, job->id);
+			return;
+		}
+		jq_quota_take_present(t->table, t->owner, 1);
+	}
 	jq_publish_row(t->owner, t->queue, &t->item, run_at);
 	if (t->waits)
 		jq_publish_waiting(job->id);
@@ -476,10 +504,14 @@ enqueue_unique(Template *t, Job *job)
 	switch (job->admission)
 	{
 		case JQ_ADMIT:
+			if (!jobqueue_inline)
+				jq_quota_take(t->table, t->owner, 1);
 			write_job(t, job, t->run_at);
 			return job->id;
 		case JQ_ADMIT_LATER:
 			t->item.flags = JQ_E_DUE;
+			if (!jobqueue_inline)
+				jq_quota_take(t->table, t->owner, 1);
 			write_job(t, job, jq_unique_postpone(t->values, t->nulls));
 			/* for the next one */
 			t->item.flags = t->run_at != DT_NOBEGIN ? JQ_E_DUE : 0;
@@ -534,6 +566,8 @@ jq_enqueue(PG_FUNCTION_ARGS)
 			PG_RETURN_NULL();
 		PG_RETURN_INT64(id);
 	}
+	if (!jobqueue_inline)
+		jq_quota_take(t.table, t.owner, 1);
 	PG_RETURN_INT64(enqueue_one(&t, &job));
 }
 
@@ -616,6 +650,7 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 	bool *keys_nulls, *unique_nulls;
 	bool have_keys, have_unique;
 	Job *jobs;
+	int nunique = 0;
 	int n, i;
 
 	fill_template(&t, fcinfo, 3, 4);
@@ -639,11 +674,16 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 		if (have_keys && !keys_nulls[i])
 			jobs[i].key = DatumGetTextPP(keys[i]);
 		if (have_unique && !unique_nulls[i])
+		{
 			jobs[i].unique_key = DatumGetTextPP(unique_keys[i]);
+			nunique++;
+		}
 	}
 	if (have_unique)
 		ask_all(&t, jobs, n);
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (!jobqueue_inline)
+		jq_quota_take(t.table, t.owner, n - nunique);
 	for (i = 0; i < n; i++)
 	{
 		Datum id;

@@ -42,7 +42,7 @@
 	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
 		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
 		"jobqueue_blocked_jobs", "jobqueue_recent_jobs", "jobqueue_held_keys", \
-		"jobqueue_processes"
+		"jobqueue_processes", "jobqueue_explain"
 
 #define ACT_ON_JOBS                                           \
 	"jobqueue_retry_where", "jobqueue_reschedule",            \
@@ -58,6 +58,9 @@ static const char *const use_members[] = {"jobqueue_enqueue",
 										  "jobqueue_retry",
 										  "jobqueue_run",
 										  ACT_ON_JOBS,
+										  "jobqueue_progress",
+										  "jobqueue_snooze",
+										  "jobqueue_discard",
 										  VIEW_FUNCTIONS,
 										  VIEWS,
 										  NULL};

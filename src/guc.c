@@ -23,6 +23,8 @@ int jobqueue_worker_idle_timeout = 60;
 int jobqueue_worker_max_jobs = 0;
 int jobqueue_worker_max_memory = 65536;
 char *jobqueue_capture_settings = NULL;
+bool jobqueue_inline = false;
+int jobqueue_max_jobs_per_role = 0;
 
 /* a list of names of settings; which exist is known only in a session */
 static bool
@@ -112,6 +114,17 @@ jq_guc_define(void)
 							   NULL, &jobqueue_capture_settings, "", PGC_SUSET,
 							   GUC_LIST_INPUT, check_capture_settings, NULL,
 							   NULL);
+	DefineCustomBoolVariable("jobqueue.inline",
+							 "Runs each job at its enqueue, in the enqueuing "
+							 "transaction.",
+							 "For the tests of applications.", &jobqueue_inline,
+							 false, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("jobqueue.max_jobs_per_role",
+							"Sets how many live jobs a role may have in a "
+							"database.",
+							"0 means no limit. Superusers are exempt.",
+							&jobqueue_max_jobs_per_role, 0, 0, INT_MAX,
+							PGC_SUSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("jobqueue");
 }
 

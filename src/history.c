@@ -14,43 +14,59 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "publish.h"
+#include "quota.h"
 #include "unique.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "where.h"
 
-/* those that waited for others */
-static int64 *waited;
-static int nwaited;
+/* what came back, in the context of the call */
+typedef struct Back
+{
+	MemoryContext context;
+	int64 n;
+	List *lanes;   /* of BackLane */
+	int64 *waited; /* those that waited for others */
+	int nwaited;
+} Back;
+
+typedef struct BackLane
+{
+	Oid owner;
+	int64 n;
+} BackLane;
 
 /* a lane that has got rows */
 static void
-publish_lane(HeapTuple tup, TupleDesc desc, void *arg)
+add_lane(HeapTuple tup, TupleDesc desc, void *arg)
 {
-	int64 *n = arg;
+	Back *b = arg;
+	MemoryContext old = MemoryContextSwitchTo(b->context);
+	BackLane *lane = palloc(sizeof(BackLane));
 	bool isnull;
 	Datum d;
 
-	jq_publish_unknown(DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)),
-					   TextDatumGetCString(
-						   SPI_getbinval(tup, desc, 1, &isnull)));
-	*n += DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
+	lane->owner = DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull));
+	lane->n = DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
+	b->lanes = lappend(b->lanes, lane);
+	b->n += lane->n;
+	jq_publish_unknown(lane->owner, TextDatumGetCString(
+										SPI_getbinval(tup, desc, 1, &isnull)));
 	d = SPI_getbinval(tup, desc, 4, &isnull);
 	if (!isnull)
 	{
-		MemoryContext old = MemoryContextSwitchTo(CurTransactionContext);
 		int more, i;
 		int64 *ids = jq_after_ids(d, &more);
 
-		waited =
-			waited == NULL ?
-				palloc(more * sizeof(int64)) :
-				repalloc_huge(waited, (Size) (nwaited + more) * sizeof(int64));
+		b->waited = b->waited == NULL ?
+						palloc(more * sizeof(int64)) :
+						repalloc_huge(b->waited, (Size) (b->nwaited + more) *
+													 sizeof(int64));
 		for (i = 0; i < more; i++)
-			waited[nwaited++] = ids[i];
-		MemoryContextSwitchTo(old);
+			b->waited[b->nwaited++] = ids[i];
 	}
+	MemoryContextSwitchTo(old);
 }
 
 /* jobs that must have their unique_key before they come back */
@@ -163,7 +179,8 @@ jq_retry_where(PG_FUNCTION_ARGS)
 	JqWhere w;
 	Datum *unique;
 	int nunique;
-	int64 n = 0;
+	Back b = {CurrentMemoryContext, 0, NIL, NULL, 0};
+	ListCell *lc;
 
 	jq_where_begin(&w, fcinfo, "jobqueue_retry_where()", 2, 3, JQ_WHERE_FAILED);
 	unique = take_unique_keys(&w, &nunique);
@@ -172,18 +189,23 @@ jq_retry_where(PG_FUNCTION_ARGS)
 														INT8OID, 8, true,
 														TYPALIGN_DOUBLE)),
 						false);
-	waited = NULL;
-	nwaited = 0;
-	(void) jq_where_ended(&w, before, after, publish_lane, &n);
-	if (nwaited > 0)
+	(void) jq_where_ended(&w, before, after, add_lane, &b);
+	foreach(lc, b.lanes)
+	{
+		const BackLane *lane = lfirst(lc);
+
+		jq_quota_take_present(w.table, lane->owner, lane->n);
+	}
+	if (b.nwaited > 0)
 	{
 		int i, waiting;
-		int64 *ids = jq_after_wait_again(w.table, waited, nwaited, &waiting);
+		int64 *ids =
+			jq_after_wait_again(w.table, b.waited, b.nwaited, &waiting);
 
 		for (i = 0; i < waiting; i++)
 			jq_publish_waiting(ids[i]);
 	}
-	PG_RETURN_INT64(n);
+	PG_RETURN_INT64(b.n);
 }
 
 PG_FUNCTION_INFO_V1(jq_purge);

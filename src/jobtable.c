@@ -752,16 +752,49 @@ jq_owner_statement(JqTable *t, const char *sql)
 	return buf.data;
 }
 
-int
-jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
-				 Datum *values, const char *nulls)
+static int
+owner_execute(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
+			  const char *nulls, bool read_only)
 {
 	char *text = jq_owner_statement(t, sql);
 	int rc;
 
-	rc = SPI_execute_with_args(text, nargs, types, values, nulls, false, 0);
+	rc = SPI_execute_with_args(text, nargs, types, values, nulls, read_only, 0);
 	if (rc < 0)
 		elog(ERROR, "could not execute \"%s\": %s", text,
 			 SPI_result_code_string(rc));
 	return rc;
+}
+
+int
+jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
+				 Datum *values, const char *nulls)
+{
+	return owner_execute(t, sql, nargs, types, values, nulls, false);
+}
+
+void
+jq_owner_read(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
+			  const char *nulls)
+{
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	(void) owner_execute(t, sql, nargs, types, values, nulls, true);
+	PopActiveSnapshot();
+}
+
+void
+jq_row_must_be_gone(JqTable *t, int64 id)
+{
+	JqRow row;
+	TransactionId xid;
+
+	CommandCounterIncrement();
+	if (jq_row_fetch(t, id, NULL, NULL, &row, &xid, NULL) != JQ_FETCH_GONE)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent update"),
+			 errhint(
+				 "The job was enqueued or changed after this transaction's snapshot; retry the transaction.")));
 }

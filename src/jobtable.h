@@ -170,6 +170,19 @@ extern int jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 /* the text that it runs */
 extern char *jq_owner_statement(JqTable *t, const char *sql);
 
+/*
+ * The same for a query, with the latest snapshot: it sees what has committed,
+ * and what this transaction has written, at whatever isolation level.
+ */
+extern void jq_owner_read(JqTable *t, const char *sql, int nargs, Oid *types,
+						  Datum *values, const char *nulls);
+
+/*
+ * A statement with the transaction's snapshot has not found the row.  If it is
+ * there, the transaction cannot go on: ERROR; its abort lets the job run.
+ */
+extern void jq_row_must_be_gone(JqTable *t, int64 id);
+
 /* do statements of ours touch the tables just now? (for the row trigger) */
 extern bool jq_bookkeeping;
 

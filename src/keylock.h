@@ -158,23 +158,6 @@ extern void jq_keylock_settings_changed(Oid db);
 /* ---- launcher: what is due; *next is lowered to when to come again ---- */
 extern void jq_keylock_look_due(TimestampTz *next);
 
-/* what keeps a job of the lane (-1: default settings) at pos from its key? */
-typedef struct JqKeyWhy
-{
-	int holders;
-	int limit; /* so many it may have, with this job */
-	int pid;   /* of one of them */
-	int64 job;
-	TimestampTz since;
-	int64 ahead;			/* waiters before it ... */
-	bool ahead_more;		/* ... and some in the table */
-	int64 after;			/* the failed job that is to run before; 0 = none */
-	TimestampTz next_token; /* 0 = there is one */
-} JqKeyWhy;
-
-extern void jq_keylock_explain(Oid db, const char *key, int len, int lane,
-							   JqPos pos, JqKeyWhy *why);
-
 /*
  * All holders of all keys of a database (a row of a key without any, if it is
  * waited for), and the ids parked on keys; palloc'd

@@ -1,6 +1,6 @@
 /*
  * keytable.h
- *		The key table, for keylock.c and keyspill.c alone.
+ *		The key table, for keylock.c, keyspill.c and keylook.c alone.
  */
 #ifndef JQ_KEYTABLE_H
 #define JQ_KEYTABLE_H

@@ -883,3 +883,19 @@ jq_lane_uncount(int lane)
 		lane_uncount(l);
 	LWLockRelease(jq_lane_lock(lane));
 }
+
+int
+jq_lane_ahead(int lane, JqPos pos, int most)
+{
+	JqLane *l = &jq_lanes[lane];
+	uint32 ix;
+	int n = 0;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	for (ix = l->head[0];
+		 ix != JQ_NIL && n < most && jq_pos_cmp(JQ_ENTRY_POS(ix), pos) < 0;
+		 ix = JQ_ENTRY(ix)->next[0])
+		n++;
+	LWLockRelease(jq_lane_lock(lane));
+	return n;
+}

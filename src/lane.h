@@ -102,6 +102,9 @@ extern void jq_lane_uncount(int lane);
 
 /* all workers of the group are awake, and another one is wanted already */
 extern bool jq_group_is_awake(int group);
+/* how many ready entries stand before that place; at most so many are counted */
+extern int jq_lane_ahead(int lane, JqPos pos, int most);
+
 /* wake workers of the group for n new entries */
 extern void jq_group_wake(int group, int n);
 

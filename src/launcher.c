@@ -113,6 +113,7 @@ warn_no_slot(int group)
 	if (jq_slot_evict_idle(group, InvalidOid))
 		return; /* its exit wakes us */
 
+	jq_shared->slots_full_at = now;
 	wake_by(TimestampTzPlusMilliseconds(now, 1000));
 	if (now - jq_shared->slots_full_warned < 5 * USECS_PER_MINUTE)
 		return;

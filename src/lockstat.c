@@ -210,6 +210,7 @@ jq_lockstat_name(int kind)
 		[JQ_LOCK_DIR] = "directory",	 [JQ_LOCK_CLAIM] = "claim",
 		[JQ_LOCK_SLOT] = "slot",		 [JQ_LOCK_DB] = "database",
 		[JQ_LOCK_PREPARED] = "prepared", [JQ_LOCK_PAUSE] = "pause",
+		[JQ_LOCK_AFTER] = "after",		 [JQ_LOCK_QUOTA] = "quota",
 		[JQ_KIND_LANE] = "lane",		 [JQ_KIND_KEY] = "key",
 		[JQ_KIND_RECENT] = "recent",	 [JQ_KIND_LIMIT] = "limit",
 		[JQ_KIND_OTHER] = "other"};

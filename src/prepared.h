@@ -20,6 +20,13 @@ typedef struct JqPreparedLane
 	int64 nrows;
 } JqPreparedLane;
 
+/* see quota.c */
+typedef struct JqPreparedQuota
+{
+	Oid role;
+	int64 n;
+} JqPreparedQuota;
+
 typedef struct JqPrepared
 {
 	char gid[256]; /* JQ_LOCK_PREPARED; empty = free */
@@ -31,6 +38,8 @@ typedef struct JqPrepared
 	bool after;		 /* jobs wait for others, or have ended */
 	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
+	int nquotas;
+	JqPreparedQuota quotas[JQ_PREPARED_LANES];
 } JqPrepared;
 
 extern Size jq_prepared_size(void);

@@ -35,6 +35,7 @@
 #include "pause.h"
 #include "prepared.h"
 #include "publish.h"
+#include "quota.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -642,6 +643,7 @@ prepare(void)
 		p.lanes[p.nlanes].nrows = n;
 		p.nlanes++;
 	}
+	jq_quota_prepare(&p);
 	jq_prepared_store(&p);
 }
 
@@ -761,7 +763,7 @@ xact_callback(XactEvent event, void *arg)
 			break;
 		}
 		case XACT_EVENT_PREPARE:
-			if (nlevels > 0)
+			if (nlevels > 0 || jq_quota_taken())
 				prepare();
 			forget_all();
 			break;

@@ -85,6 +85,8 @@ jq_outcome_name(JqOutcome outcome)
 			return "cancelled";
 		case JQ_DEAD:
 			return "dead";
+		case JQ_SNOOZED:
+			return "snoozed";
 	}
 	return "?";
 }

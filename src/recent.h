@@ -17,7 +17,8 @@ typedef enum JqOutcome
 	JQ_COMPLETED = 1,
 	JQ_FAILED, /* will be tried again */
 	JQ_CANCELLED,
-	JQ_DEAD
+	JQ_DEAD,
+	JQ_SNOOZED /* done what it has done, and will be run again */
 } JqOutcome;
 
 typedef struct JqRecent

@@ -19,6 +19,7 @@
 #include "fmgr.h"
 #include "jobtable.h"
 #include "publish.h"
+#include "quota.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -306,7 +307,12 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	check_values(new, desc);
 	check_row(new, desc);
 	if (jq_shmem_ready())
+	{
 		note_lane(new, desc, t, update);
+		if (!update)
+			jq_quota_note(DatumGetObjectId(column(new, desc, "owner", &isnull)),
+						  1);
+	}
 	if (jq_shmem_ready() && update && !at_home(data->tg_trigtuple, desc, t))
 		jq_publish_count_anew(); /* it is held no more */
 	return PointerGetDatum(new);

@@ -41,6 +41,7 @@
 #include "database.h"
 #include "failure.h"
 #include "inflight.h"
+#include "injob.h"
 #include "jobscan.h"
 #include "keylock.h"
 #include "lane.h"
@@ -49,6 +50,7 @@
 #include "parser/analyze.h"
 #include "pause.h"
 #include "pgstat.h"
+#include "progress.h"
 #include "publish.h"
 #include "queue.h"
 #include "recent.h"
@@ -294,6 +296,8 @@ waits_for_order(JqAttempt *a, JqTable *t, TimestampTz *put_off)
 static void
 set_current(const JqAttempt *a, const JqRow *row)
 {
+	jq_injob_forget();
+	jq_progress_clear();
 	jq_current_job.id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
 	jq_current_job.queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	jq_current_job.key = jq_row_cstring(row, JQ_COL_KEY);
@@ -355,11 +359,25 @@ run_outside(JqRow *row)
 	PortalDrop(portal, false);
 }
 
-/* the row leaves the queue, in the open transaction; false: it had left */
+/* the row leaves the queue, or waits for the time the job has asked for, in the
+ * open transaction; false: it had left */
 static bool
 finish_row(JqAttempt *a, JqTable *t, JqRow *row, Snapshot snapshot,
 		   Datum result)
 {
+	Interval delay;
+
+	if (jq_snooze_wanted(&delay))
+	{
+		ItemPointerData tid;
+
+		if (snapshot)
+			UnregisterSnapshot(snapshot);
+		if (!jq_snooze_row(t, a->job->id, &delay, &a->snoozed_until, &tid))
+			return false;
+		jq_snooze_at_commit();
+		return true;
+	}
 	if (!jq_row_wants_keep(row, &a->settings))
 	{
 		if (!jq_row_delete(t, a->job->id, row, snapshot))
@@ -781,6 +799,7 @@ try_attempt(JqAttempt *volatile a)
 	}
 	PG_END_TRY();
 	jq_inflight_clear();
+	jq_progress_clear();
 	return verdict;
 }
 
@@ -792,7 +811,7 @@ note_end(JqAttempt *a, JqOutcome outcome, const char *error)
 	JqRecent r;
 
 	if (a->ended_at == 0)
-		a->ended_at = outcome == JQ_COMPLETED ?
+		a->ended_at = outcome == JQ_COMPLETED || outcome == JQ_SNOOZED ?
 						  GetCurrentTransactionStopTimestamp() :
 						  GetCurrentTimestamp();
 	memset(&r, 0, offsetof(JqRecent, text));
@@ -805,16 +824,18 @@ note_end(JqAttempt *a, JqOutcome outcome, const char *error)
 	r.enqueued_at = a->enqueued_at;
 	r.started_at = a->started_at;
 	r.ended_at = a->ended_at;
-	r.lsn = outcome == JQ_COMPLETED ? XactLastCommitEnd : InvalidXLogRecPtr;
+	r.lsn = outcome == JQ_COMPLETED || outcome == JQ_SNOOZED ?
+				XactLastCommitEnd :
+				InvalidXLogRecPtr;
 	strlcpy(r.queue, a->queue, sizeof(r.queue));
 	r.is_error = error != NULL;
 	if (error != NULL)
 		jq_recent_add(&r, error, strlen(error));
 	else
 		jq_recent_add(&r, a->result, a->result_len);
-	if (outcome != JQ_FAILED)
+	if (outcome != JQ_FAILED && outcome != JQ_SNOOZED)
 		jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
-	if (outcome != JQ_CANCELLED)
+	if (outcome != JQ_CANCELLED && outcome != JQ_SNOOZED)
 		jq_queue_count(a->queue_ix, outcome == JQ_COMPLETED, a->ready_at,
 					   a->started_at, a->ended_at);
 }
@@ -886,6 +907,8 @@ record_failure(JqAttempt *a, TimestampTz *run_at)
 	f.hint = e->hint;
 	f.context = e->context;
 	f.started_at = a->started_at;
+	f.reason = jq_discard_reason(e);
+	f.final = f.reason != NULL;
 	jq_begin_bookkeeping();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	t = jq_table();
@@ -942,7 +965,10 @@ end_failed(JqAttempt *volatile a, bool asked)
 	{
 		RESUME_INTERRUPTS();
 		leave_to_scheduler(JQ_HELD_FAILING, InvalidTransactionId,
-						   cancelled ? "CANCL" : unpack_sql_state(code),
+						   cancelled ? "CANCL" :
+						   a->error && jq_discard_reason(a->error) ?
+									   "DISCD" :
+									   unpack_sql_state(code),
 						   message);
 		return;
 	}
@@ -1054,7 +1080,7 @@ jq_attempt_init(JqAttempt *a, JqClaimed *job, Oid role, const char *queue,
 void
 jq_attempt_note_completed(JqAttempt *a)
 {
-	note_end(a, JQ_COMPLETED, NULL);
+	note_end(a, a->snoozed_until != 0 ? JQ_SNOOZED : JQ_COMPLETED, NULL);
 }
 
 /* after errors: was a cancel meant for the job in hand? */
@@ -1083,8 +1109,23 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 	{
 		case COMPLETED:
 			JQ_PAUSE("worker-after-commit");
-			note_end(a, JQ_COMPLETED, NULL);
+			if (a->snoozed_until != 0 && jq_claim_cancel_wanted())
+			{
+				/* it came too late to interrupt it, but it is not to run again */
+				end_failed(a, true);
+				break;
+			}
+			jq_attempt_note_completed(a);
 			free_keys(a);
+			if (a->snoozed_until != 0)
+			{
+				int dbix = jq_dir_db(MyDatabaseId, true);
+
+				/* what is claimed would be passed over when it is due */
+				jq_claim_end();
+				if (dbix >= 0)
+					jq_db_due(dbix, a->snoozed_until);
+			}
 			break;
 		case EXPIRED:
 			a->attempt = 0; /* it was never started */
@@ -1125,6 +1166,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 void
 jq_attempt_done(void)
 {
+	jq_injob_forget();
 	jq_current_job.id = 0;
 	debug_query_string = NULL;
 	jq_unique_let_go();

@@ -6,6 +6,7 @@
 #define JQ_RUNJOB_H
 
 #include "claim.h"
+#include "injob.h"
 #include "jobtable.h"
 
 /* the job that runs in this process, for jobqueue_current() */
@@ -17,6 +18,8 @@ typedef struct JqCurrent
 	int attempt;
 	int max_attempts;
 	TimestampTz enqueued_at;
+	JqSnooze *snooze; /* see injob.c; both in TopMemoryContext */
+	char *discarded;
 } JqCurrent;
 
 extern JqCurrent jq_current_job;

@@ -18,6 +18,7 @@
 #include "failure.h"
 #include "inflight.h"
 #include "keylock.h"
+#include "injob.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "pause.h"
@@ -134,6 +135,7 @@ settle_failing(JqHeld *h)
 	JqRecorded recorded = JQ_RECORD_GONE;
 	TimestampTz run_at = DT_NOEND;
 	bool cancelled = strcmp(h->sqlstate, "CANCL") == 0;
+	bool discarded = strcmp(h->sqlstate, "DISCD") == 0;
 
 	/*
 	 * A server that shuts down terminates workers too, and a job is not to be
@@ -148,8 +150,11 @@ settle_failing(JqHeld *h)
 	}
 	JQ_PAUSE("scheduler-before-record");
 	memset(&f, 0, sizeof(f));
-	f.sqlstate = h->sqlstate;
+	f.sqlstate =
+		discarded ? unpack_sql_state(JQ_ERRCODE_DISCARDED) : h->sqlstate;
 	f.message = h->error;
+	f.final = discarded;
+	f.reason = discarded ? h->error : NULL;
 	f.started_at = h->started_at;
 	t = jq_sched_begin();
 	if (t != NULL && cancelled)

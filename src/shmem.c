@@ -17,6 +17,8 @@
 #include "pause.h"
 #include "pool.h"
 #include "prepared.h"
+#include "progress.h"
+#include "quota.h"
 #include "recent.h"
 #include "shmem.h"
 #include "slot.h"
@@ -83,6 +85,8 @@ shmem_request(void)
 	size = add_size(size, jq_prepared_size());
 	size = add_size(size, jq_xids_size());
 	size = add_size(size, jq_after_size());
+	size = add_size(size, jq_progress_size());
+	size = add_size(size, jq_quota_size());
 #ifdef JQ_TESTING
 	size = add_size(size, jq_pause_size());
 	size = add_size(size, jq_bench_size());
@@ -142,6 +146,8 @@ shmem_startup(void)
 	jq_prepared_init();
 	jq_xids_init();
 	jq_after_init();
+	jq_progress_init();
+	jq_quota_init();
 #ifdef JQ_TESTING
 	jq_pause_init();
 	jq_bench_init();

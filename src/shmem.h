@@ -18,6 +18,7 @@
  *		recent locks		cells of the ring of ended jobs
  *		JQ_LOCK_PAUSE		pause points (test builds)
  *		JQ_LOCK_AFTER		jobs that others wait for
+ *		JQ_LOCK_QUOTA		quotas of roles
  *
  * Under these locks nothing allocates, raises an error, touches a catalog or
  * waits.  Latches are set after they are released.
@@ -42,6 +43,7 @@ typedef enum JqLockId
 	JQ_LOCK_PREPARED,
 	JQ_LOCK_PAUSE,
 	JQ_LOCK_AFTER,
+	JQ_LOCK_QUOTA,
 	JQ_NUM_LOCKS
 } JqLockId;
 
@@ -80,6 +82,7 @@ typedef struct JqShared
 	uint64 next_generation;		   /* JQ_LOCK_SLOT */
 	bool scan_databases;		   /* JQ_LOCK_DB: the launcher is to look */
 	TimestampTz slots_full_warned; /* launcher only */
+	TimestampTz slots_full_at;	   /* launcher writes: no slot was left then */
 } JqShared;
 
 extern JqShared *jq_shared;

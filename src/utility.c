@@ -25,6 +25,7 @@
 #include "nodes/parsenodes.h"
 #include "prepared.h"
 #include "publish.h"
+#include "quota.h"
 #include "session.h"
 #include "slot.h"
 #include "storage/latch.h"
@@ -257,12 +258,18 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		if (t->kind == TRANS_STMT_COMMIT_PREPARED ||
 			t->kind == TRANS_STMT_ROLLBACK_PREPARED)
 		{
-			publish = jq_prepared_take(t->gid, &prepared) &&
-					  t->kind == TRANS_STMT_COMMIT_PREPARED;
+			publish = jq_prepared_take(t->gid, &prepared);
+			if (publish)
+				jq_quota_end_prepared(&prepared,
+									  t->kind == TRANS_STMT_COMMIT_PREPARED);
+			publish = publish && t->kind == TRANS_STMT_COMMIT_PREPARED;
 			if (publish)
 				jq_publish_prepared(&prepared);
 			else if (forget)
+			{
 				jq_publish_forget(MyDatabaseId);
+				jq_quota_forget(MyDatabaseId);
+			}
 		}
 		return;
 	}

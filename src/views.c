@@ -22,12 +22,14 @@
 #include "keylock.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "progress.h"
 #include "recent.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "views.h"
 #include "xids.h"
 
 static void
@@ -212,24 +214,8 @@ jq_counts(PG_FUNCTION_ARGS)
 
 /* ----------------------------------------------------------- running jobs */
 
-/* what a slot shows, read without its lock */
-typedef struct Shown
-{
-	int64 id;
-	Oid role;
-	int pid;
-	char queue[JQ_QUEUE_NAME_MAX + 1];
-	char key[JQ_KEY_MAX + 1];
-	bool running;
-	int nothers; /* of a batch */
-	int64 others[JQ_BATCH_MAX];
-	int attempt;
-	TimestampTz started_at;
-	char command[JQ_COMMAND_SHOWN];
-} Shown;
-
-static bool
-show_slot(int i, Shown *out)
+bool
+jq_show_slot(int i, JqShown *out)
 {
 	JqSlot *s = &jq_slots[i];
 	int lane = *(volatile int *) &s->claim_lane;
@@ -271,8 +257,8 @@ show_slot(int i, Shown *out)
 	return ok;
 }
 
-static bool
-shows_job(const Shown *s, int64 id)
+bool
+jq_shows_job(const JqShown *s, int64 id)
 {
 	bool shows = s->id == id;
 	int k;
@@ -293,12 +279,14 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		Shown s;
-		Datum values[8];
-		bool nulls[8];
+		JqShown s;
+		JqProgressInfo progress;
+		Datum values[10];
+		bool nulls[10];
+		int sight;
 		int k;
 
-		if (!show_slot(i, &s) || jq_sight_of(s.role) == 0)
+		if (!jq_show_slot(i, &s) || (sight = jq_sight_of(s.role)) == 0)
 			continue;
 		memset(nulls, false, sizeof(nulls));
 		values[0] = Int64GetDatum(s.id);
@@ -312,9 +300,18 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 		values[5] = Int32GetDatum(s.attempt);
 		values[6] = TimestampTzGetDatum(s.started_at);
 		values[7] = memory_text(s.command);
+		nulls[8] = nulls[9] = true;
+		if (s.running && jq_progress_get(i, s.id, &progress))
+		{
+			values[8] = Float8GetDatum(progress.fraction);
+			values[9] = memory_text(progress.message);
+			nulls[8] = false;
+			nulls[9] = progress.message[0] == '\0' || sight < 2;
+		}
 		put(fcinfo, values, nulls);
 		/* those that share its transaction: done, or waiting for their turn */
 		nulls[3] = nulls[5] = nulls[6] = nulls[7] = true;
+		nulls[8] = nulls[9] = true;
 		for (k = 0; k < s.nothers; k++)
 		{
 			values[0] = Int64GetDatum(s.others[k]);
@@ -429,11 +426,11 @@ jq_held_keys(PG_FUNCTION_ARGS)
 		/* a key is seen by who may see the job that holds it */
 		for (s = 0; s < jq_shared->nslots && !visible; s++)
 		{
-			Shown shown;
+			JqShown shown;
 
 			if ((jq_claim_cells[s].id == k->job ||
 				 jq_claim_cells[s].nothers > 0) &&
-				show_slot(s, &shown) && shows_job(&shown, k->job))
+				jq_show_slot(s, &shown) && jq_shows_job(&shown, k->job))
 				visible = jq_sight_of(shown.role) > 0;
 		}
 		if (!visible && k->pid != MyProcPid)
@@ -466,7 +463,7 @@ jq_processes(PG_FUNCTION_ARGS)
 		Datum values[8];
 		bool nulls[8];
 		const char *state = NULL;
-		Shown shown;
+		JqShown shown;
 
 		memset(nulls, true, sizeof(nulls));
 		if (i == -2)
@@ -529,7 +526,7 @@ jq_processes(PG_FUNCTION_ARGS)
 			values[2] = ObjectIdGetDatum(role);
 			values[3] = CStringGetTextDatum(state);
 			nulls[0] = nulls[1] = nulls[2] = nulls[3] = false;
-			if (show_slot(i, &shown) && shown.pid == s.pid)
+			if (jq_show_slot(i, &shown) && shown.pid == s.pid)
 			{
 				values[4] = Int64GetDatum(shown.id);
 				values[5] = CStringGetTextDatum(shown.queue);

@@ -1,0 +1,21 @@
+/*
+ * runhere.h
+ *		Running a job in the caller's session and transaction.
+ */
+#ifndef JQ_RUNHERE_H
+#define JQ_RUNHERE_H
+
+#include "jobtable.h"
+
+/*
+ * Run the job of a row that nobody else can take, with the current user as its
+ * owner, and let the row leave the queue, all in the open transaction.  Returns
+ * its result as jsonb (*isnull: there is none).  ERROR: that of the job, or why
+ * it cannot be run here.
+ */
+extern Datum jq_run_here(JqTable *t, JqRow *row, bool *isnull);
+
+/* jobqueue.inline: run the job that this command has written */
+extern void jq_run_inline(JqTable *t, int64 id);
+
+#endif /* JQ_RUNHERE_H */
