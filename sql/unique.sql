@@ -57,7 +57,7 @@ BEGIN
 		CALL wait_until(format('EXISTS (SELECT FROM jobqueue_jobs WHERE id = %s AND state IN (''cancelled'', ''dead'', ''scheduled''))', new));
 	END IF;
 	INSERT INTO seen (holder, mode, strategy, answer, old, new, lock)
-	SELECT holder, mode, strategy, answer, shown(old), (SELECT shown(id) FROM jobqueue_jobs WHERE id <> old),
+	SELECT holder, mode, strategy, answer, shown(old), (SELECT shown(id) FROM jobqueue_jobs WHERE id > old),
 		(SELECT CASE job WHEN old THEN 'old' ELSE 'new' END FROM jobqueue_unique);
 	COMMIT;
 	PERFORM pg_advisory_unlock_all();
