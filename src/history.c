@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "control.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "publish.h"
@@ -43,9 +44,14 @@ jq_retry_where(PG_FUNCTION_ARGS)
 		" SELECT queue, owner::oid, count(*) FROM again GROUP BY 1, 2";
 	JqWhere w;
 	int64 n = 0;
+	int64 *ids;
+	int nclaimed, i;
 
 	jq_where_begin(&w, fcinfo, "jobqueue_retry_where()", 2, 3, JQ_WHERE_FAILED);
 	(void) jq_where_ended(&w, before, after, publish_lane, &n);
+	ids = jq_where_claimed(&w, &nclaimed);
+	for (i = 0; i < nclaimed; i++)
+		jq_control_await(w.table, ids[i]);
 	PG_RETURN_INT64(n);
 }
 
