@@ -11,6 +11,7 @@
 #include "failure.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "publish.h"
 #include "where.h"
 
 PG_FUNCTION_INFO_V1(jq_cancel_where);
@@ -40,6 +41,9 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 	jq_where_freeze(&w);
 	if (w.waiting)
 		n += jq_where_waiting(&w, before, after);
+	/* when the first of them leaves it is looked up at the next pruning */
+	if (n > 0)
+		jq_publish_prune(GetCurrentTimestamp());
 	if (w.running)
 	{
 		int nrunning, i;

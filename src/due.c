@@ -280,6 +280,21 @@ jq_sched_find_next_expiry(TimestampTz unused)
 		jq_db_expiry(jq_sched_dbix, next);
 }
 
+/* and when is there something to leave the archive? */
+static void
+find_next_prune(void)
+{
+	TimestampTz next;
+
+	/* whoever adds to it from now on says so himself */
+	jq_db_forget_prune(jq_sched_dbix);
+	next = find_next(
+		"SELECT min(expires_at) FROM %s.jobqueue_archive WHERE expires_at > $1",
+		prune_seen);
+	if (next != DT_NOEND)
+		jq_db_prune(jq_sched_dbix, next);
+}
+
 /*
  * What is in the archive for long enough.  A part of it at a time, as jobs wait
  * for what else a scheduler does.
@@ -295,6 +310,9 @@ jq_sched_prune(TimestampTz unused)
 
 	(void) unused;
 	jq_sched_prune_more = false;
+	/* if this fails, then once more */
+	jq_db_forget_prune(jq_sched_dbix);
+	jq_db_prune(jq_sched_dbix, now);
 	do
 	{
 		JqTable *t = jq_sched_begin();
@@ -349,4 +367,5 @@ jq_sched_prune(TimestampTz unused)
 	/* a transaction may commit an end that is older than it */
 	prune_seen = now - USECS_PER_HOUR;
 	prune_seen_id = PG_INT64_MIN;
+	find_next_prune();
 }

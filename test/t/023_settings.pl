@@ -345,6 +345,23 @@ property 'keep and keep_dead: the history is pruned' => sub {
 	drop_queues();
 };
 
+property 'the history is pruned where nothing else needs a scheduler' => sub {
+	my $left = "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'";
+
+	wait_for($left);
+	my $job = enqueue('note', what => 'x', keep => '100 ms');
+	wait_state($job, 'completed');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_archive');
+	pass('a kept job has gone');
+	wait_for($left);
+	$job = enqueue('note', what => 'x', tags => '{t}', run_at => 'tomorrow');
+	sql(q{SELECT jobqueue_configure('default', keep_dead => '100 ms')});
+	is(sql("SELECT jobqueue_cancel_where(NULL, NULL, 't')"), 1, 'cancelled');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_archive');
+	pass('and a cancelled one');
+	drop_queues();
+};
+
 paused_property 'a long history is pruned beside other work' => sub {
 	old_history(30000, 'now()');
 	arm('prune-part');
@@ -380,6 +397,22 @@ property 'what an old snapshot keeps of the history is read once' => sub {
 	cmp_ok(sql($read) - $before, '<', 60000, 'so many entries were read');
 	$old->query_safe('COMMIT');
 	drop_queues();
+};
+
+# ---- a lane without a place -------------------------------------------------
+
+new_node('lanes', conf => 'jobqueue.max_lanes = 8');
+
+property 'rescheduled where memory has no place for the lane' => sub {
+	my $job = enqueue('note', what => 'x', queue => 'late', run_at => 'tomorrow');
+
+	node()->restart; # its lane is not known
+	sql("SELECT jobqueue_quiesce()");
+	enqueue('note', what => $_, queue => "q$_") foreach 1 .. 8;
+	is(sql("SELECT jobqueue_reschedule_where('late', NULL, NULL, NULL)"), 1, 'rescheduled');
+	sql("SELECT jobqueue_resume()");
+	wait_drained();
+	is(sql('SELECT count(*) FROM ran'), 9, 'all have run');
 };
 
 done_testing();
