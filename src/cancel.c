@@ -45,6 +45,9 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 		n += jq_where_waiting(&w, before, after);
 	if (n > 0)
 		jq_publish_after_unknown(); /* who waits for them? */
+	/* when the first of them leaves it is looked up at the next pruning */
+	if (n > 0)
+		jq_publish_prune(GetCurrentTimestamp());
 	if (w.running)
 	{
 		int nrunning, i;

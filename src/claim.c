@@ -148,6 +148,25 @@ jq_claim_is_out(Oid db, int64 id)
 	return found;
 }
 
+bool
+jq_claim_has(Oid db, int64 id)
+{
+	JqHeld key;
+	JqHeld *h;
+	bool has;
+
+	if (claimed_by_slot(db, id))
+		return true;
+	if (pg_atomic_read_u32(&jq_shared->nheld) == 0)
+		return false;
+	held_key(&key, db, id);
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
+	h = hash_search(jq_held, &key, HASH_FIND, NULL);
+	has = h != NULL && h->kind != JQ_HELD_DOUBTFUL;
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	return has;
+}
+
 /* --------------------------------------------------------------- workers */
 
 /* lane lock of the claim held */
@@ -772,6 +791,24 @@ jq_claim_running(Oid db, int *n)
 		if (c->id != 0 && c->id != id)
 			ids[(*n)++] = c->id;
 	}
+	return ids;
+}
+
+int64 *
+jq_claim_ids(Oid db, int *n)
+{
+	int64 *ids = jq_claim_running(db, n);
+	HASH_SEQ_STATUS seq;
+	JqHeld *h;
+	int room = *n + JQ_MAX_HELD;
+
+	ids = repalloc(ids, room * sizeof(int64));
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
+	hash_seq_init(&seq, jq_held);
+	while ((h = hash_seq_search(&seq)) != NULL)
+		if (h->db == db && h->kind != JQ_HELD_DOUBTFUL && *n < room)
+			ids[(*n)++] = h->id;
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
 	return ids;
 }
 

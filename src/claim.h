@@ -127,6 +127,10 @@ extern bool jq_claim_find_held(Oid db, int64 id, JqHeld *out);
 extern bool jq_claim_cancel(Oid db, int64 id);
 /* ids of the jobs that workers have; palloc'd */
 extern int64 *jq_claim_running(Oid db, int *n);
+/* of all that is claimed, but for what waits for the end of a transaction */
+extern int64 *jq_claim_ids(Oid db, int *n);
+/* is the job among those? */
+extern bool jq_claim_has(Oid db, int64 id);
 /* number of claims of workers in a database */
 extern int jq_claim_count(Oid db);
 

@@ -229,10 +229,16 @@ jq_unique_admit(JqTable *t, const Datum *values, const bool *nulls,
 		return JQ_ADMIT;
 	do
 	{
+		TimestampTz expires_at = jq_unique_expiry(values, nulls);
+
 		if (jq_unique_take(t, VALUE(JQ_COL_QUEUE), VALUE(JQ_COL_UNIQUE_KEY),
-						   DatumGetInt64(VALUE(JQ_COL_ID)), until,
-						   jq_unique_expiry(values, nulls), true, &lock))
+						   DatumGetInt64(VALUE(JQ_COL_ID)), until, expires_at,
+						   true, &lock))
+		{
+			if (expires_at != DT_NOEND)
+				jq_publish_prune(expires_at + JQ_UNIQUE_LINGERS_US);
 			return JQ_ADMIT;
+		}
 		*holder = lock.job;
 		switch (on_conflict)
 		{

@@ -112,16 +112,43 @@ describe(JqHeldJob *h)
 	}
 }
 
+/* one transaction at a time acts on a job; deadlocks are found by PostgreSQL */
+static void
+lock_job(JqTable *t, int64 id)
+{
+	LOCKTAG tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, t->job, (uint32) id,
+					   (uint16) (id >> 32));
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+static void
+wait_a_moment(void)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 10L, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+void
+jq_control_await(JqTable *t, int64 id)
+{
+	if (!jq_claim_has(MyDatabaseId, id) || jq_publish_is_held(id))
+		return; /* ours is let go before the row is published */
+	/* of a session it is let go with its locks */
+	lock_job(t, id);
+	while (jq_claim_has(MyDatabaseId, id) && !jq_publish_is_held(id))
+		wait_a_moment();
+}
+
 bool
 jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 {
 	TransactionId xid;
-	LOCKTAG tag;
 
-	/* one transaction at a time acts on a job; deadlocks are found by PostgreSQL */
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, t->job, (uint32) id,
-					   (uint16) (id >> 32));
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	lock_job(t, id);
 
 	*running = false;
 	for (;;)
@@ -149,12 +176,7 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 				if (jq_publish_is_held(id))
 					return true; /* by this very transaction */
 				/* its failure is being recorded, or its row looked at */
-				(void) WaitLatch(MyLatch,
-								 WL_LATCH_SET | WL_TIMEOUT |
-									 WL_EXIT_ON_PM_DEATH,
-								 10L, PG_WAIT_EXTENSION);
-				ResetLatch(MyLatch);
-				CHECK_FOR_INTERRUPTS();
+				wait_a_moment();
 				break;
 			case JQ_HOLD_FULL:
 				ereport(ERROR,
@@ -274,6 +296,7 @@ jq_retry(PG_FUNCTION_ARGS)
 	jq_unique_come_back(t, id);
 	if (after)
 		(void) jq_after_wait_again(t, &id, 1, &nwaiting);
+	jq_control_await(t, id);
 	if (mine && nwaiting > 0)
 		jq_publish_waiting(id);
 	else if (mine)

@@ -31,4 +31,11 @@ extern int64 jq_control_id(FunctionCallInfo fcinfo);
  */
 extern bool jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running);
 
+/*
+ * The row has come back into the table in this transaction.  Whoever had claimed
+ * the job that ended may have the claim still, and what is published while he has
+ * it is dropped as a duplicate: wait until he has let it go.
+ */
+extern void jq_control_await(JqTable *t, int64 id);
+
 #endif /* JQ_CONTROL_H */

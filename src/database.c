@@ -104,6 +104,44 @@ jq_db_expiry(int dbix, TimestampTz when)
 	note_moment(dbix, &jq_dbs[dbix].next_expiry, when, JQ_REQ_EXPIRY);
 }
 
+/*
+ * What leaves the history may leave it later: one scheduler for many, and not one
+ * for each.
+ */
+#ifdef JQ_TESTING
+#define PRUNE_GAP USECS_PER_SEC
+#else
+#define PRUNE_GAP (5 * USECS_PER_MINUTE)
+#endif
+
+void
+jq_db_prune(int dbix, TimestampTz when)
+{
+	when = Max(when, GetCurrentTimestamp()) + PRUNE_GAP;
+	/* mostly there is an earlier one; who forgets it looks at the table then */
+	if (when < *(volatile TimestampTz *) &jq_dbs[dbix].next_prune)
+		note_moment(dbix, &jq_dbs[dbix].next_prune, when, 0);
+}
+
+bool
+jq_db_prune_is_due(int dbix)
+{
+	bool due;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	due = jq_dbs[dbix].next_prune <= GetCurrentTimestamp();
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	return due;
+}
+
+void
+jq_db_forget_prune(int dbix)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[dbix].next_prune = DT_NOEND;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
 bool
 jq_db_sched_attach(int dbix)
 {
@@ -232,7 +270,7 @@ jq_db_set_absent(int dbix, bool absent)
 	if (absent)
 	{
 		d->requests = 0;
-		d->next_due = d->next_expiry = DT_NOEND;
+		d->next_due = d->next_expiry = d->next_prune = DT_NOEND;
 		d->loaded = false;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));

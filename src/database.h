@@ -18,12 +18,14 @@ extern void jq_db_request_quietly(int dbix, uint32 requests);
 /* a row waits until then; or expires then */
 extern void jq_db_due(int dbix, TimestampTz when);
 extern void jq_db_expiry(int dbix, TimestampTz when);
+/* a row leaves the history then, or some minutes later */
+extern void jq_db_prune(int dbix, TimestampTz when);
 
 /* JQ_LOCK_DB held: when is there something to do? */
 static inline TimestampTz
 jq_db_next(const JqDb *d)
 {
-	return Min(d->next_due, d->next_expiry);
+	return Min(Min(d->next_due, d->next_expiry), d->next_prune);
 }
 
 /* ---- scheduler ---- */
@@ -36,6 +38,9 @@ extern void jq_db_sched_detach(int dbix);
  */
 extern uint32 jq_db_take_requests(int dbix, TimestampTz *due_from,
 								  TimestampTz *expiry_from);
+/* is the history to be pruned? and before it is looked at when it is next: */
+extern bool jq_db_prune_is_due(int dbix);
+extern void jq_db_forget_prune(int dbix);
 /* leave if nothing is asked and nothing due before keep_until */
 extern bool jq_db_sched_leave(int dbix, TimestampTz keep_until);
 

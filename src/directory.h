@@ -59,8 +59,9 @@ typedef struct JqDb
 	bool absent;				  /* no extension there */
 	bool foreign;				  /* meta names another database: hold all */
 	bool quiesced;
-	bool leave; /* a statement wants it empty */
-	Oid relid;	/* jobqueue_job when last seen */
+	bool leave;				/* a statement wants it empty */
+	Oid relid;				/* jobqueue_job when last seen */
+	TimestampTz next_prune; /* DT_NOEND = nothing is to leave the history */
 } JqDb;
 
 typedef struct JqGroup

@@ -281,6 +281,26 @@ jq_sched_find_next_expiry(TimestampTz unused)
 		jq_db_expiry(jq_sched_dbix, next);
 }
 
+/* and when is there something to leave the archive? */
+static void
+find_next_prune(void)
+{
+	TimestampTz next;
+
+	/* whoever adds to it from now on says so himself */
+	jq_db_forget_prune(jq_sched_dbix);
+	next = find_next(
+		"SELECT min(expires_at) FROM %s.jobqueue_archive WHERE expires_at > $1",
+		prune_seen);
+	if (next != DT_NOEND)
+		jq_db_prune(jq_sched_dbix, next);
+	next = find_next(
+		"SELECT min(expires_at) FROM %s.jobqueue_unique WHERE expires_at > $1",
+		GetCurrentTimestamp());
+	if (next != DT_NOEND)
+		jq_db_prune(jq_sched_dbix, next + JQ_UNIQUE_LINGERS_US);
+}
+
 /*
  * What is in the archive for long enough.  A part of it at a time, as jobs wait
  * for what else a scheduler does.
@@ -296,6 +316,9 @@ jq_sched_prune(TimestampTz unused)
 
 	(void) unused;
 	jq_sched_prune_more = false;
+	/* if this fails, then once more */
+	jq_db_forget_prune(jq_sched_dbix);
+	jq_db_prune(jq_sched_dbix, now);
 	do
 	{
 		JqTable *t = jq_sched_begin();
@@ -358,4 +381,5 @@ jq_sched_prune(TimestampTz unused)
 		jq_sched_commit();
 		CHECK_FOR_INTERRUPTS();
 	} while (n == 1000);
+	find_next_prune();
 }

@@ -73,7 +73,8 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
 		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
 		" attempt = excluded.attempt, result = excluded.result,"
-		" errors = excluded.errors, reason = excluded.reason";
+		" errors = excluded.errors, reason = excluded.reason"
+		" RETURNING expires_at";
 	Oid types[5] = {INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, JSONBOID};
 	Datum values[5];
 	char flags[5] = {' ', ' ', ' ', ' ', ' '};
@@ -92,6 +93,15 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 	jq_owner_begin(t, &state_);
 	jq_owner_execute(t, sql, 5, types, values, flags);
 	done = SPI_processed > 0;
+	if (done)
+	{
+		bool isnull;
+		Datum expires_at = SPI_getbinval(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1, &isnull);
+
+		if (!isnull)
+			jq_publish_prune(DatumGetTimestampTz(expires_at));
+	}
 	jq_owner_end(&state_);
 	if (done)
 		jq_publish_ended(id);

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "control.h"
 #include "dependency.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -179,6 +180,8 @@ jq_retry_where(PG_FUNCTION_ARGS)
 	JqWhere w;
 	Datum *unique;
 	int nunique;
+	int64 *claimed;
+	int nclaimed, i;
 	Back b = {CurrentMemoryContext, 0, NIL, NULL, 0};
 	ListCell *lc;
 
@@ -198,13 +201,16 @@ jq_retry_where(PG_FUNCTION_ARGS)
 	}
 	if (b.nwaited > 0)
 	{
-		int i, waiting;
+		int waiting;
 		int64 *ids =
 			jq_after_wait_again(w.table, b.waited, b.nwaited, &waiting);
 
 		for (i = 0; i < waiting; i++)
 			jq_publish_waiting(ids[i]);
 	}
+	claimed = jq_where_claimed(&w, &nclaimed);
+	for (i = 0; i < nclaimed; i++)
+		jq_control_await(w.table, claimed[i]);
 	PG_RETURN_INT64(b.n);
 }
 

@@ -93,6 +93,7 @@ static int *frozen; /* lanes that we hold back, by index in lanes[] */
 static int nfrozen, maxfrozen;
 static TimestampTz first_due;
 static TimestampTz first_expiry;
+static TimestampTz first_prune;
 
 static bool count_anew; /* rows of another home have come */
 static bool recycle;
@@ -150,6 +151,7 @@ forget_all(void)
 	settings_unknown = false;
 	first_due = DT_NOEND;
 	first_expiry = DT_NOEND;
+	first_prune = DT_NOEND;
 	committed = false;
 	recycle = false;
 	count_anew = false;
@@ -296,6 +298,14 @@ jq_publish_expiry(TimestampTz when)
 }
 
 void
+jq_publish_prune(TimestampTz when)
+{
+	enter_level();
+	if (first_prune == 0 || when < first_prune)
+		first_prune = when;
+}
+
+void
 jq_publish_unknown(Oid owner, const char *queue)
 {
 	int lane;
@@ -405,9 +415,14 @@ jq_publish_freeze(Oid owner, const char *queue)
 	enter_level();
 	lane = pending_lane(owner, queue);
 	frozen = grow(frozen, nfrozen, &maxfrozen, sizeof(int), 8);
-	/* where there is no place for the lane nothing is taken from it */
+	/*
+	 * Where there is no place for the lane nothing is taken from it, and after
+	 * the commit the scheduler looks for its rows.
+	 */
 	if (jq_lane_hold_back(MyDatabaseId, owner, queue, true))
 		frozen[nfrozen++] = lane;
+	else
+		lanes[lane].unknown = true;
 }
 
 /* lanes from this place of the list on; changed: their rows are not what they
@@ -541,6 +556,8 @@ push_all(void)
 		jq_db_due(dbix, due);
 	if (first_expiry != 0 && first_expiry != DT_NOEND)
 		jq_db_expiry(dbix, first_expiry);
+	if (first_prune != 0 && first_prune != DT_NOEND)
+		jq_db_prune(dbix, first_prune);
 	if (count_anew)
 		jq_db_request(dbix, JQ_REQ_COUNT);
 }

@@ -342,7 +342,7 @@ jq_scheduler_main(Datum arg)
 			idle_since = GetCurrentTimestamp();
 		}
 		now = GetCurrentTimestamp();
-		if (jq_sched_prune_more ||
+		if (jq_sched_prune_more || jq_db_prune_is_due(jq_sched_dbix) ||
 			now - last_prune > PRUNE_INTERVAL_MS * INT64CONST(1000))
 		{
 			guarded(jq_sched_prune, 0, 0);

@@ -82,6 +82,9 @@ extern void jq_unique_ended(JqTable *t, const JqRow *row);
 /* now + unique_for of a job; DT_NOEND without one */
 extern TimestampTz jq_unique_expiry(const Datum *values, const bool *nulls);
 
+/* a lock that has expired is in nobody's way; it is deleted some time later */
+#define JQ_UNIQUE_LINGERS_US USECS_PER_HOUR
+
 /* delete locks that have expired, a batch of them; how many it found */
 extern int64 jq_unique_prune(JqTable *t, int most);
 

@@ -194,6 +194,17 @@ execute(JqWhere *w, const char *before, const char *more, const char *after)
 					 w->nulls);
 }
 
+static void
+set_running(JqWhere *w, const int64 *ids, int n)
+{
+	Datum *d = palloc(Max(n, 1) * sizeof(Datum));
+	int i;
+
+	for (i = 0; i < n; i++)
+		d[i] = Int64GetDatum(ids[i]);
+	set_array(w, RUNNING, INT8ARRAYOID, d, n);
+}
+
 void
 jq_where_freeze(JqWhere *w)
 {
@@ -202,10 +213,9 @@ jq_where_freeze(JqWhere *w)
 	MemoryContext old;
 	Datum *queues;
 	Datum *owners;
-	Datum *ids;
 	int64 *running;
 	uint64 n, i;
-	int nrunning, k;
+	int nrunning;
 
 	jq_owner_begin(w->table, &state);
 	execute(w, "SELECT DISTINCT queue, owner::oid FROM %s.jobqueue_job j", "",
@@ -231,10 +241,7 @@ jq_where_freeze(JqWhere *w)
 	set_array(w, LANE_OWNERS, OIDARRAYOID, owners, (int) n);
 
 	running = jq_claim_running(MyDatabaseId, &nrunning);
-	ids = palloc(Max(nrunning, 1) * sizeof(Datum));
-	for (k = 0; k < nrunning; k++)
-		ids[k] = Int64GetDatum(running[k]);
-	set_array(w, RUNNING, INT8ARRAYOID, ids, nrunning);
+	set_running(w, running, nrunning);
 }
 
 int64
@@ -268,26 +275,45 @@ jq_where_ended(JqWhere *w, const char *before, const char *after,
 	return rows;
 }
 
-int64 *
-jq_where_running(JqWhere *w, int *n)
+/* ids of those that are among RUNNING; mine: and written by this transaction */
+static int64 *
+find_running(JqWhere *w, bool mine, int *n)
 {
 	JqOwnerState state;
 	MemoryContext context = CurrentMemoryContext;
 	int64 *ids;
 	uint64 i;
 
+	*n = 0;
 	jq_owner_begin(w->table, &state);
-	execute(w, "SELECT id FROM %s.jobqueue_job j", " AND j.id = ANY ($6)", "");
-	*n = (int) SPI_processed;
+	execute(w, "SELECT id, xmin FROM %s.jobqueue_job j", " AND j.id = ANY ($6)",
+			"");
 	ids = MemoryContextAlloc(context, Max(SPI_processed, 1) * sizeof(int64));
 	for (i = 0; i < SPI_processed; i++)
 	{
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
 		bool isnull;
 
-		ids[i] =
-			DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
-										SPI_tuptable->tupdesc, 1, &isnull));
+		if (!mine || TransactionIdIsCurrentTransactionId(DatumGetTransactionId(
+						 SPI_getbinval(tup, desc, 2, &isnull))))
+			ids[(*n)++] = DatumGetInt64(SPI_getbinval(tup, desc, 1, &isnull));
 	}
 	jq_owner_end(&state);
 	return ids;
+}
+
+int64 *
+jq_where_running(JqWhere *w, int *n)
+{
+	return find_running(w, false, n);
+}
+
+int64 *
+jq_where_claimed(JqWhere *w, int *n)
+{
+	int64 *ids = jq_claim_ids(MyDatabaseId, n);
+
+	set_running(w, ids, *n);
+	return find_running(w, true, n);
 }

@@ -68,4 +68,7 @@ extern int64 jq_where_ended(JqWhere *w, const char *before, const char *after,
 /* those of the jobs that run; palloc'd */
 extern int64 *jq_where_running(JqWhere *w, int *n);
 
+/* those whose rows this transaction has written and that are claimed; palloc'd */
+extern int64 *jq_where_claimed(JqWhere *w, int *n);
+
 #endif /* JQ_WHERE_H */

@@ -220,6 +220,49 @@ paused_property 'the transaction is open while the scheduler publishes it as due
 	drop_queues();
 };
 
+# Whoever has ended a job has it claimed for a moment after his commit; so it is
+# not published before he has let it go.
+foreach my $retry ('jobqueue_retry(:job)', "jobqueue_retry_where(NULL, NULL, 't')")
+{
+	my $comes_back = sub {
+		my ($point, $job, $queue) = @_;
+		my $bench = start_pgbench("SELECT $retry;", clients => 1,
+			transactions => 1, options => [ '-D', "job=$job" ]);
+
+		wait_for("SELECT EXISTS (SELECT FROM jobqueue_job WHERE id = $job)
+			OR EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%_retry%' AND pid <> pg_backend_pid() AND wait_event_type IN ('Extension', 'Lock'))");
+		wait_quiet(queue => $queue);
+		release($point);
+		$bench->finish;
+		wait_drained();
+		is(ran(), 'x', 'it runs once more');
+	};
+
+	paused_property "a dead job is retried before its worker has let it go: $retry" => sub {
+		sql('CREATE TABLE good ()');
+		arm('fail-after-record');
+		my $job = enqueue(q{SELECT 1 / count(*), note('{"what": "x"}') FROM pg_class WHERE relname = 'bad'},
+			max_attempts => 1, tags => '{t}');
+		caught('fail-after-record');
+		sql('ALTER TABLE good RENAME TO bad');
+		$comes_back->('fail-after-record', $job, 'default');
+		sql('DROP TABLE bad');
+		drop_queues();
+	};
+
+	paused_property "a cancelled job is retried before its claim has been let go: $retry" => sub {
+		sql(q{SELECT jobqueue_pause('q')});
+		my $job = enqueue('note', what => 'x', queue => 'q', tags => '{t}');
+		arm('enqueue-before-publish');
+		my $cancel = start_pgbench("SELECT jobqueue_cancel($job);", clients => 1, transactions => 1);
+		caught('enqueue-before-publish');
+		sql(q{SELECT jobqueue_resume('q')});
+		$comes_back->('enqueue-before-publish', $job, 'q');
+		$cancel->finish;
+		drop_queues();
+	};
+}
+
 # ---- expiry -----------------------------------------------------------------
 
 property 'a job expires at its time, whatever keeps it from running' => sub {
@@ -302,6 +345,23 @@ property 'keep and keep_dead: the history is pruned' => sub {
 	drop_queues();
 };
 
+property 'the history is pruned where nothing else needs a scheduler' => sub {
+	my $left = "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'";
+
+	wait_for($left);
+	my $job = enqueue('note', what => 'x', keep => '100 ms');
+	wait_state($job, 'completed');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_archive');
+	pass('a kept job has gone');
+	wait_for($left);
+	$job = enqueue('note', what => 'x', tags => '{t}', run_at => 'tomorrow');
+	sql(q{SELECT jobqueue_configure('default', keep_dead => '100 ms')});
+	is(sql("SELECT jobqueue_cancel_where(NULL, NULL, 't')"), 1, 'cancelled');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_archive');
+	pass('and a cancelled one');
+	drop_queues();
+};
+
 paused_property 'a long history is pruned beside other work' => sub {
 	old_history(30000, 'now()');
 	arm('prune-part');
@@ -337,6 +397,22 @@ property 'what an old snapshot keeps of the history is read once' => sub {
 	cmp_ok(sql($read) - $before, '<', 60000, 'so many entries were read');
 	$old->query_safe('COMMIT');
 	drop_queues();
+};
+
+# ---- a lane without a place -------------------------------------------------
+
+new_node('lanes', conf => 'jobqueue.max_lanes = 8');
+
+property 'rescheduled where memory has no place for the lane' => sub {
+	my $job = enqueue('note', what => 'x', queue => 'late', run_at => 'tomorrow');
+
+	node()->restart; # its lane is not known
+	sql("SELECT jobqueue_quiesce()");
+	enqueue('note', what => $_, queue => "q$_") foreach 1 .. 8;
+	is(sql("SELECT jobqueue_reschedule_where('late', NULL, NULL, NULL)"), 1, 'rescheduled');
+	sql("SELECT jobqueue_resume()");
+	wait_drained();
+	is(sql('SELECT count(*) FROM ran'), 9, 'all have run');
 };
 
 done_testing();
