@@ -445,7 +445,7 @@ jq_claim_set_running(void)
 {
 	/* it matters to its owner alone, in the exit hook; a view may lag */
 	jq_slots[jq_my_slot].claim_state = JQ_CLAIM_RUNNING;
-	jq_slots[jq_my_slot].place.token = 0; /* used */
+	jq_limit_start(&jq_slots[jq_my_slot].place);
 }
 
 bool

@@ -278,6 +278,23 @@ property 'idle for a while, a bucket lets its burst through and no more' => sub 
 	forget();
 };
 
+property 'tokens of workers that are held up are part of the burst' => sub {
+	configure('stalled', 'rate => 10');
+	many(60, 'note', '{"what": "rated"}', 'stalled');
+	my $lock = session();
+	$lock->query_safe('BEGIN; LOCK TABLE jobqueue_job');
+	# each worker takes a token and waits for the lock; the bucket fills up
+	my $begin = now();
+	wait_for("SELECT extract(epoch FROM clock_timestamp()) > $begin + 3");
+	cmp_ok(sql(q{SELECT count(*) FROM pg_locks WHERE relation = 'jobqueue_job'::regclass AND NOT granted}), '>', 1, 'several are held up');
+	my $since = now();
+	$lock->query_safe('COMMIT');
+	wait_for('SELECT count(*) = 60 FROM ran');
+	sql("DELETE FROM ran WHERE extract(epoch FROM at) < $since");
+	within_rate(10, 10, $since, 'burst and rate');
+	forget();
+};
+
 property 'a rate that is changed under load holds' => sub {
 	my $since = now();
 	my $allowed = 0;
