@@ -54,6 +54,9 @@
 #define SLICE_NS INT64CONST(2000000)
 #define WAKE_NS INT64CONST(4000000) /* tokens that come in it come together */
 #define MAX_CALLS 64
+/* rows that are written past jobqueue_configure() may have more; nobody will see
+ * the difference, but a number could not hold it */
+#define MAX_PER_US (INT64CONST(366) * USECS_PER_DAY)
 
 /* what is to be done after the release of the locks */
 static int calls[MAX_CALLS];
@@ -571,6 +574,7 @@ set_rate(JqLimit *m, int32 rate, int64 per_us)
 	int64 interval = 0;
 	int64 burst = 0;
 
+	per_us = Min(per_us, MAX_PER_US);
 	if (rate == m->rate && (rate == 0 || per_us == m->rate_per_us))
 		return;
 	if (rate > 0)
