@@ -58,6 +58,16 @@ SELECT jobqueue_configure('rated', rate => 1000);
 SELECT jobqueue_configure('rated', rate => 1000, rate_per => '1 s');
 CALL drained();
 SELECT left_behind();
+-- a period beyond all measure, past the function: none comes
+SELECT jobqueue_configure('rated', rate => 0);
+UPDATE jobqueue_queue SET rate = 1, rate_per = '400 years' WHERE name = 'rated';
+SELECT jobqueue_enqueue('note', '{"what": "rated"}', queue => 'rated') > 0 AS id;
+SELECT jobqueue_enqueue('note', '{"what": "other"}', queue => 'other') > 0 AS id;
+CALL wait_until($$ EXISTS (SELECT FROM ran WHERE what = 'other') $$);
+SELECT left_behind();
+SELECT jobqueue_configure('rated', rate => 0);
+CALL drained();
+SELECT left_behind();
 -- and a rate that is taken away
 SELECT jobqueue_configure('rated', rate => 1, rate_per => '366 days');
 SELECT jobqueue_enqueue('note', '{"what": "1"}', queue => 'rated') > 0 AS id FROM generate_series(1, 1000) i WHERE i % 500 = 0;

@@ -268,7 +268,9 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 		if (s->claim_lane >= 0 && !more_of_batch)
 			claim_clear(s);
-		if (l->db != db || l->role != role)
+		/* nor may it be the lane of another queue now than we have a place of */
+		if (l->db != db || l->role != role ||
+			(s->place.queue >= 0 && s->place.queue != l->queue_ix))
 		{
 			LWLockRelease(jq_lane_lock(lane));
 			settle(s);
@@ -468,7 +470,7 @@ jq_claim_set_running(void)
 {
 	/* it matters to its owner alone, in the exit hook; a view may lag */
 	jq_slots[jq_my_slot].claim_state = JQ_CLAIM_RUNNING;
-	jq_slots[jq_my_slot].place.token = 0; /* used */
+	jq_limit_start(&jq_slots[jq_my_slot].place);
 }
 
 bool

@@ -295,6 +295,9 @@ queue_in_use(const JqQueue *q)
 {
 	int i;
 
+	/* who has a place of it gives that back after its lane has gone */
+	if (pg_atomic_read_u32((pg_atomic_uint32 *) &q->limit.running) > 0)
+		return true;
 	for (i = 0; i < jq_shared->nlanes; i++)
 		if (jq_lanes[i].db == q->db && &jq_queues[jq_lanes[i].queue_ix] == q)
 			return true;
@@ -322,18 +325,20 @@ jq_dir_queue(int dbix, const char *name, bool create)
 			{
 				if (pass == 0 || q->pinned || queue_in_use(q))
 					continue;
-				Assert(pg_atomic_read_u32(&q->limit.running) == 0);
 				dir_drop(JQ_DIR_QUEUE, q->db, InvalidOid, q->name);
 				q->db = InvalidOid;
 			}
 			if (!dir_put(JQ_DIR_QUEUE, db, InvalidOid, name, i))
 				return -1;
+			/* whoever gave back its last place may still look who waits there */
+			LWLockAcquire(jq_limit_lock(i), LW_EXCLUSIVE);
 			memset(q, 0, sizeof(*q));
+			jq_limit_init(&q->limit);
+			LWLockRelease(jq_limit_lock(i));
 			q->db = db;
 			strlcpy(q->name, name, sizeof(q->name));
 			jq_settings_default(&q->settings[0]);
 			pg_atomic_init_u32(&q->settings_in_force, 0);
-			jq_limit_init(&q->limit);
 			pg_atomic_init_u32(&q->weight, 1);
 			/* a job that has crashed the server at the commit of a batch: the
 			 * first ones after a start run alone, it is among them */

@@ -12,7 +12,10 @@
  * beginning, so that in no span of time more jobs start than come in it, and
  * "rate" more.  It is one number, the moment at which it will be full.  A token
  * that is taken moves that moment by the interval in which one comes, rounded up;
- * one that was not used moves it back.  Time is that of a clock nobody sets.
+ * one that was not used moves it back.  One that is taken has its room in the
+ * bucket until its job starts or it is given back: else the bucket would fill up
+ * behind workers that are held up, and what starts then would be more than a
+ * burst.  Time is that of a clock nobody sets.
  *
  * Order.  What there is for a job is taken in one visit, under the lane's lock:
  * not stopped, a place, a token, then the entry and its key; and given back if
@@ -51,6 +54,9 @@
 #define SLICE_NS INT64CONST(2000000)
 #define WAKE_NS INT64CONST(4000000) /* tokens that come in it come together */
 #define MAX_CALLS 64
+/* rows that are written past jobqueue_configure() may have more; nobody will see
+ * the difference, but a number could not hold it */
+#define MAX_PER_US (INT64CONST(366) * USECS_PER_DAY)
 
 /* what is to be done after the release of the locks */
 static int calls[MAX_CALLS];
@@ -80,11 +86,14 @@ jq_limit_init(JqLimit *m)
 
 /* ------------------------------------------------- under the limit's lock */
 
-/* when the bucket will be full after n tokens more */
+/* when the bucket will be full after n tokens more; those taken have room in it */
 static int64
 full_after(const JqLimit *m, int64 now, int64 n)
 {
-	return Max(m->full_at, now) + n * m->interval_ns;
+	/* of a rate that was lowered more may be out than have room */
+	int64 taken = Min(m->ntaken, m->rate);
+
+	return Max(m->full_at, now + taken * m->interval_ns) + n * m->interval_ns;
 }
 
 static int64
@@ -97,14 +106,17 @@ tokens(const JqLimit *m, int64 now)
 static void
 arm(JqLimit *m)
 {
-	int64 n = Min((WAKE_NS + m->interval_ns - 1) / m->interval_ns, m->rate);
-	uint64 known = pg_atomic_read_u64(&jq_shared->limits_due);
+	int64 n = Min((WAKE_NS + m->interval_ns - 1) / m->interval_ns,
+				  m->rate - m->ntaken);
+	uint64 known;
 
-	if (m->wake_at != 0)
+	/* none comes while all are taken: jq_limit_start and jq_limit_give look */
+	if (m->wake_at != 0 || n <= 0)
 		return;
 	m->wake_at = m->full_at + n * m->interval_ns - m->burst_ns;
-	/* it is there before the launcher can miss it */
+	/* it is there before the launcher can miss it; so read what it has left */
 	pg_memory_barrier();
+	known = pg_atomic_read_u64(&jq_shared->limits_due);
 	while ((uint64) m->wake_at < known)
 		if (pg_atomic_compare_exchange_u64(&jq_shared->limits_due, &known,
 										   (uint64) m->wake_at))
@@ -140,15 +152,31 @@ fill_token(JqLimit *m, JqPlace *place, int64 now)
 	if (m->rate == 0)
 		return;
 	m->full_at = full_after(m, now, 1);
+	m->ntaken++;
 	place->token = m->life;
+}
+
+/* the token is not in anybody's hands any more, nor yet back */
+static void
+drop_token(JqLimit *m, JqPlace *place)
+{
+	if (m->rate > 0 && place->token == m->life)
+	{
+		m->full_at = full_after(m, now_ns(), 0);
+		Assert(m->ntaken > 0);
+		m->ntaken--;
+	}
+	place->token = 0;
 }
 
 static void
 unfill_token(JqLimit *m, JqPlace *place)
 {
-	if (m->rate > 0 && place->token == m->life)
+	bool back = m->rate > 0 && place->token == m->life;
+
+	drop_token(m, place);
+	if (back)
 		m->full_at -= m->interval_ns;
-	place->token = 0;
 }
 
 static void
@@ -382,6 +410,23 @@ jq_limit_take_token(JqPlace *place)
 }
 
 void
+jq_limit_start(JqPlace *place)
+{
+	JqLimit *m;
+
+	if (place->token == 0)
+		return;
+	m = &jq_queues[place->queue].limit;
+	LWLockAcquire(jq_limit_lock(place->queue), LW_EXCLUSIVE);
+	drop_token(m, place);
+	/* that the next one comes is perhaps not seen to, see arm() */
+	if (m->first >= 0 && m->wake_at == 0)
+		(void) serve(place->queue, -1);
+	LWLockRelease(jq_limit_lock(place->queue));
+	jq_limit_wake();
+}
+
+void
 jq_limit_give(JqPlace *place)
 {
 	int queue_ix = place->queue;
@@ -529,6 +574,7 @@ set_rate(JqLimit *m, int32 rate, int64 per_us)
 	int64 interval = 0;
 	int64 burst = 0;
 
+	per_us = Min(per_us, MAX_PER_US);
 	if (rate == m->rate && (rate == 0 || per_us == m->rate_per_us))
 		return;
 	if (rate > 0)
@@ -538,6 +584,7 @@ set_rate(JqLimit *m, int32 rate, int64 per_us)
 		if (m->rate == 0)
 		{
 			m->life++;
+			m->ntaken = 0;
 			m->full_at = now + burst;
 		}
 		else

@@ -31,6 +31,7 @@ typedef struct JqLimit
 	int32 rate; /* 0 = no limit */
 	int64 rate_per_us;
 	uint32 life;	   /* of the bucket: counts how often it began, empty */
+	int32 ntaken;	   /* tokens in the hands of those about to start a job */
 	int64 interval_ns; /* in which a token comes */
 	int64 burst_ns;	   /* in which an empty bucket becomes full */
 	int64 full_at;	   /* when it will be full, by jq_limit_now() */
@@ -70,6 +71,8 @@ jq_limited(const JqLimit *m)
 extern bool jq_limit_take(int lane, JqPlace *place, bool in_batch);
 /* no lock held: the job, which had started, is to start once more */
 extern bool jq_limit_take_token(JqPlace *place);
+/* no lock held: the job starts, the token (if there is one) is used */
+extern void jq_limit_start(JqPlace *place);
 /* no lock held: done with the place (or none), and perhaps with the token */
 extern void jq_limit_give(JqPlace *place);
 

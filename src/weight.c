@@ -77,7 +77,7 @@ jq_weight_charge(int group, int lane, int jobs)
 	JqLane *l = &jq_lanes[lane];
 	uint64 vtime = pg_atomic_read_u64(&jq_groups[group].vtime);
 	uint64 pass = pg_atomic_read_u64(&l->pass);
-	uint64 stride = STRIDE * jobs / Max(weight_of(lane), 1);
+	uint64 stride = Max(STRIDE * jobs / Max(weight_of(lane), 1), 1);
 
 	while (!pg_atomic_compare_exchange_u64(&l->pass, &pass,
 										   Max(pass, vtime) + stride))

@@ -547,7 +547,10 @@ jq_worker_main(Datum arg)
 		}
 		jq_claim_end();
 		if (!wait_for_work())
+		{
+			jq_slot_set_busy(); /* from here on nobody gives it a place */
 			break;
+		}
 	}
 	jq_claim_end();
 	flush_commits();

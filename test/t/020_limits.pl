@@ -278,6 +278,23 @@ property 'idle for a while, a bucket lets its burst through and no more' => sub 
 	forget();
 };
 
+property 'tokens of workers that are held up are part of the burst' => sub {
+	configure('stalled', 'rate => 10');
+	many(60, 'note', '{"what": "rated"}', 'stalled');
+	my $lock = session();
+	$lock->query_safe('BEGIN; LOCK TABLE jobqueue_job');
+	# each worker takes a token and waits for the lock; the bucket fills up
+	my $begin = now();
+	wait_for("SELECT extract(epoch FROM clock_timestamp()) > $begin + 3");
+	cmp_ok(sql(q{SELECT count(*) FROM pg_locks WHERE relation = 'jobqueue_job'::regclass AND NOT granted}), '>', 1, 'several are held up');
+	my $since = now();
+	$lock->query_safe('COMMIT');
+	wait_for('SELECT count(*) = 60 FROM ran');
+	sql("DELETE FROM ran WHERE extract(epoch FROM at) < $since");
+	within_rate(10, 10, $since, 'burst and rate');
+	forget();
+};
+
 property 'a rate that is changed under load holds' => sub {
 	my $since = now();
 	my $allowed = 0;
@@ -365,6 +382,45 @@ property 'workers of a role are shared out by weight' => sub {
 		0, 'when it had none left, the other had all');
 	set_conf('jobqueue.max_workers' => undef);
 	forget();
+};
+
+paused_property 'the memory of a queue is not reused while somebody has a place of it' => sub {
+	sql('SELECT jobqueue_drop_queue(queue) FROM jobqueue_queues');
+	node()->append_conf('postgresql.conf', 'jobqueue.max_lanes = 8');
+	node()->restart;
+	configure('gone', 'max_running => 1');
+	my $gate = close_gate(5);
+	enqueue('gate', gate => 5, what => 'a', queue => 'gone', role => 'role_a');
+	wait_at_gate(1);
+	enqueue('note', what => 'warm', queue => 'warm', role => 'role_b');
+	my $job = enqueue('note', what => 'b', queue => 'gone', role => 'role_b');
+	wait_for(q{SELECT count(*) >= 1 FROM jobqueue_workers WHERE state = 'idle' AND role = 'role_b'::regrole});
+	arm('worker-called');
+	open_gate($gate);
+	my $pid = caught('worker-called');
+	# it has a place of a queue that has neither settings nor jobs any more
+	sql("SELECT jobqueue_cancel($job)");
+	sql(q{SELECT jobqueue_drop_queue('gone')});
+	memory_empties('no job is left');
+	# all lanes are needed for others, and then all places of queues
+	sql('SELECT jobqueue_quiesce()');
+	enqueue('note', what => 'other', queue => "q$_") for 1 .. 8;
+	sql('SELECT jobqueue_resume()');
+	wait_drained();
+	enqueue('note', what => 'other', queue => "q$_") for 9 .. 20;
+	wait_drained();
+	forget();
+	release('worker-called');
+	wait_for("SELECT state = 'idle' FROM jobqueue_workers WHERE pid = $pid");
+	foreach my $queue ('gone', map { "q$_" } 1 .. 20)
+	{
+		configure($queue, 'max_running => 1');
+		enqueue('note', what => 'limited', queue => $queue);
+		wait_for(qq{SELECT count(*) = 1 FROM ran WHERE what = 'limited'});
+		forget();
+		sql("SELECT jobqueue_drop_queue('$queue')");
+	}
+	pass('each has all its places');
 };
 
 done_testing();
