@@ -596,8 +596,6 @@ attempt_it(JqAttempt *a)
 	Snapshot snapshot = NULL;
 	JqFetch fetch;
 	char kind;
-	bool ask = false;
-	uint32 next;
 	TimestampTz put_off;
 
 	SetCurrentStatementStartTimestamp();
@@ -655,24 +653,15 @@ attempt_it(JqAttempt *a)
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
 		!jq_keylock_mine(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY)))
 	{
-		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+		/*
+		 * It keeps its key meanwhile, and the token that it had with it; whoever
+		 * has the turn has his key, so nobody waits for the other.
+		 */
 		if (!jq_claim_take_turn(a->job))
 		{
+			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 			UnregisterSnapshot(snapshot);
 			CommitTransactionCommand();
-			return PARKED;
-		}
-		if (a->job->keylen > 0 &&
-			jq_keylock_take(MyDatabaseId, a->job->key, a->job->keylen,
-							a->job->id, a->job->lane, JQ_NIL, &ask,
-							&next) != JQ_KEY_TAKEN)
-		{
-			/* somebody took the key in between: from the start again */
-			UnregisterSnapshot(snapshot);
-			CommitTransactionCommand();
-			jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY,
-							   strlen(JQ_SUSPECT_KEY));
-			give_back(a, &row);
 			return PARKED;
 		}
 	}

@@ -17,6 +17,11 @@ CREATE TABLE runs (
 	started timestamptz, ended timestamptz);
 CREATE TABLE moods (what text PRIMARY KEY);
 GRANT ALL ON runs, moods TO PUBLIC;
+-- when a limit may have been in force: from before it was set until after the next
+CREATE TABLE limits (
+	n int GENERATED ALWAYS AS IDENTITY, queue text, key_limit int,
+	since timestamptz DEFAULT clock_timestamp(),
+	until timestamptz DEFAULT 'infinity');
 
 CREATE FUNCTION work(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -35,6 +40,29 @@ BEGIN
 	IF EXISTS (SELECT FROM moods WHERE what = args->>'what') THEN
 		RAISE EXCEPTION 'bad mood';
 	END IF;
+	INSERT INTO ran (what) VALUES (args->>'what');
+END $$;
+
+-- notes when it was given its key
+CREATE FUNCTION hold(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	c record;
+	taken timestamptz;
+BEGIN
+	SELECT * INTO c FROM jobqueue_current();
+	SELECT since INTO STRICT taken FROM jobqueue_keys
+		WHERE pid = pg_backend_pid() AND key = c.key;
+	PERFORM pg_sleep(random() * 0.01);
+	INSERT INTO runs VALUES (c.id, c.key, c.queue, NULL, taken, clock_timestamp());
+END $$;
+
+-- fails that often
+CREATE FUNCTION fails(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	IF (SELECT attempt FROM jobqueue_current()) <= (args->>'fails')::int THEN
+		RAISE EXCEPTION 'not yet';
+	END IF;
+	PERFORM pg_sleep(random() * 0.005);
 	INSERT INTO ran (what) VALUES (args->>'what');
 END $$;
 
@@ -106,6 +134,55 @@ END
 	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	sql('TRUNCATE runs');
   };
+
+property
+  '8 workers, killed at random, while limits change: never more of a key than its limit then'
+  => sub {
+	my @queues = ('one', 'two', 'three');
+	my $total = 0;
+
+	sql(q{INSERT INTO limits (queue, key_limit) VALUES ('one', 1), ('two', 2), ('three', 3)});
+	foreach my $round (1 .. 24)
+	{
+		my $queue = $queues[ int rand 3 ];
+		my $limit = 1 + int rand 4;
+
+		$total += 100;
+		sql(q{SELECT count(jobqueue_enqueue('hold', '{}', queue => (ARRAY['one', 'two', 'three'])[1 + i % 3], key => 'k' || i % 5)) FROM generate_series(1, 100) i}
+		);
+		sql("INSERT INTO limits (queue, key_limit) VALUES ('$queue', $limit)");
+		sql("SELECT jobqueue_configure('$queue', key_limit => $limit)");
+		sql(<<END);
+UPDATE limits l SET until = clock_timestamp() WHERE queue = '$queue' AND until = 'infinity'
+	AND n < (SELECT max(n) FROM limits m WHERE m.queue = l.queue)
+END
+		sql('SELECT pg_terminate_backend(pid) FROM jobqueue_running ORDER BY random() LIMIT 1');
+		next unless $round == 12;
+		my $crash = crash_offset();
+		kill_hard(sql("SELECT min(pid) FROM pg_stat_activity WHERE backend_type = 'jobqueue worker'"));
+		wait_crash_restart($crash);
+	}
+	wait_drained();
+	is(sql('SELECT count(*), count(DISTINCT job) FROM runs'),
+		"$total|$total", 'each ran once');
+	sql('CREATE INDEX ON runs (key, started); ANALYZE runs');
+	is( sql(<<'END'), 0, 'never too many');
+SELECT count(*) FROM runs a,
+	LATERAL (SELECT count(*) AS n, min(x.most) AS most FROM runs b,
+		LATERAL (SELECT max(key_limit) AS most FROM limits l WHERE l.queue = b.queue
+			AND l.since <= a.started AND l.until >= a.started) x
+		WHERE b.key = a.key AND b.started <= a.started AND b.ended > a.started) y
+WHERE y.n > y.most
+END
+	ok( sql(<<'END') > 0, 'and more than one where that is allowed');
+SELECT count(*) FROM runs a, runs b
+WHERE b.key = a.key AND b.job <> a.job AND b.started <= a.started AND b.ended > a.started
+END
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
+	sql('TRUNCATE runs, limits');
+	sql(q{SELECT jobqueue_configure('one', key_limit => 1), jobqueue_configure('two', key_limit => 2), jobqueue_configure('three', key_limit => 3)}
+	);
+};
 
 property 'as many as the limit run, and the view shows each' => sub {
 	my $gate = close_gate(1);
@@ -267,6 +344,13 @@ property 'never more than the rate and the burst, for each key' => sub {
 SELECT count(*) FROM (SELECT started, row_number() OVER (PARTITION BY key ORDER BY started) AS n FROM runs) x
 WHERE n > 2 + extract(epoch FROM started - timestamptz '$begin') * 10
 END
+	# a token is taken after the end of the job before and before the start
+	is( sql(<<'END'), 0, 'nor over any period');
+WITH r AS (SELECT key, started, row_number() OVER w AS n, lag(ended) OVER w AS before
+	FROM runs WINDOW w AS (PARTITION BY key ORDER BY started))
+SELECT count(*) FROM r a JOIN r b ON b.key = a.key AND b.n >= a.n
+WHERE b.n - a.n + 1 > 2 + extract(epoch FROM b.started - a.before) * 10
+END
 	is(sql('SELECT count(*) FROM runs'), 60, 'all ran');
 	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	sql('TRUNCATE runs');
@@ -300,6 +384,28 @@ property 'buckets are empty after a restart, and after a crash' => sub {
 	wait_drained();
 	is(sql('SELECT count(*) FROM runs'), 10, 'none is lost');
 	sql('TRUNCATE runs');
+};
+
+property 'a job that may have crashed the server needs a token, too' => sub {
+	my ($gate, $crash, $begin);
+
+	sql(q{SELECT jobqueue_configure('rated', key_rate => 1, key_rate_per => '1 s')});
+	$gate = close_gate(1);
+	enqueue('gate', gate => 1, what => 'a', queue => 'rated', key => 'z');
+	wait_at_gate(1);
+	enqueue('note', what => 'b', queue => 'rated', key => 'z');
+	$begin = sql('SELECT clock_timestamp()');
+	$crash = crash_offset();
+	kill_hard(sql('SELECT pid FROM jobqueue_running'));
+	wait_crash_restart($crash);
+	wait_drained();
+	is(ran(), 'a b', 'both ran');
+	# the bucket was empty then
+	is( sql("SELECT max(at) >= timestamptz '$begin' + interval '2 s' FROM ran"),
+		't',
+		'the second one with the second token');
+	sql(q{SELECT jobqueue_configure('rated', key_rate => 0)});
+	forget();
 };
 
 property 'a job that does not start uses no token' => sub {
@@ -455,6 +561,44 @@ property 'with more waiting than memory keeps' => sub {
 };
 
 # still with that little memory
+property
+  'over failures, workers that are ended, a restart and a crash, with more than memory keeps'
+  => sub {
+	my $total = 480;
+	my $left;
+
+	is(sql('SELECT jobqueue_quiesce()'), 't', 'all known before any starts');
+	sql(<<END);
+SELECT count(jobqueue_enqueue('fails', jsonb_build_object('what', i, 'fails',
+	CASE WHEN i % 53 = 0 THEN 2 WHEN i % 17 = 0 THEN 1 ELSE 0 END),
+	queue => 'ord', key => 'k' || i % 6)) FROM generate_series(1, $total) i
+END
+	sql('SELECT jobqueue_resume()');
+	foreach my $round (1 .. 12)
+	{
+		# when so many have run, whatever the machine
+		$left = $total - 35 * $round;
+		wait_for("SELECT count(*) <= $left FROM jobqueue_job");
+		sql('SELECT pg_terminate_backend(pid) FROM jobqueue_running ORDER BY random() LIMIT 1');
+		node()->restart if $round == 4;
+		if ($round == 8)
+		{
+			my $crash = crash_offset();
+
+			kill_hard(sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue launcher'}));
+			wait_crash_restart($crash);
+		}
+	}
+	wait_drained();
+	is(sql('SELECT count(*), count(DISTINCT job) FROM ran'),
+		"$total|$total", 'each ran once');
+	is( sql('SELECT string_agg(what, \' \') FROM (SELECT what, what::int < lag(what::int) OVER (PARTITION BY what::int % 6 ORDER BY n) AS bad FROM ran) x WHERE bad'),
+		'',
+		'each key in order');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
+	forget();
+};
+
 property 'with more failed jobs than memory has keys for' => sub {
 	bad_mood('bad');
 	is(sql('SELECT jobqueue_quiesce()'), 't', 'all known before any starts');
