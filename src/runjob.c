@@ -497,6 +497,7 @@ attempt_it(JqAttempt *a)
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+		jq_unique_let_go();
 		jq_claim_end();
 		jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
 		return PARKED;
@@ -559,7 +560,10 @@ attempt_it(JqAttempt *a)
 			CommitTransactionCommand();
 			JQ_PAUSE("worker-unique-released");
 			a->admitted = true;
-			return start == JQ_UNIQUE_AGAIN ? AGAIN : REFUSED;
+			a->xid = InvalidTransactionId;
+			return start == JQ_UNIQUE_AGAIN ? AGAIN :
+				   start == JQ_UNIQUE_LATER ? DOUBTFUL_ROW :
+											  REFUSED;
 		}
 	}
 
@@ -582,6 +586,7 @@ attempt_it(JqAttempt *a)
 		if (t != NULL)
 			(void) finish_row(a, t, &row, NULL, (Datum) 0);
 		PopActiveSnapshot();
+		jq_unique_ends_with_commit();
 		CommitTransactionCommand();
 		return COMPLETED;
 	}
@@ -589,6 +594,7 @@ attempt_it(JqAttempt *a)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("job has unknown kind \"%c\"", kind)));
 	run_and_finish(a, t, &row, snapshot, false);
+	jq_unique_ends_with_commit();
 	JQ_PAUSE("worker-before-commit");
 	a->committing = true;
 	CommitTransactionCommand();

@@ -215,8 +215,8 @@ has_expired(const JqUniqueLock *lock)
 	return lock->expires_at <= GetCurrentTimestamp();
 }
 
-static bool
-job_is_gone(JqTable *t, int64 job)
+bool
+jq_unique_job_is_gone(JqTable *t, int64 job)
 {
 	JqRow row;
 	TransactionId xid;
@@ -390,7 +390,7 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 				else if (f.lock.job == job)
 					taken = true;
 				else if (!f.mine && f.lock.until != JQ_UNTIL_EXPIRED &&
-						 job_is_gone(t, f.lock.job))
+						 jq_unique_job_is_gone(t, f.lock.job))
 					gone = f.lock.job; /* ended just now, if not in vain */
 				else
 				{

@@ -82,6 +82,9 @@ extern void jq_unique_ended(JqTable *t, const JqRow *row);
 /* now + unique_for of a job; DT_NOEND without one */
 extern TimestampTz jq_unique_expiry(const Datum *values, const bool *nulls);
 
+/* there is no row of the job that anybody could see, or bring back */
+extern bool jq_unique_job_is_gone(JqTable *t, int64 job);
+
 /* delete locks that have expired, a batch of them; how many it found */
 extern int64 jq_unique_prune(JqTable *t, int most);
 
