@@ -6,6 +6,7 @@
 \i :common
 \set ECHO all
 
+DELETE FROM jobqueue_archive;
 CREATE TABLE seen (n int GENERATED ALWAYS AS IDENTITY, holder text, mode text,
 	strategy text, answer text, old text, new text, lock text);
 CREATE FUNCTION hold(args jsonb) RETURNS void LANGUAGE plpgsql AS $$

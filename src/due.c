@@ -282,6 +282,7 @@ jq_sched_prune(TimestampTz unused)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz last = prune_seen;
+	TimestampTz last_lock = prune_seen;
 	int64 last_id = PG_INT64_MIN;
 	int64 n;
 
@@ -333,7 +334,7 @@ jq_sched_prune(TimestampTz unused)
 	{
 		JqTable *t = jq_sched_begin();
 
-		n = t == NULL ? 0 : jq_unique_prune(t, 1000);
+		n = t == NULL ? 0 : jq_unique_prune(t, &last_lock, now, 1000);
 		jq_sched_commit();
 		CHECK_FOR_INTERRUPTS();
 	} while (n == 1000);
