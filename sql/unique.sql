@@ -6,6 +6,7 @@
 \i :common
 \set ECHO all
 
+DELETE FROM jobqueue_archive;
 CREATE TABLE seen (n int GENERATED ALWAYS AS IDENTITY, holder text, mode text,
 	strategy text, answer text, old text, new text, lock text);
 CREATE FUNCTION hold(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
@@ -284,6 +285,8 @@ CALL raises($$ SELECT jobqueue_unique_trigger() $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, unique_key) VALUES ('note', 'k') $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, unique_key, unique_until, on_conflict) VALUES ('note', 'k', 'x', 's') $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, unique_key, unique_until, on_conflict) VALUES ('note', 'k', 'e', '') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, unique_key, unique_until, on_conflict) VALUES ('note', 'k', 't', 's') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, unique_key, unique_until, on_conflict, unique_for) VALUES ('note', 'k', 'e', 's', '-1 s') $$);
 -- null is the default
 SELECT jobqueue_enqueue('note', unique_key => NULL, unique_until => NULL, unique_for => NULL, on_conflict => NULL) IS NOT NULL AS ok;
 SELECT jobqueue_enqueue('note', unique_key => 'k', unique_until => NULL, unique_for => NULL, on_conflict => NULL) IS NOT NULL AS ok;

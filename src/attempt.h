@@ -16,7 +16,7 @@ typedef enum JqVerdict
 	COMPLETED,
 	DROPPED,	  /* nothing to run; republished where needed */
 	PARKED,		  /* waits; the claim has ended already */
-	DOUBTFUL_ROW, /* somebody is deleting the row */
+	DOUBTFUL_ROW, /* somebody is deleting it, or one in its way */
 	EXPIRED,
 	FAILED,	 /* error in the job */
 	RERUN,	 /* error that does not count */

@@ -37,6 +37,7 @@
 #include "pause.h"
 #include "pgstat.h"
 #include "publish.h"
+#include "runjob.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
@@ -184,11 +185,12 @@ wait_for_start(void)
 
 /*
  * "replace", "update".  false: the holder is not what it was, ask for the lock
- * again.
+ * again.  *ended: a holder that was no job before.
  */
 static bool
 act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
-			  char on_conflict, const JqUniqueLock *holder, JqAdmission *result)
+			  char on_conflict, const JqUniqueLock *holder, int64 *ended,
+			  JqAdmission *result)
 {
 	JqHeldJob h;
 	bool running;
@@ -197,6 +199,8 @@ act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
 	CommandCounterIncrement();
 	JQ_PAUSE("unique-before-hold");
 	*result = JQ_ADMIT_NONE;
+	if (holder->job == jq_current_job.id)
+		return true; /* it runs, if by jobqueue_run() */
 	if (jq_control_hold(t, holder->job, &h, &running))
 	{
 		JQ_PAUSE("unique-held");
@@ -209,7 +213,13 @@ act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
 		return update(t, values, nulls, &h);
 	}
 	if (!running)
-		return holder->until == JQ_UNTIL_EXPIRED; /* it has ended */
+	{
+		/* one until "expired" has outlived it, if it is still that one's */
+		bool outlived = *ended == holder->job;
+
+		*ended = holder->job;
+		return outlived && holder->until == JQ_UNTIL_EXPIRED;
+	}
 	if (!jq_unique_ends_at_start(holder->until))
 		return true;
 	wait_for_start();
@@ -222,6 +232,7 @@ jq_unique_admit(JqTable *t, const Datum *values, const bool *nulls,
 {
 	char on_conflict = DatumGetChar(VALUE(JQ_COL_ON_CONFLICT));
 	char until = DatumGetChar(VALUE(JQ_COL_UNIQUE_UNTIL));
+	int64 ended = 0;
 	JqAdmission result;
 	JqUniqueLock lock;
 
@@ -262,7 +273,8 @@ jq_unique_admit(JqTable *t, const Datum *values, const bool *nulls,
 			default:
 				return JQ_ADMIT_NONE;
 		}
-	} while (!act_on_holder(t, values, nulls, on_conflict, &lock, &result));
+	} while (
+		!act_on_holder(t, values, nulls, on_conflict, &lock, &ended, &result));
 	return result;
 }
 
@@ -297,6 +309,7 @@ jq_unique_postpone(Datum *values, bool *nulls)
 /* what this process keeps others from executing; one job a time */
 static char executing[DIGEST_LEN];
 static bool is_executing;
+static bool ends_with_commit; /* of the open transaction */
 
 static void
 make_digest(char *digest, const JqRow *row)
@@ -328,20 +341,51 @@ take_digest(const char *digest, int64 id, int64 *holder)
 
 	jq_keylock_prepare();
 	*holder = 0;
-	switch (jq_keylock_take(MyDatabaseId, digest, DIGEST_LEN, id, -1, JQ_NIL,
-							&ask, &next))
+	while (*holder == 0) /* else it was given free just now */
 	{
-		case JQ_KEY_TAKEN:
-			return true;
-		case JQ_KEY_FULL:
-			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
-							errmsg("too many keys are held")));
-			break;
-		default:
-			*holder = jq_keylock_job(MyDatabaseId, digest, DIGEST_LEN);
-			break;
+		switch (jq_keylock_take(MyDatabaseId, digest, DIGEST_LEN, id, -1,
+								JQ_NIL, &ask, &next))
+		{
+			case JQ_KEY_TAKEN:
+				return true;
+			case JQ_KEY_FULL:
+				ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+								errmsg("too many keys are held")));
+				break;
+			default:
+				*holder = jq_keylock_job(MyDatabaseId, digest, DIGEST_LEN);
+				break;
+		}
 	}
 	return false;
+}
+
+/*
+ * Before locks are released and jobs published: whoever was waiting for this
+ * commit, or comes with it, finds nobody executing.  An abort changes nothing,
+ * the job may be rerun at once.
+ */
+static void
+at_end_of_xact(XactEvent event, void *arg)
+{
+	(void) arg;
+	if (event == XACT_EVENT_COMMIT && ends_with_commit)
+		jq_unique_let_go();
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		ends_with_commit = false;
+}
+
+void
+jq_unique_ends_with_commit(void)
+{
+	static bool registered = false;
+
+	if (!is_executing)
+		return;
+	if (!registered)
+		RegisterXactCallback(at_end_of_xact, NULL);
+	registered = true;
+	ends_with_commit = true;
 }
 
 void
@@ -408,7 +452,12 @@ jq_unique_start(JqTable *t, const JqRow *row, JqRefusal *refusal)
 
 		make_digest(executing, row);
 		if (!take_digest(executing, id, &holder))
+		{
+			/* it has committed, and is about to let go: not in the way */
+			if (jq_unique_job_is_gone(t, holder))
+				return JQ_UNIQUE_LATER;
 			return refuse(row, holder, true, refusal);
+		}
 		is_executing = true;
 	}
 	if (on_conflict_of(row) == JQ_CONFLICT_RESCHEDULED &&

@@ -38,6 +38,7 @@ typedef enum JqUniqueStart
 {
 	JQ_UNIQUE_GO,
 	JQ_UNIQUE_AGAIN,  /* commit, and look at the row again */
+	JQ_UNIQUE_LATER,  /* whoever executes has ended already: in a moment */
 	JQ_UNIQUE_REFUSED /* see jq_unique_refuse */
 } JqUniqueStart;
 
@@ -65,6 +66,12 @@ typedef enum JqRefused
 
 /* do to the job what on_conflict says, in an open transaction for bookkeeping */
 extern JqRefused jq_unique_refuse(JqTable *t, int64 id, const JqRefusal *r);
+
+/*
+ * The open transaction ends the job: others may execute when it has committed,
+ * and before what it has enqueued is published.
+ */
+extern void jq_unique_ends_with_commit(void);
 
 /* others may execute now */
 extern void jq_unique_let_go(void);

@@ -29,6 +29,7 @@ static TimestampTz expiry_seen = DT_NOBEGIN;   /* and those that expire */
 static TimestampTz expiry_looked = DT_NOBEGIN; /* when the last look was */
 static TimestampTz prune_seen = DT_NOBEGIN;	   /* and those of the archive */
 static int64 prune_seen_id = PG_INT64_MIN;
+static TimestampTz locks_seen = DT_NOBEGIN; /* and of unique_keys */
 
 #define PRUNE_ROWS 1000 /* rows of the archive in one transaction */
 #define PRUNE_BATCHES 5
@@ -312,6 +313,7 @@ jq_sched_prune(TimestampTz unused)
 	TimestampTz last = prune_seen;
 	int64 last_id = prune_seen_id;
 	int batches = 0;
+	TimestampTz last_lock = locks_seen;
 	int64 n;
 
 	(void) unused;
@@ -377,9 +379,10 @@ jq_sched_prune(TimestampTz unused)
 	{
 		JqTable *t = jq_sched_begin();
 
-		n = t == NULL ? 0 : jq_unique_prune(t, 1000);
+		n = t == NULL ? 0 : jq_unique_prune(t, &last_lock, now, 1000);
 		jq_sched_commit();
 		CHECK_FOR_INTERRUPTS();
 	} while (n == 1000);
+	locks_seen = now - USECS_PER_HOUR;
 	find_next_prune();
 }

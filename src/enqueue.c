@@ -616,9 +616,11 @@ same_unique_key(const Job *x, const Job *y)
 
 /* all first jobs of a unique_key ask for it, in the order of the keys */
 static void
-ask_all(Template *t, Job *jobs, int n)
+ask_all(Template *t, Job *jobs, int n, MemoryContext each)
 {
-	Job **sorted = palloc(Max(n, 1) * sizeof(Job *));
+	Job **sorted =
+		MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1) * sizeof(Job *));
+	MemoryContext old = MemoryContextSwitchTo(each);
 	int m = 0;
 	int i;
 
@@ -634,8 +636,23 @@ ask_all(Template *t, Job *jobs, int n)
 	qsort(sorted, m, sizeof(Job *), compare_jobs);
 	for (i = 0; i < m; i++)
 		if (i == 0 || !same_unique_key(sorted[i - 1], sorted[i]))
+		{
 			ask(t, sorted[i]);
+			MemoryContextReset(each);
+		}
+	MemoryContextSwitchTo(old);
 	pfree(sorted);
+}
+
+/* element i of the arrays */
+static void
+set_element(Job *job, int i, Datum *args, bool *args_nulls, Datum *keys,
+			bool *keys_nulls)
+{
+	job->args = args[i];
+	job->args_null = args_nulls[i];
+	if (keys != NULL && !keys_nulls[i])
+		job->key = DatumGetTextPP(keys[i]);
 }
 
 PG_FUNCTION_INFO_V1(jq_enqueue_many);
@@ -649,8 +666,10 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 	Datum *keys, *unique_keys;
 	bool *keys_nulls, *unique_nulls;
 	bool have_keys, have_unique;
-	Job *jobs;
 	int nunique = 0;
+	Job one;
+	Job *jobs = NULL;
+	MemoryContext each = NULL;
 	int n, i;
 
 	fill_template(&t, fcinfo, 3, 4);
@@ -666,37 +685,54 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 	have_keys = keys_argument(fcinfo, 2, "keys", n, &keys, &keys_nulls);
 	have_unique = keys_argument(fcinfo, 10, "unique_keys", n, &unique_keys,
 								&unique_nulls);
-	jobs = palloc0(Max(n, 1) * sizeof(Job));
-	for (i = 0; i < n; i++)
-	{
-		jobs[i].args = args[i];
-		jobs[i].args_null = args_nulls[i];
-		if (have_keys && !keys_nulls[i])
-			jobs[i].key = DatumGetTextPP(keys[i]);
-		if (have_unique && !unique_nulls[i])
-		{
-			jobs[i].unique_key = DatumGetTextPP(unique_keys[i]);
-			nunique++;
-		}
-	}
 	if (have_unique)
-		ask_all(&t, jobs, n);
+	{
+		jobs = MemoryContextAllocHuge(CurrentMemoryContext,
+									  Max(n, 1) * sizeof(Job));
+		for (i = 0; i < n; i++)
+		{
+			memset(&jobs[i], 0, sizeof(Job));
+			set_element(&jobs[i], i, args, args_nulls, have_keys ? keys : NULL,
+						keys_nulls);
+			if (!unique_nulls[i])
+			{
+				jobs[i].unique_key = DatumGetTextPP(unique_keys[i]);
+				nunique++;
+			}
+		}
+		/* what is needed for one is not kept until the last one is there */
+		each =
+			AllocSetContextCreate(CurrentMemoryContext, "jobqueue unique job",
+								  ALLOCSET_DEFAULT_SIZES);
+		ask_all(&t, jobs, n, each);
+	}
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	if (!jobqueue_inline)
 		jq_quota_take(t.table, t.owner, n - nunique);
 	for (i = 0; i < n; i++)
 	{
+		Job *job = have_unique ? &jobs[i] : &one;
 		Datum id;
 		bool isnull = false;
 
 		CHECK_FOR_INTERRUPTS();
-		if (jobs[i].unique_key != NULL)
+		if (!have_unique)
 		{
-			id = Int64GetDatum(enqueue_unique(&t, &jobs[i]));
+			memset(job, 0, sizeof(Job));
+			set_element(job, i, args, args_nulls, have_keys ? keys : NULL,
+						keys_nulls);
+		}
+		if (job->unique_key != NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(each);
+
+			id = Int64GetDatum(enqueue_unique(&t, job));
 			isnull = DatumGetInt64(id) == 0;
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(each);
 		}
 		else
-			id = Int64GetDatum(enqueue_one(&t, &jobs[i]));
+			id = Int64GetDatum(enqueue_one(&t, job));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &id, &isnull);
 	}
 	return (Datum) 0;

@@ -20,6 +20,7 @@
 #include "jobtable.h"
 #include "publish.h"
 #include "quota.h"
+#include "unique.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -160,6 +161,7 @@ check_unique(HeapTuple tup, TupleDesc desc)
 	char conflict =
 		DatumGetChar(column(tup, desc, "on_conflict", &conflict_null));
 
+	check_not_negative(tup, desc, "unique_for");
 	if (isnull)
 		return;
 	if (VARSIZE_ANY_EXHDR(DatumGetTextPP(key)) < 1 ||
@@ -170,6 +172,10 @@ check_unique(HeapTuple tup, TupleDesc desc)
 	if (conflict_null || conflict == '\0' ||
 		strchr("sjxpudrRl", conflict) == NULL)
 		refuse("on_conflict", "s, j, x, p, u, d, r, R or l");
+	/* else a lock would be for ever */
+	(void) column(tup, desc, "unique_for", &isnull);
+	if (isnull && until == JQ_UNTIL_EXPIRED)
+		refuse("unique_for", "an interval if unique_until is t");
 }
 
 static void

@@ -548,6 +548,7 @@ give_back(JqAttempt *a, JqRow *row)
 
 	item_of_row(&item, row);
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_unique_let_go();
 	jq_claim_end();
 	jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
 }
@@ -581,6 +582,7 @@ put_off_row(JqAttempt *a, TimestampTz until)
 	HOLD_INTERRUPTS();
 	CommitTransactionCommand();
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_unique_let_go();
 	jq_claim_end();
 	if (dbix >= 0)
 		jq_db_due(dbix, until);
@@ -660,6 +662,7 @@ attempt_it(JqAttempt *a)
 		if (!jq_claim_take_turn(a->job))
 		{
 			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+			jq_unique_let_go();
 			UnregisterSnapshot(snapshot);
 			CommitTransactionCommand();
 			return PARKED;
@@ -676,7 +679,10 @@ attempt_it(JqAttempt *a)
 			CommitTransactionCommand();
 			JQ_PAUSE("worker-unique-released");
 			a->admitted = true;
-			return start == JQ_UNIQUE_AGAIN ? AGAIN : REFUSED;
+			a->xid = InvalidTransactionId;
+			return start == JQ_UNIQUE_AGAIN ? AGAIN :
+				   start == JQ_UNIQUE_LATER ? DOUBTFUL_ROW :
+											  REFUSED;
 		}
 	}
 
@@ -699,6 +705,7 @@ attempt_it(JqAttempt *a)
 		if (t != NULL)
 			(void) finish_row(a, t, &row, NULL, (Datum) 0);
 		PopActiveSnapshot();
+		jq_unique_ends_with_commit();
 		CommitTransactionCommand();
 		return COMPLETED;
 	}
@@ -706,6 +713,7 @@ attempt_it(JqAttempt *a)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("job has unknown kind \"%c\"", kind)));
 	run_and_finish(a, t, &row, snapshot, false);
+	jq_unique_ends_with_commit();
 	JQ_PAUSE("worker-before-commit");
 	a->committing = true;
 	CommitTransactionCommand();

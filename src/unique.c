@@ -215,8 +215,8 @@ has_expired(const JqUniqueLock *lock)
 	return lock->expires_at <= GetCurrentTimestamp();
 }
 
-static bool
-job_is_gone(JqTable *t, int64 job)
+bool
+jq_unique_job_is_gone(JqTable *t, int64 job)
 {
 	JqRow row;
 	TransactionId xid;
@@ -386,11 +386,12 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 			case THERE:
 				if (has_expired(&f.lock) ||
 					(f.lock.job == gone && f.lock.job != job))
-					(void) delete_found(&l, &f, wait);
+					/* a worker does not wait for who has locked the row, either */
+					held = !delete_found(&l, &f, wait) && !wait;
 				else if (f.lock.job == job)
 					taken = true;
 				else if (!f.mine && f.lock.until != JQ_UNTIL_EXPIRED &&
-						 job_is_gone(t, f.lock.job))
+						 jq_unique_job_is_gone(t, f.lock.job))
 					gone = f.lock.job; /* ended just now, if not in vain */
 				else
 				{
@@ -453,22 +454,33 @@ jq_unique_ended(JqTable *t, const JqRow *row)
 }
 
 int64
-jq_unique_prune(JqTable *t, int most)
+jq_unique_prune(JqTable *t, TimestampTz *from, TimestampTz to, int most)
 {
+	/* bounds that the index knows: neither what is gone nor what is not due */
 	static const char *const sql =
-		"DELETE FROM %s.jobqueue_unique WHERE ctid = ANY (ARRAY("
-		" SELECT ctid FROM %s.jobqueue_unique"
-		" WHERE expires_at <= clock_timestamp()"
-		" ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))";
-	Oid types[1] = {INT4OID};
-	Datum values[1];
+		"WITH gone AS (DELETE FROM %s.jobqueue_unique WHERE ctid = ANY (ARRAY("
+		"  SELECT ctid FROM %s.jobqueue_unique"
+		"  WHERE expires_at >= $2 AND expires_at <= $3"
+		"  ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))"
+		" RETURNING expires_at)"
+		" SELECT count(*), max(expires_at) FROM gone";
+	Oid types[3] = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+	Datum values[3];
 	JqOwnerState state;
 	int64 n;
+	bool isnull;
 
 	values[0] = Int32GetDatum(most);
+	values[1] = TimestampTzGetDatum(*from);
+	values[2] = TimestampTzGetDatum(to);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 1, types, values, NULL);
-	n = (int64) SPI_processed;
+	jq_owner_execute(t, sql, 3, types, values, NULL);
+	n = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+									SPI_tuptable->tupdesc, 1, &isnull));
+	if (n > 0)
+		*from = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 2,
+												  &isnull));
 	jq_owner_end(&state);
 	return n;
 }

@@ -85,7 +85,14 @@ extern TimestampTz jq_unique_expiry(const Datum *values, const bool *nulls);
 /* a lock that has expired is in nobody's way; it is deleted some time later */
 #define JQ_UNIQUE_LINGERS_US USECS_PER_HOUR
 
-/* delete locks that have expired, a batch of them; how many it found */
-extern int64 jq_unique_prune(JqTable *t, int most);
+/* there is no row of the job that anybody could see, or bring back */
+extern bool jq_unique_job_is_gone(JqTable *t, int64 job);
+
+/*
+ * Delete locks that have expired in the time from *from to to, a batch of them;
+ * how many it found.  *from goes on for the next batch.
+ */
+extern int64 jq_unique_prune(JqTable *t, TimestampTz *from, TimestampTz to,
+							 int most);
 
 #endif /* JQ_UNIQUE_H */
