@@ -48,6 +48,7 @@
 #define MAX_LOOKS 20000 /* ids looked up in one transaction */
 #define MAX_REASON 400	/* bytes of the reason of another job */
 #define SCAN_SHARE 10	/* looks at all rows take a tenth of the time */
+#define SCAN_WAIT_MAX (2 * USECS_PER_SEC) /* but none waits longer for one */
 
 /* a row that waits */
 typedef struct Waiting
@@ -575,7 +576,11 @@ static void
 settle_ended(void)
 {
 	int first = 0;
+	int part = 0; /* of the list, until all of its edges were looked at */
 	bool more = ended.n > 0;
+	/* edges of one that lives after all are passed over */
+	int64 last_dep = PG_INT64_MIN;
+	int64 last_job = PG_INT64_MIN;
 
 	while (more)
 	{
@@ -593,18 +598,19 @@ settle_ended(void)
 		}
 		while (first < ended.n && nlists < 64 && rows < JQ_SCHED_BATCH)
 		{
-			int64 last_dep = PG_INT64_MIN;
-			int64 last_job = PG_INT64_MIN;
-			int n = Min(ended.n - first, JQ_SCHED_BATCH);
+			int n = part > 0 ? part : Min(ended.n - first, JQ_SCHED_BATCH);
 			int found;
 			int64 *ids = palloc(n * sizeof(int64));
 
+			part = n;
 			memcpy(ids, &ended.ids[first], n * sizeof(int64));
 			found = take_edges(t, ids, n, &last_dep, &last_job, &lists[nlists],
 							   &counts[nlists]);
 			if (found < JQ_SCHED_BATCH)
 			{
 				first += n; /* that was all of them */
+				part = 0;
+				last_dep = last_job = PG_INT64_MIN;
 				useless += found == 0 ? n : 0;
 			}
 			rows += found;
@@ -796,7 +802,8 @@ look_at_all(void)
 	jq_after_rebuilt(jq_sched_dbix, waited_for > 0);
 	useless = 0;
 	scan_not_before =
-		GetCurrentTimestamp() + SCAN_SHARE * (GetCurrentTimestamp() - start);
+		GetCurrentTimestamp() +
+		Min(SCAN_SHARE * (GetCurrentTimestamp() - start), SCAN_WAIT_MAX);
 }
 
 void

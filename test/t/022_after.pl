@@ -293,6 +293,26 @@ clean_paused_property 'many_that_wait_hold_up_no_others' => sub {
 	no_edges_left();
 };
 
+clean_paused_property 'many_that_wait_for_one_that_lives_again' => sub {
+	my $gate = close_gate(1);
+	my $dep = enqueue('gate', gate => 1, run_at => '2999-01-01');
+	my $s = session();
+
+	sql("SELECT count(one('waits', $dep)) FROM generate_series(1, 600)");
+	wait_for('SELECT count(*) = 600 FROM jobqueue_dependency');
+	arm('after-before-push');
+	send_sql($s, "SELECT jobqueue_cancel($dep)");
+	caught('after-before-push');
+	sql("SELECT jobqueue_retry($dep)");
+	wait_at_gate();
+	release('after-before-push');
+	wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler' AND state = 'idle'");
+	is(sql('SELECT count(*) FROM jobqueue_dependency'), 600, 'they wait for it');
+	open_gate($gate);
+	wait_for('SELECT count(*) = 600 FROM trace');
+	no_edges_left();
+};
+
 clean_paused_property 'how_it_ended_is_there_until_it_was_seen' => sub {
 	my $dep = enqueue('trace', what => 'dep', run_at => '2999-01-01');
 	my $waits = sql("SELECT one('waits', $dep)");
