@@ -221,6 +221,19 @@ EXCEPTION WHEN OTHERS THEN
 	RAISE INFO '% %', SQLSTATE, regexp_replace(SQLERRM, '\d+', 'N');
 END $$;
 RESET ROLE;
+-- nor, once they have ended, is it told how
+SELECT jobqueue_enqueue('note', '{}', queue => 'elsewhere') AS b \gset
+SELECT jobqueue_cancel(:b);
+SELECT set_config('regress.a', :'b', false) IS NOT NULL AS ok;
+SET ROLE regress_after;
+DO $$
+BEGIN
+	PERFORM jobqueue_enqueue('SELECT 1', after => ARRAY[current_setting('regress.a')::bigint]);
+EXCEPTION WHEN OTHERS THEN
+	RAISE INFO '% %', SQLSTATE, regexp_replace(SQLERRM, '\d+', 'N');
+END $$;
+RESET ROLE;
+DELETE FROM jobqueue_archive;
 GRANT pg_monitor TO regress_after;
 SET ROLE regress_after;
 SELECT jobqueue_enqueue('SELECT 1', tags => '{theirs}', after => ARRAY[:a]) > 0 AS ok;

@@ -127,8 +127,9 @@ jq_after_push_ended(int dbix, int64 id)
 	jq_db_request(dbix, room ? JQ_REQ_AFTER : JQ_REQ_AFTER_ALL);
 }
 
-void
-jq_after_push_waiting(int dbix, int64 first, int64 last)
+/* false: no room, so all rows are to be looked at */
+static bool
+add_range(int dbix, int64 first, int64 last)
 {
 	JqAfterDb *d = &jq_after_dbs[dbix];
 	JqAfterRange *r;
@@ -151,7 +152,22 @@ jq_after_push_waiting(int dbix, int64 first, int64 last)
 	else
 		room = false;
 	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
-	jq_db_request(dbix, room ? JQ_REQ_AFTER : JQ_REQ_AFTER_ALL);
+	return room;
+}
+
+void
+jq_after_push_waiting(int dbix, int64 first, int64 last)
+{
+	jq_db_request(dbix, add_range(dbix, first, last) ? JQ_REQ_AFTER :
+													   JQ_REQ_AFTER_ALL);
+}
+
+void
+jq_after_push_again(int dbix, int64 id)
+{
+	/* whoever asks himself and is woken by that never sleeps */
+	jq_db_request_quietly(dbix, add_range(dbix, id, id) ? JQ_REQ_AFTER :
+														  JQ_REQ_AFTER_ALL);
 }
 
 void
@@ -265,6 +281,26 @@ jq_after_rebuilt(int dbix, bool any)
 			f->db = InvalidOid;
 		}
 		jq_after_dbs[dbix].filter = JQ_AFTER_NOBODY;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
+}
+
+void
+jq_after_forget(int dbix)
+{
+	JqAfterDb *d = &jq_after_dbs[dbix];
+	Filter *f;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_AFTER), LW_EXCLUSIVE);
+	f = filter_of(dbix);
+	d->filter = JQ_AFTER_NOBODY;
+	d->nended = d->nranges = 0;
+	if (f != NULL)
+	{
+		clear(f->bits[0]);
+		clear(f->bits[1]);
+		f->building = false;
+		f->db = InvalidOid;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
 }

@@ -66,8 +66,12 @@ jq_after_ended(int dbix, int64 id)
 
 /* rows have come that wait */
 extern void jq_after_push_waiting(int dbix, int64 first, int64 last);
+/* nothing is known of the database any more */
+extern void jq_after_forget(int dbix);
 
 /* ---- scheduler ---- */
+/* a row is to be looked at again, when it looks again anyway */
+extern void jq_after_push_again(int dbix, int64 id);
 /* take the requests; the arrays have room for all */
 extern void jq_after_take(int dbix, int64 *ended, int *nended,
 						  JqAfterRange *ranges, int *nranges);

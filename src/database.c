@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "after.h"
 #include "compat.h"
 #include "database.h"
 #include "miscadmin.h"
@@ -274,6 +275,8 @@ jq_db_set_absent(int dbix, bool absent)
 		d->loaded = false;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (absent)
+		jq_after_forget(dbix);
 }
 
 bool

@@ -99,7 +99,7 @@ typedef struct Look
 
 /*
  * Is there a row, and whose?  One that is being inserted is waited for; one that
- * is being deleted is there.
+ * is being changed or deleted is there.
  */
 static bool
 look_at(Look *l, int64 id, Oid *owner)
@@ -109,27 +109,35 @@ look_at(Look *l, int64 id, Oid *owner)
 		SnapshotData dirty;
 		IndexScanDesc scan;
 		ScanKeyData key;
-		bool found;
+		TransactionId inserter = InvalidTransactionId;
+		bool found = false;
 
 		InitDirtySnapshot(dirty);
 		scan = jq_index_beginscan(l->rel, l->index, &dirty, 1);
 		ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ,
 					Int64GetDatum(id));
 		index_rescan(scan, &key, 1, NULL, 0);
-		found = index_getnext_slot(scan, ForwardScanDirection, l->slot);
-		if (found)
+		/* of a row that is being changed, the old version may come second */
+		while (!found &&
+			   index_getnext_slot(scan, ForwardScanDirection, l->slot))
 		{
 			bool isnull;
 
+			if (TransactionIdIsValid(dirty.xmin))
+			{
+				inserter = dirty.xmin;
+				continue;
+			}
+			found = true;
 			*owner =
 				DatumGetObjectId(slot_getattr(l->slot, JQ_COL_OWNER, &isnull));
 		}
 		ExecClearTuple(l->slot);
 		index_endscan(scan);
-		if (!found || !TransactionIdIsValid(dirty.xmin))
+		if (found || !TransactionIdIsValid(inserter))
 			return found;
 		CHECK_FOR_INTERRUPTS();
-		XactLockTableWait(dirty.xmin, NULL, NULL, XLTW_None);
+		XactLockTableWait(inserter, NULL, NULL, XLTW_None);
 	}
 }
 
@@ -153,11 +161,48 @@ last_id(JqTable *t)
 	return last;
 }
 
+/* nor may one learn how jobs of others have ended, by what becomes of one's own */
+static void
+check_ended(JqTable *t, const int64 *ids, int n)
+{
+	Oid types[1] = {INT8ARRAYOID};
+	Datum values[1];
+	JqOwnerState state;
+	Oid *owners;
+	int64 *first;
+	int nowners, i;
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = array_of_ids(ids, n);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 "SELECT owner::oid, min(id) FROM %s.jobqueue_archive"
+					 " WHERE id = ANY ($1) GROUP BY 1",
+					 1, types, values, NULL);
+	nowners = (int) SPI_processed;
+	owners = MemoryContextAlloc(context, Max(nowners, 1) * sizeof(Oid));
+	first = MemoryContextAlloc(context, Max(nowners, 1) * sizeof(int64));
+	for (i = 0; i < nowners; i++)
+	{
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool isnull;
+
+		owners[i] = DatumGetObjectId(SPI_getbinval(tup, desc, 1, &isnull));
+		first[i] = DatumGetInt64(SPI_getbinval(tup, desc, 2, &isnull));
+	}
+	jq_owner_end(&state);
+	for (i = 0; i < nowners; i++)
+		if (jq_sight_of(owners[i]) == 0)
+			unknown_job(first[i]);
+}
+
 static void
 check_ids(JqTable *t, const int64 *ids, int n)
 {
 	Look l;
-	int64 unseen = 0;
+	int64 *unseen = palloc(n * sizeof(int64));
+	int nunseen = 0;
 	int i;
 
 	l.rel = table_open(t->job, AccessShareLock);
@@ -165,21 +210,24 @@ check_ids(JqTable *t, const int64 *ids, int n)
 	l.slot = table_slot_create(l.rel, NULL);
 	for (i = 0; i < n; i++)
 	{
-		Oid owner;
+		Oid owner = InvalidOid;
 
 		if (ids[i] <= 0)
 			unknown_job(ids[i]);
 		if (!look_at(&l, ids[i], &owner))
-			unseen = ids[i];
+			unseen[nunseen++] = ids[i];
 		else if (jq_sight_of(owner) == 0)
 			unknown_job(ids[i]);
 	}
 	ExecDropSingleTupleTableSlot(l.slot);
 	index_close(l.index, AccessShareLock);
 	table_close(l.rel, AccessShareLock);
+	if (nunseen == 0)
+		return;
 	/* they are in order, so it is the largest */
-	if (unseen != 0 && unseen > last_id(t))
-		unknown_job(unseen);
+	if (unseen[nunseen - 1] > last_id(t))
+		unknown_job(unseen[nunseen - 1]);
+	check_ended(t, unseen, nunseen);
 }
 
 Datum

@@ -22,6 +22,14 @@
 	"(run_at IS NOT DISTINCT FROM 'infinity'" \
 	" AND after_run_at IS NOT NULL)"
 
+/*
+ * SQL: has the scheduler still to see that the job "id" has ended, for which
+ * others wait?  How it ended must be there until then.
+ */
+#define JQ_AWAITED                                 \
+	"EXISTS (SELECT FROM %s.jobqueue_dependency e" \
+	" WHERE e.dep = id)"
+
 extern bool jq_row_waits(const JqRow *row);
 
 /*

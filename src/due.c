@@ -11,6 +11,7 @@
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "database.h"
+#include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
 #include "lane.h"
@@ -344,6 +345,7 @@ jq_sched_prune(TimestampTz unused)
 			"WITH gone AS (DELETE FROM %s.jobqueue_archive WHERE id IN ("
 			"  SELECT id FROM %s.jobqueue_archive"
 			"  WHERE (expires_at, id) > ($1, $2) AND expires_at <= $3"
+			"  AND NOT " JQ_AWAITED
 			"  ORDER BY expires_at, id LIMIT $4 FOR UPDATE SKIP LOCKED)"
 			" RETURNING expires_at, id)"
 			" SELECT expires_at, id, count(*) OVER () FROM gone"

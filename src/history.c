@@ -222,6 +222,6 @@ jq_purge(PG_FUNCTION_ARGS)
 
 	jq_where_begin(&w, fcinfo, "jobqueue_purge()", -1, 2,
 				   JQ_WHERE_COMPLETED | JQ_WHERE_FAILED);
-	PG_RETURN_INT64(jq_where_ended(&w, "DELETE FROM %s.jobqueue_archive j", "",
-								   NULL, NULL));
+	PG_RETURN_INT64(jq_where_ended(&w, "DELETE FROM %s.jobqueue_archive j",
+								   " AND NOT " JQ_AWAITED, NULL, NULL));
 }

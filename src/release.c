@@ -48,6 +48,7 @@
 #define MAX_LOOKS 20000 /* ids looked up in one transaction */
 #define MAX_REASON 400	/* bytes of the reason of another job */
 #define SCAN_SHARE 10	/* looks at all rows take a tenth of the time */
+#define SCAN_WAIT_MAX (2 * USECS_PER_SEC) /* but none waits longer for one */
 
 /* a row that waits */
 typedef struct Waiting
@@ -183,6 +184,21 @@ begin(void)
 	return t != NULL && t->meta_database == MyDatabaseId ? t : NULL;
 }
 
+/*
+ * Between two of them.  There may be many, and jobs that wait for nothing are
+ * not to wait for all of them.
+ */
+static void
+between(void)
+{
+	bool no_ends = jq_publish_no_ends;
+
+	MemoryContextReset(jq_sched_context);
+	jq_publish_no_ends = false;
+	jq_sched_serve_others(JQ_REQ_AFTER | JQ_REQ_AFTER_ALL);
+	jq_publish_no_ends = no_ends;
+}
+
 /* ------------------------------------------------------------ what it takes */
 
 /* the rows that a statement returned: JQ_SCHED_COLUMNS, after */
@@ -274,6 +290,7 @@ look_up(JqTable *t, Waiting *w, int n)
 	values[1] = int8_array(deps, total);
 	jq_owner_begin(t, &state);
 	execute(t, sql, 2, types, values);
+	JQ_PAUSE("after-looked");
 	for (i = 0; i < n; i++)
 		w[i].nlive = 0;
 	for (r = 0; r < SPI_processed; r++)
@@ -322,7 +339,7 @@ hold(Waiting *w)
 static void
 again(int64 id)
 {
-	jq_after_push_waiting(jq_sched_dbix, id, id);
+	jq_after_push_again(jq_sched_dbix, id);
 	jq_sched_again_in(RETRY_MS);
 }
 
@@ -559,7 +576,11 @@ static void
 settle_ended(void)
 {
 	int first = 0;
+	int part = 0; /* of the list, until all of its edges were looked at */
 	bool more = ended.n > 0;
+	/* edges of one that lives after all are passed over */
+	int64 last_dep = PG_INT64_MIN;
+	int64 last_job = PG_INT64_MIN;
 
 	while (more)
 	{
@@ -577,18 +598,19 @@ settle_ended(void)
 		}
 		while (first < ended.n && nlists < 64 && rows < JQ_SCHED_BATCH)
 		{
-			int64 last_dep = PG_INT64_MIN;
-			int64 last_job = PG_INT64_MIN;
-			int n = Min(ended.n - first, JQ_SCHED_BATCH);
+			int n = part > 0 ? part : Min(ended.n - first, JQ_SCHED_BATCH);
 			int found;
 			int64 *ids = palloc(n * sizeof(int64));
 
+			part = n;
 			memcpy(ids, &ended.ids[first], n * sizeof(int64));
 			found = take_edges(t, ids, n, &last_dep, &last_job, &lists[nlists],
 							   &counts[nlists]);
 			if (found < JQ_SCHED_BATCH)
 			{
 				first += n; /* that was all of them */
+				part = 0;
+				last_dep = last_job = PG_INT64_MIN;
 				useless += found == 0 ? n : 0;
 			}
 			rows += found;
@@ -604,8 +626,7 @@ settle_ended(void)
 		jq_sched_commit();
 		for (i = 0; i < nlists; i++)
 			note_cancelled(lists[i], counts[i]);
-		MemoryContextReset(jq_sched_context);
-		CHECK_FOR_INTERRUPTS();
+		between();
 		more = first < ended.n;
 	}
 	ended.n = 0;
@@ -652,10 +673,13 @@ settle_range(int64 first, int64 last, bool all)
 		for (m = 0; m < n && (m == 0 || looks + w[m].nafter <= MAX_LOOKS); m++)
 			looks += w[m].nafter;
 		noted += looks;
-		settle(t, w, m, true);
 		ids = palloc(Max(m, 1) * sizeof(int64));
 		for (i = 0; i < m; i++)
 			ids[i] = w[i].row.item.id;
+		/*
+		 * Before the look: an edge to a job that ends after it is what its end
+		 * finds the row by.
+		 */
 		if (all && m > 0)
 		{
 			Oid clean_types[1] = {INT8ARRAYOID};
@@ -665,6 +689,7 @@ settle_range(int64 first, int64 last, bool all)
 			execute(t, clean, 1, clean_types, values);
 			jq_owner_end(&state);
 		}
+		settle(t, w, m, true);
 		JQ_PAUSE("after-before-commit");
 		jq_sched_commit();
 		note_cancelled(w, m);
@@ -672,8 +697,7 @@ settle_range(int64 first, int64 last, bool all)
 			first = w[m - 1].row.item.id + 1;
 		if (m < n)
 			n = JQ_SCHED_BATCH; /* the rest of them */
-		MemoryContextReset(jq_sched_context);
-		CHECK_FOR_INTERRUPTS();
+		between();
 	} while (n == JQ_SCHED_BATCH);
 	return noted;
 }
@@ -718,8 +742,7 @@ drop_stale_edges(void)
 			jq_owner_end(&state);
 		}
 		jq_sched_commit();
-		MemoryContextReset(jq_sched_context);
-		CHECK_FOR_INTERRUPTS();
+		between();
 	} while (n == 5000);
 }
 
@@ -779,7 +802,8 @@ look_at_all(void)
 	jq_after_rebuilt(jq_sched_dbix, waited_for > 0);
 	useless = 0;
 	scan_not_before =
-		GetCurrentTimestamp() + SCAN_SHARE * (GetCurrentTimestamp() - start);
+		GetCurrentTimestamp() +
+		Min(SCAN_SHARE * (GetCurrentTimestamp() - start), SCAN_WAIT_MAX);
 }
 
 void

@@ -256,6 +256,22 @@ serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 		guarded(jq_sched_count, 0, JQ_REQ_RECOUNT);
 }
 
+void
+jq_sched_serve_others(uint32 later)
+{
+	TimestampTz due_from, expiry_from;
+	uint32 requests;
+
+	CHECK_FOR_INTERRUPTS();
+	if (*(volatile bool *) &jq_dbs[jq_sched_dbix].leave)
+		proc_exit(0);
+	requests = jq_db_take_requests(jq_sched_dbix, &due_from, &expiry_from);
+	if (requests & later)
+		jq_db_request_quietly(jq_sched_dbix, requests & later);
+	if (requests & ~later)
+		serve(requests & ~later, due_from, expiry_from);
+}
+
 /* is the extension here, and is this a place to stay? */
 static bool
 look_around(bool *template)

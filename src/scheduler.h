@@ -20,6 +20,13 @@ extern MemoryContext jq_sched_context;
 /* come back to what has been asked again, after a while */
 extern void jq_sched_again_in(int ms);
 
+/*
+ * In the midst of something long, between transactions: serve what else is asked,
+ * but for these requests.  Resets jq_sched_context; does not return if the
+ * scheduler is to leave, and the next one is asked for everything then.
+ */
+extern void jq_sched_serve_others(uint32 later);
+
 /* a transaction of ours; NULL: the extension is not here */
 extern JqTable *jq_sched_begin(void);
 extern void jq_sched_commit(void);

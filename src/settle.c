@@ -10,6 +10,7 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "after.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "compat.h"
@@ -124,6 +125,8 @@ settle_doubtful(JqHeld *h)
 	jq_claim_unhold(MyDatabaseId, h->id);
 	if (fetch == JQ_FETCH_FOUND)
 		publish_row(&row, t);
+	else
+		jq_after_ended(jq_sched_dbix, h->id); /* whoever ended it */
 	RESUME_INTERRUPTS();
 }
 
@@ -175,6 +178,8 @@ settle_failing(JqHeld *h)
 						  recorded == JQ_RECORD_DEAD ? JQ_DEAD :
 													   JQ_FAILED,
 						  h->attempt, h->started_at, h->since, h->error);
+	else
+		jq_after_ended(jq_sched_dbix, h->id); /* its worker said nothing */
 }
 
 void

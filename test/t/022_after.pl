@@ -230,6 +230,120 @@ clean_property 'a_row_that_somebody_has_locked_is_let_go_later' => sub {
 	no_edges_left();
 };
 
+clean_property 'the_scheduler_sleeps_while_a_row_is_locked' => sub {
+	my $gate = close_gate(1);
+	my $dep = enqueue('gate', gate => 1);
+	my $waits = sql("SELECT one('waits', $dep)");
+	my $s = session();
+	my $asleep = 0;
+
+	wait_at_gate();
+	$s->query_safe("BEGIN; SELECT id FROM jobqueue_job WHERE id = $waits FOR UPDATE");
+	open_gate($gate);
+	wait_state($dep, 'completed');
+	# the edge goes with the first look; the row is to be looked at again
+	wait_for('SELECT count(*) = 0 FROM jobqueue_dependency');
+	foreach (1 .. 20)
+	{
+		$asleep += sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler' AND state = 'idle' AND wait_event_type IS NOT NULL");
+	}
+	cmp_ok($asleep, '>=', 10, 'between two looks it sleeps');
+	$s->query_safe('COMMIT');
+	wait_for("SELECT count(*) = 1 FROM trace WHERE what = 'waits'");
+	no_edges_left();
+};
+
+clean_paused_property 'end_while_the_scheduler_looks_at_all' => sub {
+	my $gate = close_gate(1);
+	my $dep = enqueue('gate', gate => 1);
+
+	wait_at_gate();
+	sql("SELECT one('waits', $dep)");
+	wait_for('SELECT count(*) = 1 FROM jobqueue_dependency');
+	arm('after-looked');
+	sql('SELECT jobqueue_sweep()');
+	caught('after-looked');
+	open_gate($gate);
+	wait_state($dep, 'completed');
+	release('after-looked');
+	wait_for('SELECT count(*) = 1 FROM trace');
+	pass('it has run');
+	no_edges_left();
+};
+
+clean_paused_property 'many_that_wait_hold_up_no_others' => sub {
+	my $gate = close_gate(1);
+	my $dep = enqueue('gate', gate => 1);
+
+	wait_at_gate();
+	sql("SELECT count(one('waits', $dep)) FROM generate_series(1, 1200)");
+	wait_for('SELECT count(*) = 1200 FROM jobqueue_dependency');
+	# it takes several transactions to let them go
+	arm('after-before-commit');
+	open_gate($gate);
+	caught('after-before-commit');
+	sql(q{INSERT INTO jobqueue_job (command, args, run_at) VALUES ('note', '{"what": "due"}', now())});
+	# that one goes on, and the next one is caught
+	sql("SELECT jq_pause_arm('after-before-commit')");
+	caught('after-before-commit');
+	wait_for("SELECT count(*) = 1 FROM ran WHERE what = 'due'");
+	pass('what is due has run meanwhile');
+	release('after-before-commit');
+	wait_for('SELECT count(*) = 1200 FROM trace');
+	no_edges_left();
+};
+
+clean_paused_property 'many_that_wait_for_one_that_lives_again' => sub {
+	my $gate = close_gate(1);
+	my $dep = enqueue('gate', gate => 1, run_at => '2999-01-01');
+	my $s = session();
+
+	sql("SELECT count(one('waits', $dep)) FROM generate_series(1, 600)");
+	wait_for('SELECT count(*) = 600 FROM jobqueue_dependency');
+	arm('after-before-push');
+	send_sql($s, "SELECT jobqueue_cancel($dep)");
+	caught('after-before-push');
+	sql("SELECT jobqueue_retry($dep)");
+	wait_at_gate();
+	release('after-before-push');
+	wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler' AND state = 'idle'");
+	is(sql('SELECT count(*) FROM jobqueue_dependency'), 600, 'they wait for it');
+	open_gate($gate);
+	wait_for('SELECT count(*) = 600 FROM trace');
+	no_edges_left();
+};
+
+clean_paused_property 'how_it_ended_is_there_until_it_was_seen' => sub {
+	my $dep = enqueue('trace', what => 'dep', run_at => '2999-01-01');
+	my $waits = sql("SELECT one('waits', $dep)");
+	my $s = session();
+
+	wait_for('SELECT count(*) = 1 FROM jobqueue_dependency');
+	# it is cancelled, and nobody has been told
+	arm('after-before-push');
+	send_sql($s, "SELECT jobqueue_cancel($dep)");
+	caught('after-before-push');
+	is(sql('SELECT jobqueue_purge(NULL, NULL, everything => true)'), 0, 'it is not purged');
+	release('after-before-push');
+	wait_state($waits, 'cancelled');
+	is(sql('SELECT count(*) FROM trace'), 0, 'what waits has not run');
+	no_edges_left();
+	is(sql('SELECT jobqueue_purge(NULL, NULL, everything => true)'), 2, 'now it is');
+};
+
+clean_property 'a_dependency_that_is_being_changed_is_not_waited_for' => sub {
+	my $dep = enqueue('trace', what => 'dep', run_at => '2999-01-01');
+	my $s = session();
+
+	$s->query_safe("BEGIN; SELECT jobqueue_reprioritize($dep, 1)");
+	sql("SET statement_timeout = '60s'; SELECT one('waits', $dep)");
+	pass('the enqueue did not wait');
+	$s->query_safe("SELECT jobqueue_reschedule($dep, NULL); COMMIT");
+	wait_for('SELECT count(*) = 2 FROM trace');
+	is(sql("SELECT string_agg(what, ' ' ORDER BY n) FROM trace"), 'dep waits', 'in order');
+	no_edges_left();
+};
+
 clean_property 'a_cancel_rolled_back_lets_it_run' => sub {
 	my $gate = close_gate(1);
 	my $dep = enqueue('gate', gate => 1);
