@@ -105,6 +105,10 @@ SET ROLE regress_jq_inline;
 SET jobqueue.inline = on;
 SELECT jobqueue_enqueue('note', '{"what": "mine"}') > 0 AS id;
 CALL raises('SELECT jobqueue_enqueue(''SELECT count(*) FROM pg_authid'')');
+-- and no others, though the session is that of a greater role
+CALL raises('SELECT jobqueue_enqueue(''RESET ROLE; SELECT count(*) FROM pg_authid'')');
+CALL raises('SELECT jobqueue_enqueue(''SELECT set_config($$role$$, $$none$$, false)'')');
+SELECT current_user = 'regress_jq_inline' AS still;
 RESET ROLE;
 SELECT what, role FROM ran;
 TRUNCATE ran;

@@ -228,6 +228,8 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	JqRecent recent;
 	Interval delay;
 	volatile bool snoozed = false;
+	Oid user;
+	int sec_context;
 	bool done;
 	int nest;
 
@@ -243,6 +245,14 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 		take_key(id, key, keylen);
 	set_current(row);
 	nest = NewGUCNestLevel();
+	/*
+	 * The session may be that of a greater role, to which RESET ROLE would take
+	 * the job back.  A worker's session is of the job's role.
+	 */
+	GetUserIdAndSecContext(&user, &sec_context);
+	if (user != GetSessionUserId())
+		SetUserIdAndSecContext(user,
+							   sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	PG_TRY();
 	{
 		jq_apply_environment_nested(row);
@@ -257,6 +267,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 		jq_current_job = outer;
 	}
 	PG_END_TRY();
+	SetUserIdAndSecContext(user, sec_context);
 	/* what it has set ends with it, SET LOCAL or not, as in a worker */
 	AtEOXact_GUC(false, nest);
 	if (snoozed)
