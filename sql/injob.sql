@@ -213,6 +213,10 @@ END $$;
 SELECT jobqueue_enqueue('looks_like') AS id \gset
 CALL wait_until(format('(SELECT state = ''scheduled'' AND attempt = 1 FROM jobqueue_jobs WHERE id = %s)', :id));
 SELECT jobqueue_cancel(:id);
+-- after one that was caught, too
+SELECT jobqueue_enqueue('SELECT catches(''{}''); SELECT looks_like()') AS id \gset
+CALL wait_until(format('(SELECT state = ''scheduled'' AND attempt = 1 FROM jobqueue_jobs WHERE id = %s)', :id));
+SELECT jobqueue_cancel(:id);
 
 -- in jobqueue_run(): the row stays, or waits; a discard is the caller's error
 SELECT jobqueue_quiesce('0');

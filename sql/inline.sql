@@ -28,6 +28,25 @@ SELECT jobqueue_enqueue('SELECT to_jsonb(c) - ''id'' - ''enqueued_at'' || jsonb_
 	'{"n": 1}', queue => 'q', key => 'k', max_attempts => 3, keep => '1 day') AS id \gset
 SELECT state, result FROM jobqueue_history WHERE id = :id;
 SELECT id FROM jobqueue_current();
+SELECT outcome, attempt, pid = pg_backend_pid() AS here, lsn IS NOT NULL AS lsn, result::jsonb->'args' AS args, error FROM jobqueue_recent WHERE id = :id;
+-- its end is known once it has committed
+SELECT max(id) AS before FROM jobqueue_recent \gset
+BEGIN;
+SELECT jobqueue_enqueue('SELECT 1') > 0 AS id;
+SAVEPOINT a;
+SELECT jobqueue_enqueue('SELECT 2') > 0 AS id;
+SAVEPOINT b;
+SELECT jobqueue_enqueue('SELECT 3') > 0 AS id;
+RELEASE b;
+ROLLBACK TO a;
+SAVEPOINT c;
+SELECT jobqueue_enqueue('SELECT repeat(''x'', 600)') > 0 AS id;
+SELECT jobqueue_enqueue('SELECT jobqueue_snooze(''1 day'')') AS snoozed \gset
+RELEASE c;
+SELECT count(*) FROM jobqueue_recent WHERE id > :before;
+COMMIT;
+SELECT outcome, length(result), left(result, 3) AS result FROM jobqueue_recent WHERE id > :before ORDER BY id;
+SELECT jobqueue_cancel(:snoozed);
 -- on the path it is enqueued with
 CREATE FUNCTION sets() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
@@ -86,6 +105,10 @@ SET ROLE regress_jq_inline;
 SET jobqueue.inline = on;
 SELECT jobqueue_enqueue('note', '{"what": "mine"}') > 0 AS id;
 CALL raises('SELECT jobqueue_enqueue(''SELECT count(*) FROM pg_authid'')');
+-- and no others, though the session is that of a greater role
+CALL raises('SELECT jobqueue_enqueue(''RESET ROLE; SELECT count(*) FROM pg_authid'')');
+CALL raises('SELECT jobqueue_enqueue(''SELECT set_config($$role$$, $$none$$, false)'')');
+SELECT current_user = 'regress_jq_inline' AS still;
 RESET ROLE;
 SELECT what, role FROM ran;
 TRUNCATE ran;

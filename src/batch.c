@@ -134,21 +134,52 @@ set_commit_level(int done)
 		jq_session_set_commit(level, false);
 }
 
+/*
+ * Snoozed jobs whose cancel came too late to interrupt them: what they have done
+ * stays, but they are not to run again.
+ */
+static void
+cancel_snoozed(int done, const bool *which)
+{
+	int i;
+
+	jq_claim_put_aside();
+	for (i = 0; i < done; i++)
+	{
+		if (!which[i])
+			continue;
+		jq_claim_pick(&jobs[i]);
+		jq_attempt_cancelled(&attempts[i]);
+	}
+	/* the one that is to be run alone is in hand again */
+	if (done < njobs)
+		jq_claim_pick(&jobs[njobs - 1]);
+}
+
 /* the first jobs have committed */
 static void
 note_committed(int done)
 {
 	TimestampTz due = DT_NOEND;
+	bool recall[JQ_BATCH_MAX];
+	bool any = false;
 	int i;
 
 	for (i = 0; i < done; i++)
 	{
+		recall[i] =
+			attempts[i].snoozed_until != 0 && jq_claim_cancel_asked(jobs[i].id);
+		any |= recall[i];
+		if (recall[i])
+			continue;
 		if (attempts[i].snoozed_until != 0)
 			due = Min(due, attempts[i].snoozed_until);
 		jq_attempt_note_completed(&attempts[i]);
 		if (jobs[i].keylen > 0)
 			jq_keylock_release(MyDatabaseId, jobs[i].key, jobs[i].keylen);
 	}
+	if (any)
+		cancel_snoozed(done, recall);
 	jq_claim_end_others(jobs[0].lane);
 	if (due != DT_NOEND)
 	{

@@ -459,6 +459,24 @@ jq_claim_any_cancel_wanted(void)
 	return wanted;
 }
 
+bool
+jq_claim_cancel_asked(int64 id)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
+	int lane = s->claim_lane;
+	bool asked;
+	uint32 i;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	asked = c->id == id && s->cancel_for == id;
+	for (i = 0; i < c->nothers && !asked; i++)
+		asked = JQ_OTHERS(jq_my_slot)[i].id == id &&
+				JQ_OTHERS(jq_my_slot)[i].cancel;
+	LWLockRelease(jq_lane_lock(lane));
+	return asked;
+}
+
 void
 jq_claim_set_taken(void)
 {

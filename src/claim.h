@@ -123,6 +123,8 @@ extern void jq_claim_unhold(Oid db, int64 id);
 extern JqHeld *jq_claim_list(Oid db, int *n);
 /* the claim of a job that stands in the table; false: there is none */
 extern bool jq_claim_find_held(Oid db, int64 id, JqHeld *out);
+/* worker with a job in hand: is that job of its batch to be cancelled? */
+extern bool jq_claim_cancel_asked(int64 id);
 /* interrupt the worker that runs it; false: it does not run */
 extern bool jq_claim_cancel(Oid db, int64 id);
 /* ids of the jobs that workers have; palloc'd */

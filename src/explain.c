@@ -16,6 +16,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_authid.h"
@@ -158,7 +160,7 @@ is_running(JqExplain *e)
 							 jq_row_max_attempts(&e->row, &e->settings));
 			if (jq_progress_get(i, e->id, &progress))
 				appendStringInfo(&e->out, ", %d %% done",
-								 (int) (progress.fraction * 100));
+								 (int) floor(progress.fraction * 100 + 1e-9));
 			if (*(volatile int64 *) &slot->cancel_for == e->id)
 				appendStringInfoString(&e->out, ", being cancelled");
 			if (slot->written_off)

@@ -277,8 +277,10 @@ jq_discard(PG_FUNCTION_ARGS)
 const char *
 jq_discard_reason(const ErrorData *error)
 {
-	if (error->sqlerrcode != JQ_ERRCODE_DISCARDED)
-		return NULL;
+	if (error->sqlerrcode != JQ_ERRCODE_DISCARDED ||
+		jq_current_job.discarded == NULL || error->message == NULL ||
+		strcmp(error->message, jq_current_job.discarded) != 0)
+		return NULL; /* not ours; one of ours may have been caught before it */
 	return jq_current_job.discarded;
 }
 

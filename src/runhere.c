@@ -5,24 +5,138 @@
  *
  * The job's key is held to the end of the transaction, as its effects are not
  * seen before.  Its error is the caller's, and charges no attempt: its row is as
- * it was, or has never been.
+ * it was, or has never been.  Its end is in the ring of ended jobs once the
+ * transaction has committed.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "configure.h"
 #include "conflict.h"
 #include "directory.h"
 #include "failure.h"
 #include "keylock.h"
+#include "lib/ilist.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "publish.h"
 #include "quota.h"
+#include "recent.h"
 #include "runhere.h"
 #include "runjob.h"
 #include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+
+/*
+ * Jobs that this transaction has run, in order, with the nesting level that did;
+ * in TopTransactionContext.  No more than the ring has room for.
+ */
+typedef struct Ended
+{
+	dlist_node node;
+	int nest;
+	char *result;	 /* as much as the ring looks at; NULL: none */
+	int len;		 /* of all of it */
+	JqRecent recent; /* without its text */
+} Ended;
+
+static dlist_head ended = DLIST_STATIC_INIT(ended);
+static int nended;
+
+static void
+forget_ended(Ended *e)
+{
+	dlist_delete(&e->node);
+	if (e->result != NULL)
+		pfree(e->result);
+	pfree(e);
+	nended--;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	dlist_iter i;
+
+	(void) arg;
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+		event != XACT_EVENT_PREPARE)
+		return;
+	if (event == XACT_EVENT_COMMIT)
+		dlist_foreach(i, &ended)
+		{
+			Ended *e = dlist_container(Ended, node, i.cur);
+
+			e->recent.ended_at = GetCurrentTransactionStopTimestamp();
+			e->recent.lsn = XactLastCommitEnd;
+			jq_recent_add(&e->recent, e->result, e->len);
+		}
+	dlist_init(&ended);
+	nended = 0;
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mine,
+				 SubTransactionId parent, void *arg)
+{
+	int nest = GetCurrentTransactionNestLevel();
+	dlist_node *last = dlist_is_empty(&ended) ? NULL : dlist_tail_node(&ended);
+
+	(void) mine;
+	(void) parent;
+	(void) arg;
+	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	while (last != NULL)
+	{
+		Ended *e = dlist_container(Ended, node, last);
+
+		if (e->nest < nest)
+			break;
+		last =
+			dlist_has_prev(&ended, last) ? dlist_prev_node(&ended, last) : NULL;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			e->nest = nest - 1;
+		else
+			forget_ended(e);
+	}
+}
+
+static void
+note_ended(const JqRecent *r, const char *result)
+{
+	static bool registered;
+	Ended *e;
+
+	if (!registered)
+	{
+		RegisterXactCallback(xact_callback, NULL);
+		RegisterSubXactCallback(subxact_callback, NULL);
+		registered = true;
+	}
+	if (nended == JQ_RECENT_CELLS)
+		forget_ended(dlist_container(Ended, node, dlist_head_node(&ended)));
+	e = MemoryContextAlloc(TopTransactionContext, offsetof(Ended, recent.text));
+	e->nest = GetCurrentTransactionNestLevel();
+	e->result = NULL;
+	e->len = 0;
+	if (result != NULL)
+	{
+		e->len = strlen(result);
+		e->result = MemoryContextAlloc(
+			TopTransactionContext,
+			Min(e->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
+		strlcpy(e->result, result,
+				Min(e->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
+	}
+	memcpy(&e->recent, r, offsetof(JqRecent, text));
+	dlist_push_tail(&ended, &e->node);
+	nended++;
+}
 
 static void
 take_key(int64 id, const char *key, int len, int lane)
@@ -119,8 +233,12 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	Oid owner = DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
 	char *queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	JqQueueSettings settings;
+	TimestampTz started_at = GetCurrentTimestamp();
+	JqRecent recent;
 	Interval delay;
 	volatile bool snoozed = false;
+	Oid user;
+	int sec_context;
 	bool done;
 	int nest;
 
@@ -140,6 +258,14 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	jq_settings_of_queue(t, queue, &settings);
 	set_current(row, &settings);
 	nest = NewGUCNestLevel();
+	/*
+	 * The session may be that of a greater role, to which RESET ROLE would take
+	 * the job back.  A worker's session is of the job's role.
+	 */
+	GetUserIdAndSecContext(&user, &sec_context);
+	if (user != GetSessionUserId())
+		SetUserIdAndSecContext(user,
+							   sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	PG_TRY();
 	{
 		jq_apply_environment_nested(row);
@@ -154,6 +280,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 		jq_current_job = outer;
 	}
 	PG_END_TRY();
+	SetUserIdAndSecContext(user, sec_context);
 	/* what it has set ends with it, SET LOCAL or not, as in a worker */
 	AtEOXact_GUC(false, nest);
 	if (snoozed)
@@ -171,6 +298,21 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 						errmsg("the row of the job was deleted while it ran"),
 						errhint("Nothing of it has been done.")));
 	}
+	memset(&recent, 0, offsetof(JqRecent, text));
+	recent.id = id;
+	recent.db = MyDatabaseId;
+	recent.role = DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
+	recent.outcome = snoozed ? JQ_SNOOZED : JQ_COMPLETED;
+	recent.attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
+	recent.pid = MyProcPid;
+	recent.enqueued_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
+	recent.started_at = started_at;
+	strlcpy(recent.queue, jq_row_cstring(row, JQ_COL_QUEUE),
+			sizeof(recent.queue));
+	note_ended(&recent,
+			   *isnull ?
+				   NULL :
+				   JsonbToCString(NULL, &DatumGetJsonbP(result)->root, 0));
 	return result;
 }
 
