@@ -690,7 +690,6 @@ jq_keylock_wake(void)
 static void
 advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
 {
-	bool all = tag->db == JQ_SUSPECT_DB || jq_keylock_crowded();
 	uint32 chain = JQ_NIL;
 	int locked[RELEASE_LANES];
 	int nlocked = 0;
@@ -715,8 +714,12 @@ advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
 			n = lanes_of_waiters(k, lanes);
 			if (n < 0 || is_subset(lanes, n, locked, nlocked))
 			{
+				/* how full the table is, is asked only for those that wait */
 				if (my == NULL || let_go(k, my))
-					chain = unpark(k, hash, all || n < 0, &ask);
+					chain = unpark(k, hash,
+								   n < 0 || tag->db == JQ_SUSPECT_DB ||
+									   (n > 0 && jq_keylock_crowded()),
+								   &ask);
 				done = true;
 			}
 		}
