@@ -214,6 +214,9 @@ CREATE TABLE jobqueue_queue (
 	synchronous_commit text CHECK (synchronous_commit IN
 		('on', 'off', 'local', 'remote_write', 'remote_apply')),
 	on_dead		text CHECK (on_dead <> ''),
+	on_dead_owner jobqueue_role,
+	on_dead_func_owner oid,
+	CHECK ((on_dead IS NULL) = (on_dead_owner IS NULL)),
 	CONSTRAINT jobqueue_queue_pkey PRIMARY KEY (name)
 );
 ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
@@ -739,6 +742,10 @@ COMMENT ON COLUMN jobqueue_queue.synchronous_commit IS
 	'with which its jobs commit; NULL: with what their role has';
 COMMENT ON COLUMN jobqueue_queue.on_dead IS
 	'the function that is called with a job that is dead';
+COMMENT ON COLUMN jobqueue_queue.on_dead_owner IS
+	'the role that it runs as';
+COMMENT ON COLUMN jobqueue_queue.on_dead_func_owner IS
+	'who owned the function then';
 COMMENT ON SEQUENCE jobqueue_queue_version_seq IS
 	'source of the versions of settings; its value is part of a dump';
 COMMENT ON TRIGGER jobqueue_queue_version ON jobqueue_queue IS

@@ -27,6 +27,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "ondead.h"
 #include "publish.h"
 #include "storage/lock.h"
 #include "tcop/utility.h"
@@ -160,14 +161,36 @@ change(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
 	return done;
 }
 
+/* the function is looked up now; with it goes who has named it */
+static int
+set_on_dead(const char *queue, int n, const char **given, Oid *types,
+			Datum *values, char *nulls)
+{
+	bool none = nulls[n - 1] == 'n';
+	Oid func_owner = InvalidOid;
+
+	if (!none)
+		values[n - 1] = CStringGetTextDatum(jq_on_dead_resolve(
+			queue, TextDatumGetCString(values[n - 1]), &func_owner));
+	given[n] = "on_dead_owner";
+	types[n] = OIDOID;
+	values[n] = ObjectIdGetDatum(GetUserId());
+	nulls[n] = nulls[n - 1];
+	given[n + 1] = "on_dead_func_owner";
+	types[n + 1] = OIDOID;
+	values[n + 1] = ObjectIdGetDatum(func_owner);
+	nulls[n + 1] = nulls[n - 1];
+	return n + 2;
+}
+
 PG_FUNCTION_INFO_V1(jq_configure);
 Datum
 jq_configure(PG_FUNCTION_ARGS)
 {
-	const char *given[JQ_NSETTINGS];
-	Oid types[JQ_NSETTINGS + 1] = {TEXTOID};
-	Datum values[JQ_NSETTINGS + 1];
-	char nulls[JQ_NSETTINGS + 2] = " ";
+	const char *given[JQ_NSETTINGS + 2];
+	Oid types[JQ_NSETTINGS + 3] = {TEXTOID};
+	Datum values[JQ_NSETTINGS + 3];
+	char nulls[JQ_NSETTINGS + 4] = " ";
 	char *queue;
 	JqTable *t = begin_change(fcinfo, "jobqueue_configure()", &queue);
 	int n =
@@ -176,6 +199,9 @@ jq_configure(PG_FUNCTION_ARGS)
 	int i;
 
 	values[0] = CStringGetTextDatum(queue);
+	/* the last one of the arguments */
+	if (n > 0 && strcmp(given[n - 1], "on_dead") == 0)
+		n = set_on_dead(queue, n, given, &types[1], &values[1], &nulls[1]);
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "INSERT INTO %s.jobqueue_queue (name");
 	for (i = 0; i < n; i++)

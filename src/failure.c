@@ -11,6 +11,7 @@
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "ondead.h"
 #include "publish.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -103,9 +104,12 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 			jq_publish_prune(DatumGetTimestampTz(expires_at));
 	}
 	jq_owner_end(&state_);
-	if (done)
-		jq_publish_ended(id);
-	return done;
+	if (!done)
+		return false;
+	jq_publish_ended(id);
+	if (strcmp(state, "dead") == 0)
+		jq_on_dead(t, id);
+	return true;
 }
 
 /* a row that is locked now, and what holds for its failures */
