@@ -214,11 +214,19 @@ act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
 	}
 	if (!running)
 	{
-		/* one until "expired" has outlived it, if it is still that one's */
-		bool outlived = *ended == holder->job;
-
-		*ended = holder->job;
-		return outlived && holder->until == JQ_UNTIL_EXPIRED;
+		/* once more, to see whether the lock is still that one's */
+		if (*ended != holder->job)
+		{
+			*ended = holder->job;
+			return false;
+		}
+		if (holder->until == JQ_UNTIL_EXPIRED)
+			return true; /* the lock has outlived it */
+		/* a lock of this transaction for no job: it is to be in nobody's way */
+		(void) jq_unique_release(t, VALUE(JQ_COL_QUEUE),
+								 VALUE(JQ_COL_UNIQUE_KEY), holder->job, true);
+		CommandCounterIncrement();
+		return false;
 	}
 	if (!jq_unique_ends_at_start(holder->until))
 		return true;
