@@ -150,16 +150,23 @@ is_plain(Relation rel, Oid extension)
 {
 	TriggerDesc *trig = rel->trigdesc;
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	int n = trig != NULL ? trig->numtriggers : 0;
+	Oid *functions;
 	int i;
 
-	for (i = 0; trig != NULL && i < trig->numtriggers; i++)
-		if (getExtensionOfObject(ProcedureRelationId,
-								 trig->triggers[i].tgfoid) != extension)
-			return false;
 	if (constr != NULL &&
 		(constr->num_check > 0 || constr->has_generated_stored))
 		return false;
-	return list_length(RelationGetIndexList(rel)) == 6;
+	/* looking at a catalog may replace what the relation points to */
+	functions = palloc(Max(n, 1) * sizeof(Oid));
+	for (i = 0; i < n; i++)
+		functions[i] = trig->triggers[i].tgfoid;
+	for (i = 0; i < n; i++)
+		if (getExtensionOfObject(ProcedureRelationId, functions[i]) !=
+			extension)
+			break;
+	pfree(functions);
+	return i == n && list_length(RelationGetIndexList(rel)) == 6;
 }
 
 static IndexInfo *
