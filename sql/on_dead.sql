@@ -11,9 +11,10 @@ CREATE FUNCTION bury(job jsonb) RETURNS void LANGUAGE sql AS $$
 $$;
 CREATE FUNCTION bury_badly(job jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no grave'; END $$;
 CREATE FUNCTION no_args() RETURNS void LANGUAGE sql AS $$ SELECT $$;
-CREATE PROCEDURE on_dead_done() LANGUAGE sql AS $$
-	CALL wait_until($c$ NOT EXISTS (SELECT FROM jobqueue_job WHERE queue IN ('mortal', 'on_dead')) $c$)
-$$;
+CREATE PROCEDURE on_dead_done() LANGUAGE plpgsql AS $$
+BEGIN
+	CALL wait_until($c$ NOT EXISTS (SELECT FROM jobqueue_job WHERE queue IN ('mortal', 'on_dead')) $c$);
+END $$;
 -- looked up when it is set
 CALL raises($$SELECT jobqueue_configure('mortal', on_dead => 'no_such_function')$$);
 CALL raises($$SELECT jobqueue_configure('mortal', on_dead => 'no_args')$$);
@@ -95,8 +96,7 @@ SELECT state, errors->-1->>'error' AS error FROM jobqueue_history WHERE queue = 
 
 SELECT jobqueue_drop_queue('mortal');
 SELECT jobqueue_drop_queue('on_dead');
-SELECT count(*) > 0 AS purged FROM jobqueue_purge('mortal', NULL);
-SELECT count(*) > 0 AS purged FROM jobqueue_purge('on_dead', NULL);
+SELECT jobqueue_purge('mortal', NULL) > 0 AS purged, jobqueue_purge('on_dead', NULL) > 0 AS purged;
 SELECT jobqueue_revoke('regress_jq_undertaker', 'admin');
 SELECT jobqueue_revoke('regress_jq_mortal', 'use');
 DROP OWNED BY regress_jq_undertaker, regress_jq_mortal;
