@@ -1,6 +1,6 @@
 /*
  * attempt.h
- *		One attempt of a job, between runjob.c and batch.c.
+ *		One attempt of a job, between runjob.c, batch.c and outcome.c.
  */
 #ifndef JQ_ATTEMPT_H
 #define JQ_ATTEMPT_H
@@ -50,8 +50,11 @@ typedef struct JqAttempt
 	TimestampTz snoozed_until; /* COMPLETED, and to be run again; 0 = not */
 } JqAttempt;
 
-/* what lives as long as a job, or a batch; emptied here */
+/* what lives as long as a job, or a batch; emptied by the function */
+extern MemoryContext jq_job_context;
 extern MemoryContext jq_attempt_context(void);
+/* does a failure keep later ones of its key waiting? */
+extern bool jq_attempt_is_ordered(const JqAttempt *a);
 extern void jq_attempt_init(JqAttempt *a, JqClaimed *job, Oid role,
 							const char *queue, int queue_ix);
 
@@ -64,14 +67,19 @@ extern bool jq_attempt_in_batch(JqAttempt *a);
 /* in PG_CATCH: roll back, and tell whose fault it was */
 extern JqVerdict jq_attempt_caught(JqAttempt *a, bool report);
 extern void jq_attempt_begin(void);
-/* completed: into the ring and the counters */
-extern void jq_attempt_note_completed(JqAttempt *a);
 /* run the job in hand alone, after reruns so far */
 extern void jq_attempt_alone(JqAttempt *a);
+/* leave nothing behind for the next job */
+extern void jq_attempt_done(void);
+
+/* ---- outcome.c ---- */
+
+/* after errors: was a cancel meant for the job in hand? */
+extern bool jq_attempt_was_cancelled(JqVerdict verdict);
+/* completed: into the ring and the counters */
+extern void jq_attempt_note_completed(JqAttempt *a);
 /* the attempt is over; see jq_run_claimed */
 extern void jq_attempt_settle(JqAttempt *a, JqVerdict verdict);
 extern void jq_attempt_cancelled(JqAttempt *a);
-/* leave nothing behind for the next job */
-extern void jq_attempt_done(void);
 
 #endif /* JQ_ATTEMPT_H */
