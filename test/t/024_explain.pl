@@ -194,7 +194,8 @@ paused_property 'a job whose worker has ended' => sub {
 };
 
 paused_property 'jobs of a batch' => sub {
-	sql(q{SELECT jobqueue_configure('b', batch => 20)});
+	# one worker takes them
+	sql(q{SELECT jobqueue_configure('b', batch => 20, max_running => 1)});
 	arm('batch-before-commit');
 	my @ids = split /\|/, sql(q{SELECT jobqueue_enqueue('note', queue => 'b'), jobqueue_enqueue('note', queue => 'b'), jobqueue_enqueue('note', queue => 'b')});
 	my $pid = caught('batch-before-commit');
