@@ -348,6 +348,15 @@ check_visible(Locks *l, const Found *f)
 			 "A job with this unique_key was enqueued after this transaction's snapshot; retry the transaction.")));
 }
 
+/*
+ * Where so many keys in a row were free, the next one is inserted without a look
+ * before: it costs a fifth of an enqueue.  If it was not free, a dead row is left,
+ * so this is not for those who meet duplicates now and then.
+ */
+#define SURELY_FREE 100
+
+static int free_in_a_row;
+
 bool
 jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 			   TimestampTz expires_at, bool wait, JqUniqueLock *holder)
@@ -369,6 +378,13 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 	nulls[COL_EXPIRES_AT - 1] = TIMESTAMP_IS_NOEND(expires_at);
 
 	open_locks(&l, t, queue, key);
+	if (free_in_a_row >= SURELY_FREE)
+	{
+		/* the insertion looks, too */
+		taken = insert(&l, values, nulls);
+		if (!taken)
+			free_in_a_row = 0;
+	}
 	while (!taken && !held)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -376,6 +392,7 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 		{
 			case NOTHING:
 				taken = insert(&l, values, nulls);
+				free_in_a_row++;
 				break;
 			case IN_DOUBT:
 				if (wait)
@@ -403,7 +420,11 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 		}
 	}
 	close_locks(&l);
-	*holder = f.lock;
+	if (held)
+	{
+		free_in_a_row = 0;
+		*holder = f.lock;
+	}
 	return taken;
 }
 
