@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "commands/trigger.h"
 #include "configure.h"
 #include "conflict.h"
 #include "directory.h"
@@ -30,6 +31,10 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "worker.h"
+
+bool jq_run_guarded;
+bool jq_run_settling;
 
 /*
  * Jobs that this transaction has run, in order, with the nesting level that did;
@@ -221,6 +226,42 @@ end(JqTable *t, JqRow *row, const JqQueueSettings *settings, Datum result,
 	return true;
 }
 
+/*
+ * Is the session that of another role than the user, perhaps a greater one, to
+ * which RESET ROLE or RESET SESSION AUTHORIZATION would take the job back?  A
+ * worker's session is of the job's role.
+ */
+static bool
+session_is_another(Oid user)
+{
+	return user != GetSessionUserId() ||
+		   (!jq_is_worker && user != GetAuthenticatedUserId());
+}
+
+/*
+ * What the job has deferred runs now, while the user is its role.  At the commit
+ * it would run as whoever commits, with a way back to the session's role.
+ */
+static void
+run_deferred(void)
+{
+	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
+	bool settling = jq_run_settling;
+
+	stmt->constraints = NIL;
+	stmt->deferred = false;
+	jq_run_settling = true;
+	PG_TRY();
+	{
+		AfterTriggerSetState(stmt);
+	}
+	PG_FINALLY();
+	{
+		jq_run_settling = settling;
+	}
+	PG_END_TRY();
+}
+
 /* fresh: it has not been counted among the jobs of its role */
 static Datum
 run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
@@ -237,6 +278,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	JqRecent recent;
 	Interval delay;
 	volatile bool snoozed = false;
+	bool guarded = jq_run_guarded;
 	Oid user;
 	int sec_context;
 	bool done;
@@ -258,26 +300,28 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	jq_settings_of_queue(t, queue, &settings);
 	set_current(row, &settings);
 	nest = NewGUCNestLevel();
-	/*
-	 * The session may be that of a greater role, to which RESET ROLE would take
-	 * the job back.  A worker's session is of the job's role.
-	 */
 	GetUserIdAndSecContext(&user, &sec_context);
-	if (user != GetSessionUserId())
+	if (session_is_another(user))
+	{
 		SetUserIdAndSecContext(user,
 							   sec_context | SECURITY_LOCAL_USERID_CHANGE);
+		jq_run_guarded = true;
+	}
 	PG_TRY();
 	{
 		jq_apply_environment_nested(row);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		result = jq_execute(row, isnull);
 		PopActiveSnapshot();
+		if (jq_run_guarded)
+			run_deferred();
 		snoozed = jq_snooze_wanted(&delay);
 	}
 	PG_FINALLY();
 	{
 		jq_injob_forget();
 		jq_current_job = outer;
+		jq_run_guarded = guarded;
 	}
 	PG_END_TRY();
 	SetUserIdAndSecContext(user, sec_context);

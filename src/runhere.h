@@ -8,6 +8,15 @@
 #include "jobtable.h"
 
 /*
+ * The job that runs here belongs to another role than the session, to which it
+ * must find no way: nothing of it may be left to run at the commit.
+ */
+extern bool jq_run_guarded;
+
+/* ... and what it has deferred is being run */
+extern bool jq_run_settling;
+
+/*
  * Run the job of a row that nobody else can take, with the current user as its
  * owner, and let the row leave the queue, all in the open transaction.  Returns
  * its result as jsonb (*isnull: there is none).  ERROR: that of the job, or why
