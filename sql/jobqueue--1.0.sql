@@ -235,6 +235,10 @@ CREATE FUNCTION jobqueue_job_trigger() RETURNS trigger
 CREATE TRIGGER jobqueue_job_guard BEFORE INSERT OR UPDATE ON jobqueue_job
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
+-- Rows deleted by hand make room in the quotas of their owners.
+CREATE TRIGGER jobqueue_job_gone AFTER DELETE OR TRUNCATE ON jobqueue_job
+	FOR EACH STATEMENT EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_gone;
 CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;

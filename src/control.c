@@ -266,6 +266,7 @@ jq_retry(PG_FUNCTION_ARGS)
 	if (SPI_processed == 0)
 	{
 		jq_owner_end(&state);
+		jq_quota_gone(owner, 1);
 		PG_RETURN_BOOL(false);
 	}
 	memset(&item, 0, sizeof(item));

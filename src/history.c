@@ -197,7 +197,7 @@ jq_retry_where(PG_FUNCTION_ARGS)
 	{
 		const BackLane *lane = lfirst(lc);
 
-		jq_quota_take_present(w.table, lane->owner, lane->n);
+		jq_quota_take(w.table, lane->owner, lane->n);
 	}
 	if (b.nwaited > 0)
 	{

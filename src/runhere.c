@@ -331,7 +331,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	{
 		done = snooze(t, row, &delay);
 		if (done && fresh)
-			jq_quota_take_present(t, owner, 1);
+			jq_quota_take_written(t, owner, 1);
 	}
 	else
 		done = end(t, row, &settings, result, *isnull);
