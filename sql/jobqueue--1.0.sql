@@ -186,7 +186,7 @@ CREATE TABLE jobqueue_dependency (
 	CONSTRAINT jobqueue_dependency_pkey PRIMARY KEY (dep, job)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job);
+CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job, dep);
 
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;

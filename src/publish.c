@@ -107,7 +107,7 @@ static JqItem *push_buf; /* scratch for the push, allocated before */
  * Jobs that wait for others, as a range of ids, and jobs that have ended.  What
  * a subtransaction that aborted has added is looked at in vain.
  */
-#define ENDED_MAX 256
+#define ENDED_MAX 8192
 static int64 waiting_first; /* 0 = none */
 static int64 waiting_last;
 static int64 ended[ENDED_MAX];
