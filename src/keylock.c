@@ -1001,7 +1001,7 @@ jq_keylock_list(Oid db, int *n)
 }
 
 int64 *
-jq_keylock_parked(Oid db, int *n)
+jq_keylock_parked(Oid db, Oid **roles, int *n)
 {
 	int64 *ids = palloc_extended(mul_size(jq_shared->nentries, sizeof(int64)),
 								 MCXT_ALLOC_HUGE);
@@ -1009,6 +1009,8 @@ jq_keylock_parked(Oid db, int *n)
 	JqKey *k;
 
 	*n = 0;
+	*roles = palloc_extended(mul_size(jq_shared->nentries, sizeof(Oid)),
+							 MCXT_ALLOC_HUGE);
 	jq_key_lock_all(LW_SHARED);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
@@ -1020,7 +1022,10 @@ jq_keylock_parked(Oid db, int *n)
 		for (ix = k->first; ix != JQ_NIL && *n < jq_shared->nentries;
 			 ix = JQ_ENTRY(ix)->next[0])
 			if (jq_lanes[JQ_ENTRY(ix)->lane].db == db)
+			{
+				(*roles)[*n] = jq_lanes[JQ_ENTRY(ix)->lane].role;
 				ids[(*n)++] = JQ_ENTRY(ix)->id;
+			}
 	}
 	jq_key_unlock_all();
 	return ids;

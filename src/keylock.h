@@ -165,6 +165,6 @@ extern void jq_keylock_look_due(TimestampTz *next);
  * waited for), and the ids parked on keys; palloc'd
  */
 extern JqKeyInfo *jq_keylock_list(Oid db, int *n);
-extern int64 *jq_keylock_parked(Oid db, int *n);
+extern int64 *jq_keylock_parked(Oid db, Oid **roles, int *n);
 
 #endif /* JQ_KEYLOCK_H */
