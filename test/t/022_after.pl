@@ -479,6 +479,31 @@ clean_paused_property 'a_crash_between_end_and_request' => sub {
 	no_edges_left();
 };
 
+clean_paused_property 'a_job_may_end_while_the_first_look_is_on' => sub {
+	my ($first, $second);
+
+	sql(q{SELECT jobqueue_pause('q')});
+	$first = enqueue('trace', what => 'first', queue => 'q');
+	$second = enqueue('trace', what => 'second', queue => 'q');
+	sql("SELECT one('waits', $first, $second)");
+	wait_for('SELECT count(*) = 2 FROM jobqueue_dependency');
+	# memory knows of no job that others wait for
+	set_conf('jobqueue.enabled' => 'off');
+	$node->restart;
+	arm('after-cleaned');
+	arm('after-before-commit');
+	set_conf('jobqueue.enabled' => undef);
+	caught('after-cleaned');
+	sql("SELECT jobqueue_run($first)");
+	release('after-cleaned');
+	caught('after-before-commit');
+	release('after-before-commit');
+	sql("SELECT jobqueue_run($second)");
+	wait_for("SELECT count(*) = 1 FROM trace WHERE what = 'waits'");
+	sql(q{SELECT jobqueue_resume('q')});
+	no_edges_left();
+};
+
 clean_property 'the_end_of_the_scheduler_loses_nothing' => sub {
 	my $dep = enqueue('trace', what => 'head');
 
