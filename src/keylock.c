@@ -231,7 +231,12 @@ jq_key_check(const JqKey *k)
 			h = JQ_HOLDER(h->next);
 	}
 	Assert(k->nholders == 0 || (limit == k->limit && limit > 0));
-	Assert(k->norders >= 0 && k->norders <= KEY_ORDERS);
+	for (ix = k->more_orders, i = KEY_ORDERS; ix != JQ_NIL;
+		 ix = JQ_ORDER(ix)->next)
+		i++;
+	Assert(k->norders >= 0 &&
+		   (k->norders <= KEY_ORDERS ? k->more_orders == JQ_NIL :
+									   k->norders == i));
 	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
 	{
 		Assert(last == JQ_NIL ||
@@ -245,9 +250,9 @@ jq_key_check(const JqKey *k)
 
 /* ---------------------------------------------------------------- holders */
 
-/* is this process one of them? */
-static bool
-holds(const JqKey *k)
+/* this process, if it is one of them */
+static const JqHolder *
+my_holder(const JqKey *k)
 {
 	const JqHolder *h = &k->holder;
 	int i;
@@ -255,10 +260,16 @@ holds(const JqKey *k)
 	for (i = 0; i < k->nholders; i++)
 	{
 		if (h->procno == jq_my_procno() && h->pid == MyProcPid)
-			return true;
+			return h;
 		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
 	}
-	return false;
+	return NULL;
+}
+
+static bool
+holds(const JqKey *k)
+{
+	return my_holder(k) != NULL;
 }
 
 /* false: there is no memory for one more */
@@ -377,6 +388,7 @@ park(JqKey *k, uint32 ix)
 	if (*link != JQ_NIL && JQ_ENTRY(*link)->id == e->id &&
 		JQ_ENTRY(*link)->lane == e->lane)
 	{
+		jq_entry_add_reruns(JQ_ENTRY(*link), e);
 		jq_entry_free(ix);
 		return false;
 	}
@@ -427,7 +439,7 @@ enter_key(const JqKeyTag *tag, uint32 hash)
 		memset((char *) k + sizeof(JqKeyTag), 0,
 			   sizeof(JqKey) - sizeof(JqKeyTag));
 		k->pusher = -1;
-		k->first = k->last = JQ_NIL;
+		k->first = k->last = k->more_orders = JQ_NIL;
 		k->one_lane = true;
 		k->cut = JQ_POS_ALL;
 	}
@@ -564,6 +576,38 @@ jq_keylock_use(Oid db, const char *key, int len)
 		my_keys[i].unused = false;
 }
 
+bool
+jq_keylock_use_again(Oid db, const char *key, int len)
+{
+	int i = find_mine(db, key, len);
+	TimestampTz now = GetCurrentTimestamp();
+	JqMyKey *m;
+	uint32 hash;
+	JqKey *k;
+	JqKeyRules r;
+	const JqHolder *h;
+	bool ok = true;
+
+	if (i < 0 || my_keys[i].unused)
+		return true;
+	m = &my_keys[i];
+	k = jq_key_find(db, key, len, &hash);
+	h = k != NULL ? my_holder(k) : NULL;
+	if (h != NULL)
+	{
+		jq_key_rules(k, hash, h->lane, &r);
+		ok = !r.limited || jq_keyrate_next(&r.bucket, now) <= now;
+		if (r.limited && ok)
+		{
+			jq_keyrate_take(&r.bucket, now);
+			m->unused = true;
+			m->bucket = r.bucket;
+		}
+	}
+	LWLockRelease(jq_key_partition(hash));
+	return ok;
+}
+
 void
 jq_keylock_tell(void)
 {
@@ -612,6 +656,21 @@ is_subset(const int *a, int na, const int *b, int nb)
 	return i == na;
 }
 
+/* partition lock held: the token was not used */
+static void
+give_token_back(JqKey *k, const JqMyKey *my)
+{
+	const JqHolder *h = my_holder(k);
+	JqKeyRules r;
+
+	if (h == NULL)
+		return;
+	jq_key_rules(k, my->hash, h->lane, &r);
+	/* a faster rate than it was taken at: no more than a token */
+	if (r.limited)
+		jq_keyrate_give_back(&my->bucket, r.bucket.interval);
+}
+
 /* partition lock held: this process lets it go; false: it has it not */
 static bool
 let_go(JqKey *k, JqMyKey *my)
@@ -624,7 +683,7 @@ let_go(JqKey *k, JqMyKey *my)
 		return true;
 	}
 	if (my->unused)
-		jq_keyrate_give_back(&my->bucket);
+		give_token_back(k, my);
 	if (!remove_holder(k))
 		return false;
 	/* unless its failure is still to be recorded */

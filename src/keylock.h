@@ -59,6 +59,8 @@ extern JqKeyResult jq_keylock_take(Oid db, const char *key, int len, int64 job,
 								   uint32 *next);
 /* the job that this process has the key for begins: its token is used */
 extern void jq_keylock_use(Oid db, const char *key, int len);
+/* it has begun, and is to begin once more: a token for that, if one is needed */
+extern bool jq_keylock_use_again(Oid db, const char *key, int len);
 /* no lock held: the launcher may have to know of a moment */
 extern void jq_keylock_tell(void);
 

@@ -52,6 +52,15 @@ typedef struct Ended
 static dlist_head ended = DLIST_STATIC_INIT(ended);
 static int nended;
 
+/* a job that runs here, and the one that has brought it here */
+typedef struct Running
+{
+	int64 id;
+	const struct Running *outer;
+} Running;
+
+static const Running *running;
+
 static void
 forget_ended(Ended *e)
 {
@@ -184,6 +193,16 @@ set_current(const JqRow *row, const JqQueueSettings *settings)
 		DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
 }
 
+bool
+jq_runs_here(int64 id)
+{
+	const Running *r = running;
+
+	while (r != NULL && r->id != id)
+		r = r->outer;
+	return r != NULL || jq_current_job.id == id;
+}
+
 /* it is to run again, after that time */
 static bool
 snooze(JqTable *t, JqRow *row, Interval *delay)
@@ -271,6 +290,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	int keylen = key != NULL ? Min(strlen(key), JQ_KEY_MAX) : 0;
 	volatile Datum result = (Datum) 0;
 	JqCurrent outer = jq_current_job;
+	Running this = {id, running};
 	Oid owner = DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
 	char *queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	JqQueueSettings settings;
@@ -307,6 +327,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 							   sec_context | SECURITY_LOCAL_USERID_CHANGE);
 		jq_run_guarded = true;
 	}
+	running = &this;
 	PG_TRY();
 	{
 		jq_apply_environment_nested(row);
@@ -322,6 +343,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 		jq_injob_forget();
 		jq_current_job = outer;
 		jq_run_guarded = guarded;
+		running = this.outer;
 	}
 	PG_END_TRY();
 	SetUserIdAndSecContext(user, sec_context);
@@ -331,7 +353,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	{
 		done = snooze(t, row, &delay);
 		if (done && fresh)
-			jq_quota_take_present(t, owner, 1);
+			jq_quota_take_written(t, owner, 1);
 	}
 	else
 		done = end(t, row, &settings, result, *isnull);

@@ -27,4 +27,7 @@ extern Datum jq_run_here(JqTable *t, JqRow *row, bool *isnull);
 /* jobqueue.inline: run the job that this command has written */
 extern void jq_run_inline(JqTable *t, int64 id);
 
+/* does this session run the job just now, it or one that it runs in turn? */
+extern bool jq_runs_here(int64 id);
+
 #endif /* JQ_RUNHERE_H */

@@ -16,7 +16,9 @@
  *
  * Not charged as an attempt: serialization failures and deadlocks, and a cancel
  * that was not meant for this job; such a job is run again at once, a bounded
- * number of times.
+ * number of times.  Each run is a start to the rates of its queue and its key:
+ * without a token it goes back into its lane, and its entry knows how often it
+ * has been run.
  *
  * A statement that cannot run in a transaction block commits by itself; the row
  * is deleted in a transaction after it.  A crash between the two runs it again:
@@ -66,6 +68,9 @@
 
 #define MAX_RERUNS 10
 #define TIMEOUT_REPEATS 5 /* seconds of cancelling before FATAL */
+
+StaticAssertDecl(MAX_RERUNS <= JQ_E_RERUNS >> JQ_E_RERUN_SHIFT,
+				 "no room for the number of reruns in an entry");
 
 JqCurrent jq_current_job;
 
@@ -208,6 +213,34 @@ at_home(JqTable *t, JqRow *row)
 }
 
 /*
+ * The claim ends, and the job is published, as what it is now.  Its key goes last:
+ * a later job that waits for it would pass this one, were it not there yet.  Its
+ * unique_key goes first: whoever takes the job now must not meet it.  false: it
+ * is to be cancelled, and still claimed.
+ */
+static bool
+publish_claimed(JqAttempt *a, Oid role, const char *queue, const JqItem *item,
+				TimestampTz run_at)
+{
+	jq_unique_let_go();
+	/* nobody else knows of it until it is published */
+	HOLD_INTERRUPTS();
+	/* before, or the entry would be dropped */
+	if (!jq_claim_end_uncancelled())
+	{
+		RESUME_INTERRUPTS();
+		return false;
+	}
+	jq_publish_now(MyDatabaseId, role, queue, item, run_at);
+	JQ_PAUSE("worker-gave-back");
+	if (a->job->keylen > 0)
+		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY));
+	RESUME_INTERRUPTS();
+	return true;
+}
+
+/*
  * Is the row what the entry said?  If not, it belongs elsewhere: publish it
  * there.
  */
@@ -223,11 +256,8 @@ as_expected(JqAttempt *a, JqTable *t, JqRow *row)
 	if (matches(a, row, &item, &run_at))
 		return true;
 	queue = jq_row_cstring(row, JQ_COL_QUEUE);
-	/* our own claim must be gone first, or the entry would be dropped */
-	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
-	jq_claim_end();
-	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
-				   queue, &item, run_at);
+	publish_claimed(a, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), queue,
+					&item, run_at);
 	return false;
 }
 
@@ -534,17 +564,33 @@ jq_attempt_in_batch(JqAttempt *a)
 	return true;
 }
 
-/* back into its lane, as it was */
-static void
+/* back into its lane, as it was; the verdict */
+static JqVerdict
 give_back(JqAttempt *a, JqRow *row)
 {
 	JqItem item;
 
 	item_of_row(&item, row);
-	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
-	jq_unique_let_go();
-	jq_claim_end();
-	jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+	item.flags |= a->job->flags & JQ_E_RERUNS;
+	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :
+																	  RERUN;
+}
+
+/* it was rolled back, and is to be run again when it gets a token for that */
+static JqVerdict
+give_back_for_rerun(JqAttempt *a)
+{
+	JqItem item;
+
+	memset(&item, 0, sizeof(item));
+	item.id = a->job->id;
+	item.priority = a->job->pos.priority;
+	item.tid = a->job->tid;
+	item.flags = a->job->flags & (JQ_E_DUE | JQ_E_RERUNS);
+	item.key = a->job->key;
+	item.keylen = a->job->keylen;
+	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :
+																	  RERUN;
 }
 
 /* it waits for the job before it in the table, not in memory */
@@ -617,14 +663,13 @@ attempt_it(JqAttempt *a)
 		/* this session may not be what the role is now: a new one is */
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
-		give_back(a, &row);
-		return PARKED;
+		return give_back(a, &row);
 	}
 	if (!as_expected(a, t, &row))
 	{
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
-		return DROPPED;
+		return jq_claim_cancel_wanted() ? RERUN : DROPPED;
 	}
 	note_start(a, &row);
 	if (has_expired(a, &row))
@@ -641,9 +686,8 @@ attempt_it(JqAttempt *a)
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
 		if (put_off == DT_NOBEGIN)
-			give_back(a, &row);
-		else
-			put_off_row(a, put_off);
+			return give_back(a, &row);
+		put_off_row(a, put_off);
 		return PARKED;
 	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
@@ -830,22 +874,40 @@ jq_attempt_done(void)
 	jq_session_clean();
 }
 
+static int
+reruns_of(const JqClaimed *job)
+{
+	return (job->flags & JQ_E_RERUNS) >> JQ_E_RERUN_SHIFT;
+}
+
+void
+jq_attempt_count_rerun(JqClaimed *job)
+{
+	if (reruns_of(job) < MAX_RERUNS)
+		job->flags += 1 << JQ_E_RERUN_SHIFT;
+}
+
 void
 jq_attempt_alone(JqAttempt *a)
 {
 	JqAttempt first = *a;
 	JqVerdict verdict;
-	int reruns;
 
-	for (reruns = 0;; reruns++)
+	for (;;)
 	{
 		jq_session_check();
 		(void) jq_attempt_context();
 		*a = first;
 		verdict = try_attempt(a);
-		if (verdict != RERUN || reruns == MAX_RERUNS ||
+		if (verdict != RERUN || reruns_of(a->job) >= MAX_RERUNS ||
 			jq_attempt_was_cancelled(verdict))
 			break;
+		jq_attempt_count_rerun(a->job);
+		if (!jq_claim_may_repeat(a->job, MyDatabaseId))
+		{
+			verdict = give_back_for_rerun(a);
+			break;
+		}
 		jq_session_clean();
 	}
 	jq_attempt_settle(a, verdict);
