@@ -138,7 +138,7 @@ paused_property 'a snoozed job can be cancelled until it has let go' => sub {
 paused_property 'a snoozed job of a batch can be cancelled until it has let go' => sub {
 	my @ids;
 
-	sql(q{SELECT jobqueue_configure('c', batch => 20), jobqueue_pause('c')});
+	sql(q{SELECT jobqueue_configure('c', batch => 20, max_running => 1), jobqueue_pause('c')});
 	@ids = map { enqueue('snooze', args => '{"times": 1, "delay": "1 s"}', queue => 'c', key => "k$_") } (1 .. 3);
 	arm('worker-after-commit');
 	sql(q{SELECT jobqueue_resume('c')});
