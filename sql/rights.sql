@@ -128,6 +128,8 @@ SELECT * FROM may('regress_jq_nobody') AS may;
 -- what two levels give is kept when one is taken
 SELECT jobqueue_grant('regress_jq_nobody', 'use'), jobqueue_grant('regress_jq_nobody', 'monitor'), jobqueue_revoke('regress_jq_nobody', 'use');
 SELECT count(*) = (SELECT count(*) FROM may('regress_jq_monitor')) AS as_monitor FROM may('regress_jq_nobody');
+SELECT jobqueue_grant('regress_jq_nobody', 'use'), jobqueue_revoke('regress_jq_nobody', 'monitor');
+SELECT count(*) = (SELECT count(*) FROM may('regress_jq_use')) AS as_use FROM may('regress_jq_nobody');
 CALL drained();
 
 DROP PROCEDURE looks;

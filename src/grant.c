@@ -95,7 +95,8 @@ is_listed(const char *const *list, const char *name)
 	return false;
 }
 
-/* EXECUTE on a function of the extension without arguments */
+/* EXECUTE on a function of the extension; jobqueue_resume: on the one without
+ * arguments */
 static bool
 role_may_execute(const char *name, Oid role)
 {
@@ -111,7 +112,8 @@ role_may_execute(const char *name, Oid role)
 	{
 		Form_pg_proc p = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
 
-		if (p->pronamespace == t->schema && p->pronargs == 0 &&
+		if (p->pronamespace == t->schema &&
+			(p->pronargs == 0 || strcmp(name, "jobqueue_resume") != 0) &&
 			getExtensionOfObject(ProcedureRelationId, p->oid) == t->extension &&
 			jq_proc_aclcheck(p->oid, role, ACL_EXECUTE) == ACLCHECK_OK)
 			ok = true;
