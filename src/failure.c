@@ -11,6 +11,7 @@
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "miscadmin.h"
 #include "ondead.h"
 #include "publish.h"
 #include "quota.h"
@@ -27,6 +28,16 @@ jq_begin_bookkeeping(void)
 	XactIsoLevel = XACT_READ_COMMITTED;
 	XactReadOnly = false;
 	XactDeferrable = false;
+}
+
+void
+jq_abort_bookkeeping(void)
+{
+	HOLD_INTERRUPTS();
+	EmitErrorReport();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	QueryCancelPending = false;
 }
 
 int64

@@ -40,6 +40,11 @@ typedef enum JqRecorded
  * role's or database's defaults are.
  */
 extern void jq_begin_bookkeeping(void);
+/*
+ * In PG_CATCH: report the error and roll back.  Interrupts are held until the
+ * caller resumes them.
+ */
+extern void jq_abort_bookkeeping(void);
 
 /* Charge an attempt to the job; in the open transaction. */
 extern JqRecorded jq_record_failure(JqTable *t, int64 id, const JqFailure *f,

@@ -174,11 +174,7 @@ end_failed(JqAttempt *volatile a, bool asked)
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		QueryCancelPending = false;
+		jq_abort_bookkeeping();
 	}
 	PG_END_TRY();
 
@@ -245,11 +241,7 @@ end_refused(JqAttempt *volatile a)
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		QueryCancelPending = false;
+		jq_abort_bookkeeping();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(jq_job_context);

@@ -367,14 +367,13 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	memset(&recent, 0, offsetof(JqRecent, text));
 	recent.id = id;
 	recent.db = MyDatabaseId;
-	recent.role = DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
+	recent.role = owner;
 	recent.outcome = snoozed ? JQ_SNOOZED : JQ_COMPLETED;
 	recent.attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
 	recent.pid = MyProcPid;
 	recent.enqueued_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
 	recent.started_at = started_at;
-	strlcpy(recent.queue, jq_row_cstring(row, JQ_COL_QUEUE),
-			sizeof(recent.queue));
+	strlcpy(recent.queue, queue, sizeof(recent.queue));
 	note_ended(&recent,
 			   *isnull ?
 				   NULL :

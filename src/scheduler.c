@@ -96,11 +96,7 @@ guarded(void (*part)(TimestampTz), TimestampTz arg, uint32 request)
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		QueryCancelPending = false;
+		jq_abort_bookkeeping();
 		RESUME_INTERRUPTS();
 		jq_db_request_quietly(jq_sched_dbix, request);
 		jq_sched_again_in(1000);
