@@ -112,6 +112,8 @@ jq_key_behind(JqKey *k, uint32 hash, int lane, JqPos pos, TimestampTz now)
 	int32 last_lane = -1;
 	uint32 ix;
 
+	if (jq_key_session_before(k, pos))
+		return true;
 	for (ix = k->first; ix != JQ_NIL && jq_pos_cmp(JQ_ENTRY_POS(ix), pos) < 0;
 		 ix = JQ_ENTRY(ix)->next[0])
 	{
@@ -158,8 +160,14 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 	int32 seen[SEEN_LANES];
 	int nseen = 0;
 	bool wanted = false; /* one that was seen only wants a place */
+	bool served = k->first_session < 0;
 
 	*until = DT_NOEND;
+	if (!served && jq_key_session_due(k, now))
+	{
+		jq_key_session_serve(k, false, now, until);
+		served = wanted = true;
+	}
 	for (ix = k->first; ix != JQ_NIL; ix = next)
 	{
 		int lane = JQ_ENTRY(ix)->lane;
@@ -167,6 +175,11 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 		int i;
 
 		next = JQ_ENTRY(ix)->next[0];
+		if (!served && jq_key_session_before(k, JQ_ENTRY_POS(ix)))
+		{
+			jq_key_session_serve(k, chain != JQ_NIL, now, until);
+			served = wanted = true; /* others come after it */
+		}
 		for (i = 0; i < nseen && seen[i] != lane; i++)
 			;
 		if (!all && i == nseen && nseen < SEEN_LANES)
@@ -205,6 +218,8 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 		if (k->one_lane && !all)
 			break;
 	}
+	if (!served)
+		jq_key_session_serve(k, chain != JQ_NIL, now, until);
 	return chain;
 }
 

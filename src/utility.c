@@ -9,6 +9,7 @@
  *								user may do what he asks for
  *		CREATE DATABASE, CREATE EXTENSION
  *								the launcher looks for new databases
+ *		DISCARD ALL				the keys that the session has locked
  *		in a worker				statements that leave something in the session
  */
 #include "postgres.h"
@@ -21,6 +22,7 @@
 #include "compat.h"
 #include "database.h"
 #include "executor/spi.h"
+#include "lockkey.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "prepared.h"
@@ -303,6 +305,9 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	}
 	if (IsA(stmt, CreatedbStmt))
 		jq_db_scan_wanted();
+	if (IsA(stmt, DiscardStmt) &&
+		((DiscardStmt *) stmt)->target == DISCARD_ALL)
+		jq_lockkey_discard();
 }
 
 void
