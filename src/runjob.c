@@ -41,6 +41,7 @@
 #include "jobscan.h"
 #include "keylock.h"
 #include "lane.h"
+#include "lockkey.h"
 #include "parser/analyze.h"
 #include "pause.h"
 #include "pgstat.h"
@@ -62,6 +63,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
+#include "waitgraph.h"
 #include "worker.h"
 
 #define MAX_RERUNS 10
@@ -742,6 +744,7 @@ jq_attempt_begin(void)
 {
 	jq_worker_interrupted = false;
 	timeouts_fired = 0;
+	jq_waitgraph_forget();
 	/* one that is pending may have been for a job before this one */
 	if (QueryCancelPending)
 	{
@@ -830,6 +833,51 @@ jq_attempt_done(void)
 	jq_session_clean();
 }
 
+/*
+ * It gave way in a cycle of waits in which somebody waits for a key of ours: he is
+ * to have it, and the job comes back to it.
+ */
+static void
+give_way(JqAttempt *a)
+{
+	JqItem item;
+
+	memset(&item, 0, sizeof(item));
+	item.id = a->job->id;
+	item.priority = a->job->pos.priority;
+	item.tid = a->job->tid;
+	item.flags = a->job->flags & ~JQ_E_UNPARKED;
+	item.key = a->job->key;
+	item.keylen = a->job->keylen;
+	jq_lockkey_end_of_job();
+	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY));
+	jq_unique_let_go();
+	jq_claim_end();
+	jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+}
+
+/*
+ * After a deadlock: who was waiting for us has to wake up first, or he finds
+ * things as they were.
+ */
+static void
+let_others_go(int reruns)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													Min(2 << reruns, 200));
+	TimestampTz now;
+
+	while ((now = GetCurrentTimestamp()) < until && !InterruptPending)
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 TimestampDifferenceMilliseconds(now, until),
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}
+
 void
 jq_attempt_alone(JqAttempt *a)
 {
@@ -846,7 +894,15 @@ jq_attempt_alone(JqAttempt *a)
 		if (verdict != RERUN || reruns == MAX_RERUNS ||
 			jq_attempt_was_cancelled(verdict))
 			break;
+		if (a->job->keylen > 0 && jq_waitgraph_key_wanted())
+		{
+			give_way(a);
+			verdict = PARKED;
+			break;
+		}
 		jq_session_clean();
+		if (a->error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
+			let_others_go(reruns);
 	}
 	jq_attempt_settle(a, verdict);
 	jq_attempt_done();

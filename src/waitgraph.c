@@ -184,6 +184,20 @@ end_second(void)
 	(void) pg_atomic_compare_exchange_u32(&jq_shared->breaks_cycle, &me, 0);
 }
 
+static bool key_wanted;
+
+bool
+jq_waitgraph_key_wanted(void)
+{
+	return key_wanted;
+}
+
+void
+jq_waitgraph_forget(void)
+{
+	key_wanted = false;
+}
+
 void
 jq_waitgraph_begin(JqWaitLook *look)
 {
@@ -233,6 +247,8 @@ jq_waitgraph_error(const JqWaitLook *look, const char *what)
 	int i;
 
 	end_second();
+	key_wanted = look->nsteps == JQ_WAIT_CYCLE ||
+				 kinds[look->steps[look->nsteps - 1].kind].edges == key_edges;
 	pgstat_report_deadlock();
 	initStringInfo(&detail);
 	for (i = 0; i < look->nsteps; i++)

@@ -57,4 +57,9 @@ extern bool jq_waitgraph_look(JqWaitLook *look);
 extern void jq_waitgraph_error(const JqWaitLook *look, const char *what)
 	pg_attribute_noreturn();
 
+/* for jobs: since the last call of forget, has there been one in which somebody
+ * waited for a key of ours? */
+extern bool jq_waitgraph_key_wanted(void);
+extern void jq_waitgraph_forget(void);
+
 #endif /* JQ_WAITGRAPH_H */

@@ -167,7 +167,7 @@ property 'a job waits for the key of a session' => sub {
 };
 
 property 'a session waits for the key of a job' => sub {
-	foreach my $command ('gate', q{SELECT pg_advisory_xact_lock_shared(1), 1 / 0})
+	foreach my $command ('gate', q{SELECT pg_advisory_xact_lock_shared(1); SELECT 1 / 0})
 	{
 		my $gate = close_gate(1);
 		my $id = enqueue($command, what => 'job', gate => 1, key => 'a', max_attempts => 1);
@@ -340,7 +340,7 @@ property 'who waits can be cancelled' => sub {
 		wait_in_line('a', 0);
 	}
 	ask($s, "DO \$\$ BEGIN SET LOCAL lock_timeout = '10ms'; PERFORM jobqueue_xact_lock('a');"
-		  . " EXCEPTION WHEN lock_not_available THEN RAISE NOTICE 'caught'; END \$\$");
+		  . " EXCEPTION WHEN lock_not_available THEN NULL; END \$\$");
 	wait_in_line('a', 0);
 	pass('an error that is caught leaves the line, too');
 	ask($holder, "SELECT jobqueue_unlock('a')");
@@ -459,7 +459,7 @@ property 'more jobs than memory keeps, and a session amid' => sub {
 	ask($s, "SELECT jobqueue_lock('a')");
 	sql(q{SELECT count(*) FROM jobqueue_enqueue_many('note',
 		(SELECT array_agg(jsonb_build_object('what', i)) FROM generate_series(1, 200) i),
-		(SELECT array_agg('a') FROM generate_series(1, 200)))});
+		(SELECT array_agg('a'::text) FROM generate_series(1, 200)))});
 	wait_in_line('a', 200);
 	my $s1 = in_line('session', 'a', 201);
 	enqueue('note', what => 'last', key => 'a');
@@ -488,7 +488,6 @@ property 'what jobs have done is on disk before a session has their key' => sub 
 property 'rights' => sub {
 	is(sql_as('locker', "SELECT jobqueue_lock('a'), jobqueue_try_lock('a'), jobqueue_xact_lock('a'), jobqueue_unlock('a'), jobqueue_whereis('a') = pg_backend_pid()"),
 		't|t|t|t|t', 'level lock');
-	like(sql_error("SELECT $_", role => 'worker_not'), qr/./, $_) foreach ();
 	sql('CREATE ROLE user_only LOGIN');
 	sql("SELECT jobqueue_grant('user_only', 'use')");
 	foreach my $f ("jobqueue_lock('a')", "jobqueue_try_lock('a')", "jobqueue_xact_lock('a')", "jobqueue_unlock('a')")
@@ -498,7 +497,6 @@ property 'rights' => sub {
 	my $s = session(role => 'locker');
 	ask($s, "SELECT jobqueue_lock('a')");
 	is(sql_as('other', "SELECT jobqueue_whereis('a')"), '0', 'others see that it is held, and not by whom');
-	is(sql_as('other', "SELECT count(*) FROM pg_proc WHERE proname = 'jobqueue_keys'"), '0', 'no such function');
 	is(sql_as('locker', 'SELECT count(*) FROM jobqueue_keys'), '1', 'the role itself sees it');
 	is(sql_as('worker', 'SELECT count(*) FROM jobqueue_keys'), '0', 'another one does not');
 	my $id = enqueue('note', what => 'x', key => 'a', role => 'worker');
