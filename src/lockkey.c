@@ -436,12 +436,14 @@ key_argument(FunctionCallInfo fcinfo, int *len)
 	jq_shmem_check();
 	if (PG_ARGISNULL(0))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("key must not be null")));
+						errmsg("key must not be null"),
+						errhint("For example jobqueue_lock('user:42').")));
 	key = PG_GETARG_TEXT_PP(0);
 	*len = VARSIZE_ANY_EXHDR(key);
 	if (*len < 1)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("key must not be empty")));
+						errmsg("key must not be empty"),
+						errhint("For example jobqueue_lock('user:42').")));
 	jq_check_key(*len);
 	return text_to_cstring(key);
 }

@@ -53,12 +53,16 @@ key_edges(PGPROC *proc, int pid, uint64 *since, int *pids)
 static int
 lock_edges(PGPROC *proc, int pid, uint64 *since, int *pids)
 {
-	ArrayType *a = DatumGetArrayTypeP(
-		DirectFunctionCall1(pg_blocking_pids, Int32GetDatum(pid)));
+	ArrayType *a;
 	Datum *d;
 	int n;
 	int i;
 
+	/* nearly always; the answer would cost all locks of the lock table */
+	if (proc->waitLock == NULL && proc->lockGroupLeader == NULL)
+		return 0;
+	a = DatumGetArrayTypeP(
+		DirectFunctionCall1(pg_blocking_pids, Int32GetDatum(pid)));
 	*since = pg_atomic_read_u64(&proc->waitStart);
 	deconstruct_array(a, INT4OID, sizeof(int32), true, TYPALIGN_INT, &d, NULL,
 					  &n);
@@ -165,7 +169,13 @@ search(JqWaitLook *look, bool *same)
 	return found;
 }
 
-/* -------------------------------------------------- one process at a time */
+/*
+ * -------------------------------------------------- one process at a time
+ *
+ * jq_shared->breaks_cycle names who is at it.  It is set for a search, which may
+ * run out of memory, and from there to the error that follows; nobody ends in
+ * between without that error, but by signal 9.
+ */
 
 static bool
 begin_second(void)

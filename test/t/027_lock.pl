@@ -432,6 +432,25 @@ property 'a job may lock its own key, and others' => sub {
 	is(ran(), 'session', 'nor if its worker is terminated');
 	open_gate($gate);
 	wait_drained();
+
+	my $holder = session();
+	foreach my $how ('pg_terminate_backend(pid)', 'jobqueue_cancel(id)')
+	{
+		ask($holder, "SELECT jobqueue_lock('b')");
+		enqueue(q{SELECT jobqueue_lock('b')}, role => 'worker', max_attempts => 1);
+		wait_in_line('b', 1);
+		sql("SELECT $how FROM jobqueue_running");
+		wait_drained();
+		wait_in_line('b', 0);
+		ask($holder, "SELECT jobqueue_unlock('b')");
+		ok(free('b'), "one that waits leaves the line: $how");
+	}
+	enqueue(q{SELECT jobqueue_lock('b')}, role => 'worker', max_attempts => 1, timeout => '100 ms');
+	wait_drained();
+	ask($holder, "SELECT jobqueue_lock('b')");
+	$id = enqueue(q{SELECT jobqueue_lock('b')}, role => 'worker', max_attempts => 1, timeout => '100 ms');
+	wait_drained();
+	is(sql("SELECT error FROM jobqueue_recent WHERE id = $id"), 'job timed out', 'its timeout holds');
 	forget();
 };
 
@@ -537,6 +556,68 @@ property 'a session has so many keys and no more' => sub {
 	$_->quit foreach @s;
 	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	forget();
+};
+
+paused_property 'a key goes after the locks of the transaction' => sub {
+	my $s = session();
+
+	sql('CREATE TABLE one_row AS SELECT 1 AS id');
+	arm('unlock-after-locks');
+	ask($s, "BEGIN; SELECT jobqueue_xact_lock('a'); UPDATE one_row SET id = 2");
+	send_sql($s, 'COMMIT');
+	caught('unlock-after-locks');
+	ok(!free('a'), 'it is still held');
+	is(sql('SELECT id FROM one_row FOR UPDATE NOWAIT'), 2, 'its row is committed, and free');
+	release('unlock-after-locks');
+	answer($s);
+	ok(free('a'), 'free');
+};
+
+property 'one at a time, whatever sessions and jobs do' => sub {
+	sql(<<'END');
+CREATE TABLE seen (what text, alone boolean);
+GRANT INSERT ON seen TO PUBLIC;
+-- who has the key finds this lock free: it goes first
+CREATE FUNCTION inside(k int, what text) RETURNS void LANGUAGE sql AS
+	$$ INSERT INTO seen VALUES (what, pg_try_advisory_xact_lock(99, k)) $$;
+CREATE FUNCTION job(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM inside((args->>'k')::int, 'job');
+	IF random() < 0.1 THEN
+		RAISE EXCEPTION 'bad luck';
+	END IF;
+END $$;
+SELECT jobqueue_configure('default', backoff => 'constant', backoff_base => '10 ms', max_attempts => 100);
+END
+	my $run = start_pgbench(<<'END', clients => 8, threads => 2, transactions => 150);
+\set k random(1, 3)
+\set n random(1, 100)
+SELECT jobqueue_enqueue('job', jsonb_build_object('k', :k), key => 'k' || :k);
+BEGIN;
+\if :n < 50
+SELECT jobqueue_xact_lock('k' || :k) AS locked \gset
+\elif :n < 80
+SELECT jobqueue_xact_lock('k' || :k, '3 ms') AS locked \gset
+\else
+SELECT jobqueue_try_lock('k' || :k) AS locked \gset
+\endif
+\if :locked
+SELECT inside(:k, 'session');
+\if :n >= 80
+SELECT jobqueue_unlock('k' || :k);
+\endif
+\endif
+COMMIT;
+END
+	$run->finish;
+	unlike(${ $run->{out} }, qr/ERROR|aborted/, 'no errors') or diag(${ $run->{out} });
+	wait_drained();
+	is(sql("SELECT count(*) FILTER (WHERE NOT alone) FROM seen"), 0, 'nobody met another one');
+	is(sql("SELECT count(*) FROM seen WHERE what = 'job'"), 1200, 'all jobs have run');
+	note(sql("SELECT count(*) FROM seen WHERE what = 'session'") . ' times a session had a key');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
+	pass('all keys are free');
+	sql("SELECT jobqueue_drop_queue('default')");
 };
 
 property 'kill -9 of a session frees its key with the restart' => sub {
