@@ -259,11 +259,12 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 	else if (strcmp(level, "admin") == 0)
 		list = admin_members;
 	else
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("unknown level \"%s\"", level),
-				 errhint(
-					 "Levels are \"use\", \"lock\", \"monitor\" and \"admin\".")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unknown level \"%s\"", level),
+			 errhint(
+				 "Levels are \"use\", \"lock\", \"monitor\" and \"admin\".")));
 	jq_owner_begin(t, &state);
 	name = quote_identifier(GetUserNameFromId(role, false));
 	change_members(t, list, name, grant);

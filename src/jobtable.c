@@ -342,8 +342,8 @@ jq_last_job_id(JqTable *t)
 	/* nextval() writes it in place */
 	LockBuffer(buf, BUFFER_LOCK_SHARE);
 	page = BufferGetPage(buf);
-	tup = (HeapTupleHeader) PageGetItem(
-		page, PageGetItemId(page, FirstOffsetNumber));
+	tup = (HeapTupleHeader) PageGetItem(page,
+										PageGetItemId(page, FirstOffsetNumber));
 	seq = (Form_pg_sequence_data) ((char *) tup + tup->t_hoff);
 	last = seq->is_called ? seq->last_value : 0;
 	UnlockReleaseBuffer(buf);

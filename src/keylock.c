@@ -978,9 +978,8 @@ jq_keylock_list(Oid db, int *n)
 		bool first = true;
 
 		/* it may be there for what it knows of a failed job */
-		if (k->tag.db != db ||
-			(k->nholders == 0 && k->first == JQ_NIL && !k->spilled &&
-			 k->first_session < 0))
+		if (k->tag.db != db || (k->nholders == 0 && k->first == JQ_NIL &&
+								!k->spilled && k->first_session < 0))
 			continue;
 		if (k->tag.text[0] == '\0')
 			continue; /* not a key of a job; see conflict.c */

@@ -23,7 +23,7 @@ typedef struct JqKeyInfo
 	bool first; /* else it is another holder of the key before */
 	int pid;	/* 0 = free, but waited for */
 	int procno;
-	int64 job;	/* 0 = it is held by a session */
+	int64 job; /* 0 = it is held by a session */
 	TimestampTz since;
 	int64 waiting;
 	bool spilled; /* from here on its rows are in the table only */

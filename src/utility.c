@@ -305,8 +305,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	}
 	if (IsA(stmt, CreatedbStmt))
 		jq_db_scan_wanted();
-	if (IsA(stmt, DiscardStmt) &&
-		((DiscardStmt *) stmt)->target == DISCARD_ALL)
+	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
 		jq_lockkey_discard();
 }
 

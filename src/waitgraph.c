@@ -138,8 +138,9 @@ find_way(Search *s, int pid, int depth)
 static bool
 search(JqWaitLook *look, bool *same)
 {
-	MemoryContext context = AllocSetContextCreate(
-		CurrentMemoryContext, "jobqueue waits", ALLOCSET_SMALL_SIZES);
+	MemoryContext context =
+		AllocSetContextCreate(CurrentMemoryContext, "jobqueue waits",
+							  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Search s;
 	bool found;
@@ -244,9 +245,9 @@ jq_waitgraph_look(JqWaitLook *look)
 			return true;
 		end_second();
 	}
-	look->next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											 found ? AGAIN_MS :
-													 DeadlockTimeout);
+	look->next =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									found ? AGAIN_MS : DeadlockTimeout);
 	return false;
 }
 
