@@ -260,5 +260,16 @@ CALL drained();
 SELECT * FROM left_behind();
 SELECT count(*) FROM jobqueue_dependency;
 
+-- how a job ended is kept for those that wait for it, seen by the scheduler or not
+DELETE FROM jobqueue_archive;
+BEGIN;
+SELECT job('top') AS top \gset
+SELECT job('waits', '{top}') > 0;
+SELECT jobqueue_cancel(:top);
+SELECT jobqueue_purge('default', 'cancelled');
+COMMIT;
+CALL drained();
+SELECT tags, state, regexp_replace(reason, '\d+', 'N') FROM jobqueue_history ORDER BY id;
+
 DROP FUNCTION fails, job, id;
 DROP VIEW states;

@@ -129,6 +129,9 @@ CALL read_only($$ SELECT jobqueue_revoke('regress_jq_user', 'use') $$);
 CREATE FUNCTION said_safe() RETURNS bigint LANGUAGE sql PARALLEL SAFE AS $$ SELECT jobqueue_enqueue('ok') $$;
 SELECT set_config(name, 'on', false) AS on FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query');
 CALL raises($$ SELECT said_safe() $$);
+CREATE FUNCTION explains_safe() RETURNS text LANGUAGE sql PARALLEL SAFE AS $$ SELECT jobqueue_explain(1) $$;
+CALL raises($$ SELECT explains_safe() $$);
+DROP FUNCTION explains_safe;
 SELECT set_config(name, 'off', false) AS off FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query');
 -- while an index is built, a view refreshed
 CREATE FUNCTION indexed(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN

@@ -112,6 +112,53 @@ SELECT current_user = 'regress_jq_inline' AS still;
 RESET ROLE;
 SELECT what, role FROM ran;
 TRUNCATE ran;
+-- nor at the commit, in what it has deferred
+CREATE TABLE deferred (via text);
+CREATE TABLE fired (via text, role name);
+CREATE FUNCTION fires() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	BEGIN EXECUTE 'RESET ROLE'; EXCEPTION WHEN OTHERS THEN NULL; END;
+	BEGIN EXECUTE 'RESET SESSION AUTHORIZATION'; EXCEPTION WHEN OTHERS THEN NULL; END;
+	INSERT INTO fired VALUES (NEW.via, current_user);
+	IF NEW.via = 'again' THEN
+		SET CONSTRAINTS ALL DEFERRED;
+		INSERT INTO deferred VALUES ('by the trigger');
+	END IF;
+	RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER fires AFTER INSERT ON deferred
+	DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fires();
+GRANT ALL ON deferred, fired TO regress_jq_inline;
+CREATE FUNCTION defines() RETURNS bigint LANGUAGE sql SECURITY DEFINER
+	SET jobqueue.inline = on
+	AS $$ SELECT jobqueue_enqueue('INSERT INTO deferred VALUES (''definer'')') $$;
+ALTER FUNCTION defines() OWNER TO regress_jq_inline;
+BEGIN;
+SET ROLE regress_jq_inline;
+SELECT jobqueue_enqueue('INSERT INTO deferred VALUES (''role'')') > 0 AS id;
+RESET ROLE;
+COMMIT;
+SET ROLE regress_jq_inline;
+SELECT jobqueue_enqueue('SET CONSTRAINTS ALL DEFERRED; INSERT INTO deferred VALUES (''set role'')') > 0 AS id;
+CALL raises('SELECT jobqueue_enqueue(''INSERT INTO deferred VALUES ($$again$$)'')');
+CALL raises('SELECT jobqueue_enqueue(''DECLARE c CURSOR WITH HOLD FOR SELECT 1'')');
+RESET ROLE;
+SET SESSION AUTHORIZATION regress_jq_inline;
+SELECT jobqueue_enqueue('INSERT INTO deferred VALUES (''authorization'')') > 0 AS id;
+CALL raises('SELECT jobqueue_enqueue(''RESET SESSION AUTHORIZATION; SELECT count(*) FROM pg_authid'')');
+RESET SESSION AUTHORIZATION;
+SELECT defines() > 0 AS id;
+SELECT * FROM fired;
+-- in a session of its role the commit is early enough
+TRUNCATE fired;
+BEGIN;
+SELECT jobqueue_enqueue('INSERT INTO deferred VALUES (''own'')') > 0 AS id;
+TABLE fired;
+COMMIT;
+SELECT via FROM fired;
+DROP FUNCTION defines;
+DROP TABLE deferred, fired;
+DROP FUNCTION fires;
 -- rows by hand are not run, nor is anything once it is off
 INSERT INTO jobqueue_job (command, tags) VALUES ('note', '{by hand}');
 RESET jobqueue.inline;

@@ -186,7 +186,7 @@ CREATE TABLE jobqueue_dependency (
 	CONSTRAINT jobqueue_dependency_pkey PRIMARY KEY (dep, job)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job);
+CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job, dep);
 
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;
@@ -235,6 +235,10 @@ CREATE FUNCTION jobqueue_job_trigger() RETURNS trigger
 CREATE TRIGGER jobqueue_job_guard BEFORE INSERT OR UPDATE ON jobqueue_job
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
+-- Rows deleted by hand make room in the quotas of their owners.
+CREATE TRIGGER jobqueue_job_gone AFTER DELETE OR TRUNCATE ON jobqueue_job
+	FOR EACH STATEMENT EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_gone;
 CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;

@@ -17,6 +17,7 @@
 #define FILTER_BITS 19 /* 64 kB */
 #define FILTER_WORDS ((1 << FILTER_BITS) / 32)
 #define NHASHES 4
+#define NEAR 64 /* ids between two ranges that may as well be one */
 
 typedef struct Filter
 {
@@ -24,6 +25,9 @@ typedef struct Filter
 	Oid db;
 	int current;   /* which half is looked at */
 	bool building; /* the other half will be */
+	/* under JQ_LOCK_AFTER; full with what the database may have besides */
+	int nended;
+	int64 ended[JQ_AFTER_ENDED - JQ_AFTER_ANY_ENDED];
 	pg_atomic_uint32 bits[2][FILTER_WORDS];
 } Filter;
 
@@ -68,6 +72,7 @@ jq_after_init(void)
 		filters[i].db = InvalidOid;
 		filters[i].current = 0;
 		filters[i].building = false;
+		filters[i].nended = 0;
 		clear(filters[i].bits[0]);
 		clear(filters[i].bits[1]);
 	}
@@ -89,6 +94,18 @@ bit_of(int64 id, int i)
 		   ((1 << FILTER_BITS) - 1);
 }
 
+/*
+ * Reads without a lock, and may be stopped for any time meanwhile.  Then what it
+ * looks at may no longer be current, and bits be missing.  That is harmless:
+ *
+ *		half not current any more	who sets bits now sees that the job has ended
+ *		half cleared				a rebuild has begun: the look at all rows that
+ *									follows sees it, whatever waits for the job
+ *		filter taken back			such a look has found no row that waits; one
+ *									that has come since is still to be looked at
+ *
+ * as all of them came after the choice, and so after the commit.
+ */
 bool
 jq_after_maybe(int dbix, int64 id)
 {
@@ -113,78 +130,6 @@ jq_after_maybe(int dbix, int64 id)
 	return true;
 }
 
-void
-jq_after_push_ended(int dbix, int64 id)
-{
-	JqAfterDb *d = &jq_after_dbs[dbix];
-	bool room;
-
-	LWLockAcquire(jq_lock(JQ_LOCK_AFTER), LW_EXCLUSIVE);
-	room = d->nended < JQ_AFTER_ENDED;
-	if (room)
-		d->ended[d->nended++] = id;
-	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
-	jq_db_request(dbix, room ? JQ_REQ_AFTER : JQ_REQ_AFTER_ALL);
-}
-
-/* false: no room, so all rows are to be looked at */
-static bool
-add_range(int dbix, int64 first, int64 last)
-{
-	JqAfterDb *d = &jq_after_dbs[dbix];
-	JqAfterRange *r;
-	bool room;
-
-	LWLockAcquire(jq_lock(JQ_LOCK_AFTER), LW_EXCLUSIVE);
-	r = d->nranges > 0 ? &d->ranges[d->nranges - 1] : NULL;
-	room = true;
-	if (r != NULL && first <= r->last + 1 && last >= r->first - 1)
-	{
-		r->first = Min(r->first, first);
-		r->last = Max(r->last, last);
-	}
-	else if (d->nranges < JQ_AFTER_RANGES)
-	{
-		d->ranges[d->nranges].first = first;
-		d->ranges[d->nranges].last = last;
-		d->nranges++;
-	}
-	else
-		room = false;
-	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
-	return room;
-}
-
-void
-jq_after_push_waiting(int dbix, int64 first, int64 last)
-{
-	jq_db_request(dbix, add_range(dbix, first, last) ? JQ_REQ_AFTER :
-													   JQ_REQ_AFTER_ALL);
-}
-
-void
-jq_after_push_again(int dbix, int64 id)
-{
-	/* whoever asks himself and is woken by that never sleeps */
-	jq_db_request_quietly(dbix, add_range(dbix, id, id) ? JQ_REQ_AFTER :
-														  JQ_REQ_AFTER_ALL);
-}
-
-void
-jq_after_take(int dbix, int64 *ended, int *nended, JqAfterRange *ranges,
-			  int *nranges)
-{
-	JqAfterDb *d = &jq_after_dbs[dbix];
-
-	LWLockAcquire(jq_lock(JQ_LOCK_AFTER), LW_EXCLUSIVE);
-	*nended = d->nended;
-	memcpy(ended, d->ended, d->nended * sizeof(int64));
-	*nranges = d->nranges;
-	memcpy(ranges, d->ranges, d->nranges * sizeof(JqAfterRange));
-	d->nended = d->nranges = 0;
-	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
-}
-
 /* JQ_LOCK_AFTER held: the database's filter, or NULL */
 static Filter *
 filter_of(int dbix)
@@ -192,6 +137,97 @@ filter_of(int dbix)
 	int which = jq_after_dbs[dbix].filter;
 
 	return which >= 0 ? &filters[which] : NULL;
+}
+
+void
+jq_after_push_ended(int dbix, int64 id)
+{
+	JqAfterDb *d = &jq_after_dbs[dbix];
+	Filter *f;
+	bool room = true;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_AFTER), LW_EXCLUSIVE);
+	f = filter_of(dbix);
+	if (d->nended < JQ_AFTER_ANY_ENDED)
+		d->ended[d->nended++] = id;
+	else if (f != NULL && f->nended < lengthof(f->ended))
+		f->ended[f->nended++] = id;
+	else
+		room = false;
+	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
+	jq_db_request(dbix, room ? JQ_REQ_AFTER : JQ_REQ_AFTER_ALL);
+}
+
+void
+jq_after_add_range(JqAfterRange *ranges, int *n, int64 first, int64 last)
+{
+	JqAfterRange *best = NULL;
+	uint64 best_growth = 0;
+	int i;
+
+	for (i = 0; i < *n; i++)
+	{
+		JqAfterRange *r = &ranges[i];
+		uint64 growth =
+			(first < r->first ? (uint64) r->first - (uint64) first : 0) +
+			(last > r->last ? (uint64) last - (uint64) r->last : 0);
+
+		if (best == NULL || growth < best_growth)
+		{
+			best = r;
+			best_growth = growth;
+		}
+	}
+	if (best != NULL && (*n == JQ_AFTER_RANGES ||
+						 (uint64) last - (uint64) first + NEAR >= best_growth))
+	{
+		best->first = Min(best->first, first);
+		best->last = Max(best->last, last);
+		return;
+	}
+	ranges[*n].first = first;
+	ranges[*n].last = last;
+	(*n)++;
+}
+
+static void
+add_range(int dbix, int64 first, int64 last)
+{
+	JqAfterDb *d = &jq_after_dbs[dbix];
+
+	LWLockAcquire(jq_lock(JQ_LOCK_AFTER), LW_EXCLUSIVE);
+	jq_after_add_range(d->ranges, &d->nranges, first, last);
+	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
+}
+
+void
+jq_after_push_waiting(int dbix, int64 first, int64 last)
+{
+	add_range(dbix, first, last);
+	jq_db_request(dbix, JQ_REQ_AFTER);
+}
+
+void
+jq_after_take(int dbix, int64 *ended, int *nended, JqAfterRange *ranges,
+			  int *nranges)
+{
+	JqAfterDb *d = &jq_after_dbs[dbix];
+	Filter *f;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_AFTER), LW_EXCLUSIVE);
+	*nended = d->nended;
+	memcpy(ended, d->ended, d->nended * sizeof(int64));
+	f = filter_of(dbix);
+	if (f != NULL)
+	{
+		memcpy(ended + *nended, f->ended, f->nended * sizeof(int64));
+		*nended += f->nended;
+		f->nended = 0;
+	}
+	*nranges = d->nranges;
+	memcpy(ranges, d->ranges, d->nranges * sizeof(JqAfterRange));
+	d->nended = d->nranges = 0;
+	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
 }
 
 static void
@@ -278,6 +314,7 @@ jq_after_rebuilt(int dbix, bool any)
 		{
 			clear(f->bits[0]);
 			clear(f->bits[1]);
+			f->nended = 0;
 			f->db = InvalidOid;
 		}
 		jq_after_dbs[dbix].filter = JQ_AFTER_NOBODY;
@@ -300,6 +337,7 @@ jq_after_forget(int dbix)
 		clear(f->bits[0]);
 		clear(f->bits[1]);
 		f->building = false;
+		f->nended = 0;
 		f->db = InvalidOid;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_AFTER));

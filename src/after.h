@@ -13,7 +13,9 @@
  * Bits are never taken back one by one: when too many have become useless, a new
  * filter is made beside the old one.
  *
- * Requests stand in small lists; what does not fit is a look at all rows.
+ * Requests stand in lists, that of jobs which have ended beside the filter, as
+ * only who has one can tell which jobs matter.  When that is full, all rows are
+ * looked at.
  */
 #ifndef JQ_AFTER_H
 #define JQ_AFTER_H
@@ -21,8 +23,8 @@
 #include "directory.h"
 #include "port/atomics.h"
 
-#define JQ_AFTER_ENDED 256 /* requests of each kind that a database may have */
-#define JQ_AFTER_RANGES 32
+#define JQ_AFTER_ENDED 8192 /* requests that a database may have, at most */
+#define JQ_AFTER_RANGES 16
 
 /* ids of rows that wait; others may be between them */
 typedef struct JqAfterRange
@@ -33,6 +35,7 @@ typedef struct JqAfterRange
 
 #define JQ_AFTER_NOBODY (-1) /* no bits: nothing waits */
 #define JQ_AFTER_ANY (-2) /* no filter was left: everything may be waited for */
+#define JQ_AFTER_ANY_ENDED 32 /* requests then */
 
 typedef struct JqAfterDb
 {
@@ -40,7 +43,7 @@ typedef struct JqAfterDb
 	/* the rest under JQ_LOCK_AFTER */
 	int nended;
 	int nranges;
-	int64 ended[JQ_AFTER_ENDED];
+	int64 ended[JQ_AFTER_ANY_ENDED];
 	JqAfterRange ranges[JQ_AFTER_RANGES];
 } JqAfterDb;
 
@@ -64,15 +67,20 @@ jq_after_ended(int dbix, int64 id)
 		jq_after_push_ended(dbix, id);
 }
 
+/*
+ * One more range in a list that has room for JQ_AFTER_RANGES.  What does not fit
+ * widens another, so there are more others between them.
+ */
+extern void jq_after_add_range(JqAfterRange *ranges, int *n, int64 first,
+							   int64 last);
+
 /* rows have come that wait */
 extern void jq_after_push_waiting(int dbix, int64 first, int64 last);
 /* nothing is known of the database any more */
 extern void jq_after_forget(int dbix);
 
 /* ---- scheduler ---- */
-/* a row is to be looked at again, when it looks again anyway */
-extern void jq_after_push_again(int dbix, int64 id);
-/* take the requests; the arrays have room for all */
+/* take the requests; the arrays have room for JQ_AFTER_ENDED, JQ_AFTER_RANGES */
 extern void jq_after_take(int dbix, int64 *ended, int *nended,
 						  JqAfterRange *ranges, int *nranges);
 /* the job may be waited for; call before looking at it */

@@ -163,8 +163,8 @@ jq_reschedule_where(PG_FUNCTION_ARGS)
 	run_at_argument(fcinfo, 3, &value, &isnull);
 	(void) jq_where_add(&w, TIMESTAMPTZOID, value, isnull);
 	jq_where_freeze(&w);
-	n = jq_where_waiting(&w, "UPDATE %s.jobqueue_job j SET" SET_RUN_AT("9"),
-						 "");
+	n = jq_where_waiting(&w, "UPDATE %s.jobqueue_job j SET" SET_RUN_AT("9"), "",
+						 NULL, NULL);
 	if (n > 0 && !isnull)
 		jq_publish_due(DatumGetTimestampTz(value));
 	PG_RETURN_INT64(n);
@@ -182,5 +182,5 @@ jq_reprioritize_where(PG_FUNCTION_ARGS)
 	jq_where_freeze(&w);
 	PG_RETURN_INT64(
 		jq_where_waiting(&w, "UPDATE %s.jobqueue_job j SET" SET_PRIORITY("9"),
-						 ""));
+						 "", NULL, NULL));
 }

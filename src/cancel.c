@@ -8,11 +8,25 @@
 #include "postgres.h"
 
 #include "claim.h"
+#include "executor/spi.h"
 #include "failure.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "publish.h"
+#include "quota.h"
 #include "where.h"
+
+/* so many rows of an owner have gone */
+static void
+add_gone(HeapTuple tup, TupleDesc desc, void *arg)
+{
+	bool isnull;
+	Oid owner = DatumGetObjectId(SPI_getbinval(tup, desc, 1, &isnull));
+	int64 n = DatumGetInt64(SPI_getbinval(tup, desc, 2, &isnull));
+
+	jq_quota_gone(owner, n);
+	*(int64 *) arg += n;
+}
 
 PG_FUNCTION_INFO_V1(jq_cancel_where);
 Datum
@@ -21,7 +35,7 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 	static const char *const before =
 		"WITH gone AS (DELETE FROM %s.jobqueue_job j";
 	static const char *const after =
-		" RETURNING *) INSERT INTO %s.jobqueue_archive (id, enqueued_at,"
+		" RETURNING *), kept AS (INSERT INTO %s.jobqueue_archive (id, enqueued_at,"
 		" ended_at, expires_at, home, owner, func_owner, priority, attempt,"
 		" max_attempts, kind, state, queue, command, args, key, search_path,"
 		" settings, timeout, keep, tags, errors, reason, unique_key,"
@@ -34,7 +48,8 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
 		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
 		" attempt = excluded.attempt, result = excluded.result,"
-		" errors = excluded.errors, reason = excluded.reason";
+		" errors = excluded.errors, reason = excluded.reason RETURNING owner)"
+		" SELECT owner::oid, count(*) FROM kept GROUP BY 1";
 	JqWhere w;
 	int64 n = 0;
 
@@ -42,7 +57,7 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 				   JQ_WHERE_WAITING | JQ_WHERE_RUNNING);
 	jq_where_freeze(&w);
 	if (w.waiting)
-		n += jq_where_waiting(&w, before, after);
+		(void) jq_where_waiting(&w, before, after, add_gone, &n);
 	if (n > 0)
 		jq_publish_after_unknown(); /* who waits for them? */
 	/* when the first of them leaves it is looked up at the next pruning */

@@ -37,7 +37,7 @@
 #include "pause.h"
 #include "pgstat.h"
 #include "publish.h"
-#include "runjob.h"
+#include "runhere.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
@@ -199,8 +199,8 @@ act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
 	CommandCounterIncrement();
 	JQ_PAUSE("unique-before-hold");
 	*result = JQ_ADMIT_NONE;
-	if (holder->job == jq_current_job.id)
-		return true; /* it runs, if by jobqueue_run() */
+	if (jq_runs_here(holder->job))
+		return true;
 	if (jq_control_hold(t, holder->job, &h, &running))
 	{
 		JQ_PAUSE("unique-held");
@@ -220,13 +220,12 @@ act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
 			*ended = holder->job;
 			return false;
 		}
-		if (holder->until == JQ_UNTIL_EXPIRED)
-			return true; /* the lock has outlived it */
-		/* a lock of this transaction for no job: it is to be in nobody's way */
-		(void) jq_unique_release(t, VALUE(JQ_COL_QUEUE),
-								 VALUE(JQ_COL_UNIQUE_KEY), holder->job, true);
-		CommandCounterIncrement();
-		return false;
+		/*
+		 * The lock has outlived it.  Or its row is still to be written: this is
+		 * a trigger, or a job run inline, under the call that has taken the lock
+		 * for it; that one goes on when we return.
+		 */
+		return holder->until == JQ_UNTIL_EXPIRED || holder->mine;
 	}
 	if (!jq_unique_ends_at_start(holder->until))
 		return true;

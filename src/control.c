@@ -33,6 +33,7 @@
 #include "runhere.h"
 #include "runjob.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -175,8 +176,14 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 			case JQ_HOLD_OTHER:
 				if (jq_publish_is_held(id))
 					return true; /* by this very transaction */
-				/* its failure is being recorded, or its row looked at */
-				wait_a_moment();
+				/*
+				 * Its failure is being recorded, or its row looked at.  Who has
+				 * a hand in the row may be waiting for us: that is to be found.
+				 */
+				if (f == JQ_FETCH_DOUBTFUL)
+					XactLockTableWait(xid, NULL, NULL, XLTW_None);
+				else
+					wait_a_moment();
 				break;
 			case JQ_HOLD_FULL:
 				ereport(ERROR,
@@ -266,6 +273,7 @@ jq_retry(PG_FUNCTION_ARGS)
 	if (SPI_processed == 0)
 	{
 		jq_owner_end(&state);
+		jq_quota_gone(owner, 1);
 		PG_RETURN_BOOL(false);
 	}
 	memset(&item, 0, sizeof(item));

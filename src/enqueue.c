@@ -444,6 +444,7 @@ write_dead(Template *t, Job *job)
 	ItemPointerData tid;
 
 	jq_row_insert(t->table, t->values, t->nulls, &tid);
+	jq_quota_written(t->owner, 1);
 	CommandCounterIncrement();
 	(void) jq_archive(t->table, job->id, "dead",
 					  jq_unique_reason(t->values, job->holder), 0, (Datum) 0);
@@ -474,12 +475,13 @@ write_job(Template *t, Job *job, TimestampTz run_at)
 	t->item.id = job->id;
 	if (jobqueue_inline)
 	{
+		jq_quota_written(t->owner, 1);
 		if (runs_inline(t, job))
 		{
 			jq_run_inline(t->table, job->id);
 			return;
 		}
-		jq_quota_take_present(t->table, t->owner, 1);
+		jq_quota_take_written(t->table, t->owner, 1);
 	}
 	jq_publish_row(t->owner, t->queue, &t->item, run_at);
 	if (t->waits)

@@ -911,6 +911,8 @@ jq_explain(PG_FUNCTION_ARGS)
 	size_t i;
 
 	jq_shmem_check();
+	/* it takes snapshots */
+	PreventCommandIfParallelMode("jobqueue_explain()");
 	memset(&e, 0, sizeof(e));
 	e.t = jq_table_required();
 	if (PG_ARGISNULL(0))

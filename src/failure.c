@@ -13,6 +13,7 @@
 #include "failure.h"
 #include "ondead.h"
 #include "publish.h"
+#include "quota.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -75,11 +76,12 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
 		" attempt = excluded.attempt, result = excluded.result,"
 		" errors = excluded.errors, reason = excluded.reason"
-		" RETURNING expires_at";
+		" RETURNING expires_at, owner::oid";
 	Oid types[5] = {INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, JSONBOID};
 	Datum values[5];
 	char flags[5] = {' ', ' ', ' ', ' ', ' '};
 	JqOwnerState state_;
+	Oid owner = InvalidOid;
 	bool done;
 
 	values[0] = Int64GetDatum(id);
@@ -102,10 +104,14 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 
 		if (!isnull)
 			jq_publish_prune(DatumGetTimestampTz(expires_at));
+		owner =
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 2, &isnull));
 	}
 	jq_owner_end(&state_);
 	if (!done)
 		return false;
+	jq_quota_gone(owner, 1);
 	jq_publish_ended(id);
 	if (strcmp(state, "dead") == 0)
 		jq_on_dead(t, id);

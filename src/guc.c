@@ -78,7 +78,7 @@ jq_guc_define(void)
 							0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_databases",
 							"Sets how many databases may use jobqueue.",
-							"One takes 168 bytes of shared memory.",
+							"One takes 696 bytes of shared memory.",
 							&jobqueue_max_databases, 256, 1, 65536,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_args_size",

@@ -197,7 +197,7 @@ jq_retry_where(PG_FUNCTION_ARGS)
 	{
 		const BackLane *lane = lfirst(lc);
 
-		jq_quota_take_present(w.table, lane->owner, lane->n);
+		jq_quota_take(w.table, lane->owner, lane->n);
 	}
 	if (b.nwaited > 0)
 	{
@@ -222,6 +222,12 @@ jq_purge(PG_FUNCTION_ARGS)
 
 	jq_where_begin(&w, fcinfo, "jobqueue_purge()", -1, 2,
 				   JQ_WHERE_COMPLETED | JQ_WHERE_FAILED);
-	PG_RETURN_INT64(jq_where_ended(&w, "DELETE FROM %s.jobqueue_archive j",
-								   " AND NOT " JQ_AWAITED, NULL, NULL));
+	/* nor what rows wait for that the scheduler has not seen yet */
+	PG_RETURN_INT64(jq_where_ended(
+		&w, "DELETE FROM %s.jobqueue_archive j",
+		" AND NOT " JQ_AWAITED
+		" AND NOT EXISTS (SELECT FROM %s.jobqueue_job k, unnest(k.after) x"
+		"  WHERE k.run_at = 'infinity' AND k.after_run_at IS NOT NULL"
+		"  AND x = j.id)",
+		NULL, NULL));
 }

@@ -36,6 +36,7 @@
 #include "executor/spi.h"
 #include "executor/tuptable.h"
 #include "jobtable.h"
+#include "quota.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
@@ -602,8 +603,8 @@ delete_by_sql(JqTable *t, int64 id)
 	return done;
 }
 
-bool
-jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
+static bool
+delete_row(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
 {
 	Oid relfile = known_relfile;
 	Relation rel;
@@ -686,6 +687,16 @@ jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
 	if (snapshot != NULL)
 		UnregisterSnapshot(snapshot);
 	table_close(rel, NoLock);
+	return deleted;
+}
+
+bool
+jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
+{
+	bool deleted = delete_row(t, id, row, snapshot);
+
+	if (deleted)
+		jq_quota_gone(DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), 1);
 	return deleted;
 }
 

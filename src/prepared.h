@@ -40,6 +40,7 @@ typedef struct JqPrepared
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
 	int nquotas;
 	JqPreparedQuota quotas[JQ_PREPARED_LANES];
+	bool quota_stale; /* rows came and went besides */
 } JqPrepared;
 
 extern Size jq_prepared_size(void);

@@ -107,7 +107,7 @@ static JqItem *push_buf; /* scratch for the push, allocated before */
  * Jobs that wait for others, as a range of ids, and jobs that have ended.  What
  * a subtransaction that aborted has added is looked at in vain.
  */
-#define ENDED_MAX 256
+#define ENDED_MAX 8192
 static int64 waiting_first; /* 0 = none */
 static int64 waiting_last;
 static int64 ended[ENDED_MAX];
@@ -583,7 +583,23 @@ push_after(void)
 		jq_db_request(dbix, JQ_REQ_AFTER_ALL);
 }
 
-/* give back claims and keys of the list from these places on */
+/* has the transaction written the row before this place of the list? */
+static bool
+written_before(int place, int64 id)
+{
+	int i;
+
+	for (i = 0; i < place; i++)
+		if (pending[i].item.id == id && !pending[i].held)
+			return true;
+	return false;
+}
+
+/*
+ * Give back claims and keys of the list from these places on.  again: what was
+ * claimed is as before.  A row of this very transaction is not to be seen before
+ * it commits: whoever took it would find nothing, and drop it.
+ */
 static void
 let_go(int from, int from_key, bool again)
 {
@@ -593,7 +609,7 @@ let_go(int from, int from_key, bool again)
 		if (pending[i].held)
 		{
 			jq_claim_unhold(MyDatabaseId, pending[i].item.id);
-			if (again)
+			if (again && !written_before(from, pending[i].item.id))
 				jq_publish_now(MyDatabaseId, lanes[pending[i].lane].owner,
 							   lanes[pending[i].lane].queue, &pending[i].item,
 							   pending[i].run_at);

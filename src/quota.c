@@ -2,17 +2,23 @@
  * quota.c
  *		jobqueue.max_jobs_per_role.
  *
- * Counting at each enqueue would be dear.  So the live rows of a role are
- * counted once, and what is left to the quota is its headroom: each enqueue
- * takes from it, and gives nothing back.  When there is not enough of it, the
- * rows are counted again; jobs that have ended meanwhile make room then.  A role
- * far below its quota is counted seldom, and pays a row or two for a job.
+ * The live rows of a role are counted once, when its first job is held against
+ * a quota.  From then on their number is kept: a transaction that writes or
+ * removes rows notes so, and its commit changes the number.  What a quota has
+ * been asked for is "inflight" until the end of its transaction, for it may
+ * commit; what a transaction removes makes room for others when it has
+ * committed, and for its own jobs at once.  So jobs enqueued by
+ * jobqueue_enqueue() never exceed the quota, and are not refused beneath it.
  *
- * Transactions in progress.  What they have taken is "inflight", for they may
- * commit; the count sees only what has committed, and one's own rows.  A
- * transaction that ends between the snapshot of the count and its result is
- * found in "ended".  Somebody may be counted twice for a moment, nobody is
- * forgotten: jobs enqueued by jobqueue_enqueue() never exceed the quota.
+ * Count and commits.  A count reads the table under a snapshot, without what its
+ * own transaction has done, and adds what has been settled since the snapshot.
+ * A transaction is visible before it has settled; so it tells by PRE_COMMIT what
+ * it will settle ("telling"), and the count leaves out what the snapshot saw of
+ * that.  The snapshot is taken under the lock under which settling is done.
+ *
+ * Not sure.  Where a commit cannot tell in time (roles that nobody has counted
+ * yet, many roles at once, rows deleted by hand, COMMIT PREPARED), the number
+ * may stay too large: it is "stale", and a refusal then asks for a new count.
  *
  * A subtransaction that is rolled back gives back what it has taken, as does a
  * transaction.  What a prepared one has taken stays inflight; prepared.c keeps
@@ -21,40 +27,67 @@
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
-#include "executor/spi.h"
+#include "compat.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "publish.h"
 #include "quota.h"
+#include "storage/lmgr.h"
+#include "storage/procarray.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
-
-/* a count that takes longer is not repeated at once when it was in vain */
-#define SLOW_US 100000
-#define PAUSE_FACTOR 10
+#include "utils/snapmgr.h"
 
 /* all under JQ_LOCK_QUOTA */
 typedef struct JqQuota
 {
 	Oid db;
 	Oid role;
-	int quota;		/* that the headroom is for: sessions may differ */
-	int64 headroom; /* negative: there are more than may be */
-	int64 inflight; /* taken by transactions in progress */
-	int64 ended; /* taken by transactions that committed; starts with the time
-					 * of the entry's creation, beyond what its predecessor had */
-	TimestampTz full_until;
+	uint64 serial;		  /* of this entry */
+	Oid job;			  /* the table that was counted */
+	bool known;			  /* committed is a number */
+	int64 committed;	  /* live rows, as far as settled */
+	int64 inflight;		  /* taken by transactions in progress */
+	int64 settled;		  /* what commits have added, ever */
+	uint64 forgets;		  /* how often known was taken back */
+	uint64 stale;		  /* commits that could not tell, ever */
+	uint64 counted_stale; /* those that the last count has seen */
 } JqQuota;
 
+/* what the commit under way in a process is about to settle */
+#define TOLD_ROLES 4
+
+typedef struct JqTelling
+{
+	TransactionId xid; /* invalid: nothing */
+	Oid db;
+	int n;
+	struct
+	{
+		Oid role;
+		int64 net;
+	} roles[TOLD_ROLES];
+} JqTelling;
+
+typedef struct JqQuotaShared
+{
+	pg_atomic_uint32 nentries; /* changed under JQ_LOCK_QUOTA */
+	uint64 next_serial;
+	JqTelling telling[FLEXIBLE_ARRAY_MEMBER]; /* one a process */
+} JqQuotaShared;
+
 static HTAB *quotas;
+static JqQuotaShared *shared;
 
 /*
- * What this transaction has taken, by nesting level, the deepest first; in
+ * What this transaction has done, by nesting level, the deepest first; in
  * TopTransactionContext.
  */
 typedef struct Taken
@@ -62,27 +95,60 @@ typedef struct Taken
 	struct Taken *next;
 	Oid role;
 	int nest;
-	int64 n;
+	int64 n;	/* taken: inflight */
+	int64 more; /* rows written beyond that, less rows removed */
+	bool told;	/* all of it */
 } Taken;
 
 static Taken *taken;
+static bool by_hand; /* rows came or went that are not among those */
+
+/* what a snapshot saw of commits that had not settled; room for all processes */
+typedef struct Unsettled
+{
+	TransactionId xid;
+	int64 net;
+} Unsettled;
+
+static Unsettled *unsettled;
+
+static Size
+shared_size(void)
+{
+	return MAXALIGN(add_size(offsetof(JqQuotaShared, telling),
+							 mul_size(MaxBackends, sizeof(JqTelling))));
+}
 
 Size
 jq_quota_size(void)
 {
-	return hash_estimate_size(jobqueue_max_lanes, sizeof(JqQuota));
+	return add_size(hash_estimate_size(jobqueue_max_lanes, sizeof(JqQuota)),
+					shared_size());
 }
 
 void
 jq_quota_init(void)
 {
 	HASHCTL info;
+	bool found;
 
 	memset(&info, 0, sizeof(info));
-	info.keysize = offsetof(JqQuota, quota);
+	info.keysize = offsetof(JqQuota, serial);
 	info.entrysize = sizeof(JqQuota);
 	quotas = ShmemInitHash("jobqueue quotas", jobqueue_max_lanes,
 						   jobqueue_max_lanes, &info, HASH_ELEM | HASH_BLOBS);
+	shared = ShmemInitStruct("jobqueue quota", shared_size(), &found);
+	if (!found)
+	{
+		memset(shared, 0, shared_size());
+		pg_atomic_init_u32(&shared->nentries, 0);
+	}
+}
+
+static bool
+nobody_has_quota(void)
+{
+	return pg_atomic_read_u32(&shared->nentries) == 0;
 }
 
 /* lock held exclusively; NULL: there is none, and (create) no place */
@@ -115,42 +181,147 @@ get_quota(Oid db, Oid role, bool create)
 	q = hash_search(quotas, &key, HASH_ENTER_NULL, &found);
 	if (q != NULL)
 	{
-		memset((char *) q + offsetof(JqQuota, quota), 0,
-			   sizeof(JqQuota) - offsetof(JqQuota, quota));
-		q->ended = GetCurrentTimestamp();
+		memset((char *) q + offsetof(JqQuota, serial), 0,
+			   sizeof(JqQuota) - offsetof(JqQuota, serial));
+		q->serial = ++shared->next_serial;
 	}
+	pg_atomic_write_u32(&shared->nentries,
+						(uint32) hash_get_num_entries(quotas));
 	return q;
+}
+
+/* lock held */
+static void
+make_stale(Oid db)
+{
+	HASH_SEQ_STATUS seq;
+	JqQuota *q;
+
+	hash_seq_init(&seq, quotas);
+	while ((q = hash_seq_search(&seq)) != NULL)
+		if (q->db == db)
+			q->stale++;
 }
 
 /* -------------------------------------------------------- end of transaction */
 
 /* lock held; what has been taken is a job for good, or never has been one */
 static void
-settle(Oid db, Oid role, int64 n, bool committed)
+settle(JqQuota *q, int64 n, int64 net)
 {
-	JqQuota *q = get_quota(db, role, false);
-
-	if (q == NULL)
-		return;
 	Assert(q->inflight >= n);
 	q->inflight -= n;
-	if (committed)
-		q->ended += n;
-	else
-		q->headroom += n;
+	q->committed += net;
+	q->settled += net;
+}
+
+/* the commit is near: what will it settle? */
+static void
+tell(void)
+{
+	TransactionId xid = GetTopTransactionIdIfAny();
+	JqTelling *mine = &shared->telling[jq_my_procno()];
+	Taken *t;
+
+	if (taken == NULL || nobody_has_quota() || !TransactionIdIsValid(xid))
+		return;
+	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
+	mine->n = 0;
+	for (t = taken; t != NULL; t = t->next)
+		if (mine->n < TOLD_ROLES &&
+			get_quota(MyDatabaseId, t->role, false) != NULL)
+		{
+			mine->roles[mine->n].role = t->role;
+			mine->roles[mine->n].net = t->n + t->more;
+			mine->n++;
+			t->told = true;
+		}
+	if (mine->n > 0)
+	{
+		mine->db = MyDatabaseId;
+		mine->xid = xid;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
+}
+
+static void
+settle_all(bool committed)
+{
+	bool stale = committed && by_hand;
+
+	by_hand = false;
+	/* nothing is told or taken where there is no entry */
+	if ((taken == NULL && !stale) || nobody_has_quota())
+	{
+		taken = NULL;
+		return;
+	}
+	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
+	for (; taken != NULL; taken = taken->next)
+	{
+		JqQuota *q = get_quota(MyDatabaseId, taken->role, false);
+
+		if (q == NULL)
+			continue;
+		if (!committed)
+			settle(q, taken->n, 0);
+		else if (taken->told)
+			settle(q, taken->n, taken->n + taken->more);
+		else
+		{
+			settle(q, taken->n, taken->n);
+			q->stale++;
+		}
+	}
+	if (stale)
+		make_stale(MyDatabaseId);
+	shared->telling[jq_my_procno()].xid = InvalidTransactionId;
+	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
+}
+
+/* how many roles has it taken for? */
+static int
+count_roles(void)
+{
+	int n = 0;
+	Taken *t;
+
+	for (t = taken; t != NULL; t = t->next)
+		if (t->n > 0)
+			n++;
+	return n;
 }
 
 static void
 xact_callback(XactEvent event, void *arg)
 {
 	(void) arg;
-	if (taken == NULL ||
-		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
+	if (taken == NULL && !by_hand)
 		return;
-	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
-	for (; taken != NULL; taken = taken->next)
-		settle(MyDatabaseId, taken->role, taken->n, event == XACT_EVENT_COMMIT);
-	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			tell();
+			break;
+		case XACT_EVENT_COMMIT:
+			settle_all(true);
+			break;
+		case XACT_EVENT_ABORT:
+			settle_all(false);
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			if (count_roles() > JQ_PREPARED_LANES)
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg(
+						 "cannot PREPARE a transaction that has enqueued for more than %d roles with a quota",
+						 JQ_PREPARED_LANES),
+					 errhint("Commit it, or enqueue for fewer roles.")));
+			break;
+		default:
+			break;
+	}
 }
 
 static void
@@ -182,11 +353,16 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 				continue;
 			}
 			up->n += t->n;
+			up->more += t->more;
 		}
-		else
+		else if (t->n > 0)
 		{
+			JqQuota *q;
+
 			LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
-			settle(MyDatabaseId, t->role, t->n, false);
+			q = get_quota(MyDatabaseId, t->role, false);
+			if (q != NULL)
+				settle(q, t->n, 0);
 			LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
 		}
 		*link = t->next;
@@ -197,34 +373,21 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 bool
 jq_quota_taken(void)
 {
-	return taken != NULL;
+	return taken != NULL || by_hand;
 }
 
 void
 jq_quota_prepare(JqPrepared *p)
 {
-	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
+	p->quota_stale = taken != NULL || by_hand;
+	by_hand = false;
 	for (; taken != NULL; taken = taken->next)
-	{
-		int i = 0;
-
-		while (i < p->nquotas && p->quotas[i].role != taken->role)
-			i++;
-		if (i == JQ_PREPARED_LANES)
+		if (taken->n > 0 && p->nquotas < JQ_PREPARED_LANES)
 		{
-			/* of so many roles the last ones are seen by the next count */
-			settle(MyDatabaseId, taken->role, taken->n, true);
-			continue;
-		}
-		if (i == p->nquotas)
-		{
-			p->quotas[i].role = taken->role;
-			p->quotas[i].n = 0;
+			p->quotas[p->nquotas].role = taken->role;
+			p->quotas[p->nquotas].n = taken->n;
 			p->nquotas++;
 		}
-		p->quotas[i].n += taken->n;
-	}
-	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
 }
 
 void
@@ -232,11 +395,17 @@ jq_quota_end_prepared(const JqPrepared *p, bool committed)
 {
 	int i;
 
-	if (p->nquotas == 0)
-		return;
 	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
 	for (i = 0; i < p->nquotas; i++)
-		settle(p->db, p->quotas[i].role, p->quotas[i].n, committed);
+	{
+		JqQuota *q = get_quota(p->db, p->quotas[i].role, false);
+
+		if (q != NULL)
+			settle(q, p->quotas[i].n, committed ? p->quotas[i].n : 0);
+	}
+	/* nobody was told: a count may have seen them already */
+	if (committed && p->quota_stale)
+		make_stale(p->db);
 	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
 }
 
@@ -250,73 +419,215 @@ jq_quota_forget(Oid db)
 	hash_seq_init(&seq, quotas);
 	while ((q = hash_seq_search(&seq)) != NULL)
 		if (q->db == db)
-			q->quota = 0; /* its headroom is for no quota */
+		{
+			q->known = false;
+			q->forgets++;
+		}
 	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
 }
 
-/* where this subtransaction notes what it takes for the role */
+static void
+watch_transactions(void)
+{
+	static bool registered;
+
+	if (registered)
+		return;
+	unsettled =
+		MemoryContextAlloc(TopMemoryContext, MaxBackends * sizeof(Unsettled));
+	jq_publish_init(); /* it sees PREPARE */
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+	registered = true;
+}
+
+/* where this subtransaction notes what it does for the role */
 static Taken *
 my_taken(Oid role)
 {
-	static bool registered;
 	int nest = GetCurrentTransactionNestLevel();
 	Taken *t;
 
-	if (!registered)
-	{
-		jq_publish_init(); /* it sees PREPARE */
-		RegisterXactCallback(xact_callback, NULL);
-		RegisterSubXactCallback(subxact_callback, NULL);
-		registered = true;
-	}
+	watch_transactions();
 	for (t = taken; t != NULL && t->nest == nest; t = t->next)
 		if (t->role == role)
-			return t;
-	t = MemoryContextAlloc(TopTransactionContext, sizeof(Taken));
-	t->role = role;
-	t->nest = nest;
-	t->n = 0;
-	t->next = taken;
-	taken = t;
+			break;
+	if (t == NULL || t->nest != nest)
+	{
+		t = MemoryContextAlloc(TopTransactionContext, sizeof(Taken));
+		t->role = role;
+		t->nest = nest;
+		t->n = 0;
+		t->more = 0;
+		t->next = taken;
+		taken = t;
+	}
+	t->told = false;
 	return t;
 }
 
-/* all that this transaction has taken for the role */
+/* room that this transaction has made for itself */
 static int64
-sum_taken(Oid role)
+own_room(Oid role)
 {
 	int64 n = 0;
 	Taken *t;
 
 	for (t = taken; t != NULL; t = t->next)
 		if (t->role == role)
-			n += t->n;
+			n -= t->more;
 	return n;
+}
+
+/* ------------------------------------------------------------------ count */
+
+/* what has ended for this snapshot; a top-level xid */
+static bool
+has_ended(Snapshot s, TransactionId xid)
+{
+	uint32 i;
+
+	if (TransactionIdFollowsOrEquals(xid, s->xmax))
+		return false;
+	if (TransactionIdPrecedes(xid, s->xmin))
+		return true;
+	for (i = 0; i < s->xcnt; i++)
+		if (s->xip[i] == xid)
+			return false;
+	return true;
+}
+
+/* lock held: commits that will settle something for the role; n is their number */
+static int
+find_telling(Oid role, Snapshot s)
+{
+	int n = 0;
+	int i, j;
+
+	for (i = 0; i < MaxBackends; i++)
+	{
+		const JqTelling *tell = &shared->telling[i];
+
+		if (!TransactionIdIsValid(tell->xid) || tell->db != MyDatabaseId ||
+			i == jq_my_procno() || (s != NULL && !has_ended(s, tell->xid)))
+			continue;
+		for (j = 0; j < tell->n; j++)
+			if (tell->roles[j].role == role)
+			{
+				unsettled[n].xid = tell->xid;
+				unsettled[n].net = tell->roles[j].net;
+				n++;
+			}
+	}
+	return n;
+}
+
+/*
+ * Somebody's rows may be gone for all to see, and the room they leave not yet
+ * be there: was there any such, now there is none.
+ */
+static bool
+await_settled(int n)
+{
+	bool waited = false;
+	int i;
+
+	for (i = 0; i < n; i++)
+		if (!TransactionIdIsInProgress(unsettled[i].xid))
+		{
+			XactLockTableWait(unsettled[i].xid, NULL, NULL, XLTW_None);
+			waited = true;
+		}
+	return waited;
+}
+
+static int64
+count_rows(JqTable *t, Oid role, Snapshot snapshot)
+{
+	Relation rel = table_open(t->job, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	int64 n = 0;
+
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool isnull;
+		Datum owner = slot_getattr(slot, JQ_COL_OWNER, &isnull);
+
+		CHECK_FOR_INTERRUPTS();
+		if (!isnull && DatumGetObjectId(owner) == role)
+			n++;
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return n;
+}
+
+/*
+ * Count the live rows of the role, as far as they have committed.  false: there
+ * is no place to keep the number.
+ */
+static bool
+count(JqTable *t, Oid role, int64 *result)
+{
+	for (;;)
+	{
+		JqQuota *q;
+		Snapshot snapshot;
+		uint64 serial = 0, forgets = 0, stale = 0;
+		int64 settled = 0;
+		int64 n;
+		int nunsettled, i;
+		bool done;
+
+		CHECK_FOR_INTERRUPTS();
+		JQ_PAUSE("quota-before-count");
+		/* from now on it allocates nothing */
+		(void) GetLatestSnapshot();
+		LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
+		q = get_quota(MyDatabaseId, role, true);
+		if (q != NULL)
+		{
+			serial = q->serial;
+			forgets = q->forgets;
+			stale = q->stale;
+			settled = q->settled;
+		}
+		snapshot = GetLatestSnapshot();
+		nunsettled = find_telling(role, snapshot);
+		LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
+
+		/* what this transaction has done is not for this count */
+		snapshot = RegisterSnapshot(snapshot);
+		snapshot->curcid = FirstCommandId;
+		n = count_rows(t, role, snapshot);
+		UnregisterSnapshot(snapshot);
+		for (i = 0; i < nunsettled; i++)
+			if (TransactionIdDidCommit(unsettled[i].xid))
+				n -= unsettled[i].net;
+		JQ_PAUSE("quota-after-count");
+		*result = n;
+		if (q == NULL)
+			return false;
+
+		LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
+		q = get_quota(MyDatabaseId, role, false);
+		done = q != NULL && q->serial == serial && q->forgets == forgets;
+		if (done)
+		{
+			q->committed = n + q->settled - settled;
+			q->counted_stale = stale;
+			q->job = t->job;
+			q->known = true;
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
+		if (done)
+			return true;
+	}
 }
 
 /* ------------------------------------------------------------------- take */
-
-static int64
-count_rows(JqTable *t, Oid role, int64 most)
-{
-	Oid types[2] = {OIDOID, INT8OID};
-	Datum values[2];
-	JqOwnerState state;
-	int64 n;
-	bool isnull;
-
-	values[0] = ObjectIdGetDatum(role);
-	values[1] = Int64GetDatum(most);
-	jq_owner_begin(t, &state);
-	jq_owner_read(t,
-				  "SELECT count(*) FROM (SELECT FROM %s.jobqueue_job"
-				  " WHERE owner::oid = $1 LIMIT $2) x",
-				  2, types, values, NULL);
-	n = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-									SPI_tuptable->tupdesc, 1, &isnull));
-	jq_owner_end(&state);
-	return n;
-}
 
 static void
 refuse(Oid role)
@@ -336,103 +647,108 @@ has_quota(Oid role)
 	return jobqueue_max_jobs_per_role != 0 && !superuser_arg(role);
 }
 
-/* in_table: their rows are there already */
-static void
-take(JqTable *t, Oid role, int64 n, bool in_table)
-{
-	int quota = jobqueue_max_jobs_per_role;
-	TimestampTz start;
-	Taken *mine;
-	JqQuota *q;
-	bool enough;
-	bool full = false;
-	int64 ended = PG_INT64_MAX;
-	int64 room;
-	int64 count;
-
-	if (n == 0 || !has_quota(role))
-		return;
-	mine = my_taken(role);
-	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
-	q = get_quota(MyDatabaseId, role, true);
-	enough = q != NULL && q->quota == quota && q->headroom >= n;
-	if (enough)
-	{
-		q->headroom -= n;
-		q->inflight += n;
-		mine->n += n;
-	}
-	else if (q != NULL)
-	{
-		full = q->full_until > GetCurrentTimestamp() && q->quota == quota;
-		ended = q->ended;
-	}
-	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
-	if (enough)
-		return;
-	if (full)
-		refuse(role);
-
-	start = GetCurrentTimestamp();
-	JQ_PAUSE("quota-before-count");
-	count = count_rows(t, role, (int64) quota + 1);
-	JQ_PAUSE("quota-after-count");
-	room = quota - count - (in_table ? 0 : n);
-	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
-	q = get_quota(MyDatabaseId, role, true);
-	if (q != NULL)
-	{
-		/* mine are among those counted */
-		room -= q->inflight - sum_taken(role) + Max(q->ended - ended, 0);
-		q->quota = quota;
-		q->full_until = 0;
-		if (room >= 0)
-		{
-			q->headroom = room;
-			q->inflight += n;
-			mine->n += n;
-		}
-		else
-		{
-			q->headroom = room + n;
-			if (GetCurrentTimestamp() - start > SLOW_US)
-				q->full_until = GetCurrentTimestamp() +
-								PAUSE_FACTOR * (GetCurrentTimestamp() - start);
-		}
-	}
-	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
-	if (room < 0)
-		refuse(role);
-}
-
 void
 jq_quota_take(JqTable *t, Oid role, int64 n)
 {
-	take(t, role, n, false);
+	Taken *mine;
+	bool counted = false;
+
+	if (n == 0)
+		return;
+	if (!has_quota(role))
+	{
+		jq_quota_note(role, n);
+		return;
+	}
+	mine = my_taken(role);
+	for (;;)
+	{
+		JqQuota *q;
+		bool enough = false;
+		bool sure = false;
+		int nunsettled = 0;
+		int64 there;
+
+		CHECK_FOR_INTERRUPTS();
+		LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
+		q = get_quota(MyDatabaseId, role, false);
+		if (q != NULL && q->known && q->job == t->job)
+		{
+			enough = jobqueue_max_jobs_per_role - q->committed - q->inflight +
+						 own_room(role) >=
+					 n;
+			sure = enough || counted || q->stale == q->counted_stale;
+			if (enough)
+			{
+				q->inflight += n;
+				mine->n += n;
+			}
+			else if (sure)
+				nunsettled = find_telling(role, NULL);
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
+		if (enough)
+			return;
+		if (sure)
+		{
+			if (!await_settled(nunsettled))
+				refuse(role);
+			continue;
+		}
+		counted = true;
+		if (count(t, role, &there))
+			continue;
+		/* more roles at once than there are places: as good as can be */
+		if (there + n > jobqueue_max_jobs_per_role + own_room(role))
+			refuse(role);
+		mine->more += n;
+		return;
+	}
 }
 
 void
-jq_quota_take_present(JqTable *t, Oid role, int64 n)
+jq_quota_take_written(JqTable *t, Oid role, int64 n)
 {
-	take(t, role, n, true);
+	jq_quota_written(role, -n);
+	jq_quota_take(t, role, n);
 }
 
 void
 jq_quota_note(Oid role, int64 n)
 {
-	Taken *mine;
-	JqQuota *q;
+	Taken *mine = my_taken(role);
+	JqQuota *q = NULL;
 
-	if (!has_quota(role))
-		return;
-	mine = my_taken(role);
-	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
-	q = get_quota(MyDatabaseId, role, true);
-	if (q != NULL)
+	if (!nobody_has_quota())
 	{
-		q->headroom -= n;
-		q->inflight += n;
-		mine->n += n;
+		LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
+		q = get_quota(MyDatabaseId, role, false);
+		if (q != NULL)
+		{
+			q->inflight += n;
+			mine->n += n;
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
 	}
-	LWLockRelease(jq_lock(JQ_LOCK_QUOTA));
+	if (q == NULL)
+		mine->more += n;
+}
+
+void
+jq_quota_written(Oid role, int64 n)
+{
+	my_taken(role)->more += n;
+}
+
+void
+jq_quota_gone(Oid role, int64 n)
+{
+	my_taken(role)->more -= n;
+}
+
+void
+jq_quota_by_hand(void)
+{
+	watch_transactions();
+	by_hand = true;
 }

@@ -72,23 +72,52 @@ typedef struct Ended
 	int max;
 } Ended;
 
-static Ended ended;
+static Ended ended; /* that are looked at */
+/* requests that were taken, as they have little room where they are left */
+static Ended asked;
+static JqAfterRange asked_ranges[JQ_AFTER_RANGES];
+static int nasked_ranges;
+/* rows that somebody has locked, for when we look again */
+static JqAfterRange later_ranges[JQ_AFTER_RANGES];
+static int nlater_ranges;
 static int64 useless; /* requests that found no edge, since the last rebuild */
 static int64 waited_for; /* ids noted at the last rebuild */
 static TimestampTz scan_not_before;
 
 static void
+make_room(Ended *e, int more)
+{
+	int max;
+
+	if (e->ids != NULL && e->n + more <= e->max)
+		return;
+	max = Max(Max(1024, 2 * e->max), e->n + more);
+	e->ids = e->ids == NULL ?
+				 MemoryContextAlloc(TopMemoryContext, max * sizeof(int64)) :
+				 repalloc_huge(e->ids, max * sizeof(int64));
+	e->max = max;
+}
+
+static void
 add_ended(int64 id)
 {
-	if (ended.n == ended.max)
-	{
-		ended.max = Max(1024, 2 * ended.max);
-		ended.ids = ended.ids == NULL ?
-						MemoryContextAlloc(TopMemoryContext,
-										   ended.max * sizeof(int64)) :
-						repalloc_huge(ended.ids, ended.max * sizeof(int64));
-	}
+	make_room(&ended, 1);
 	ended.ids[ended.n++] = id;
+}
+
+static void
+take_requests(void)
+{
+	JqAfterRange ranges[JQ_AFTER_RANGES];
+	int nids, nranges;
+	int i;
+
+	make_room(&asked, JQ_AFTER_ENDED);
+	jq_after_take(jq_sched_dbix, asked.ids + asked.n, &nids, ranges, &nranges);
+	asked.n += nids;
+	for (i = 0; i < nranges; i++)
+		jq_after_add_range(asked_ranges, &nasked_ranges, ranges[i].first,
+						   ranges[i].last);
 }
 
 static Datum
@@ -194,6 +223,7 @@ between(void)
 	bool no_ends = jq_publish_no_ends;
 
 	MemoryContextReset(jq_sched_context);
+	take_requests();
 	jq_publish_no_ends = false;
 	jq_sched_serve_others(JQ_REQ_AFTER | JQ_REQ_AFTER_ALL);
 	jq_publish_no_ends = no_ends;
@@ -339,7 +369,9 @@ hold(Waiting *w)
 static void
 again(int64 id)
 {
-	jq_after_push_again(jq_sched_dbix, id);
+	jq_after_add_range(later_ranges, &nlater_ranges, id, id);
+	/* whoever asks himself and is woken by that never sleeps */
+	jq_db_request_quietly(jq_sched_dbix, JQ_REQ_AFTER);
 	jq_sched_again_in(RETRY_MS);
 }
 
@@ -505,17 +537,20 @@ note_cancelled(Waiting *w, int n)
 	" WHERE " JQ_ROW_WAITS " AND home = "
 
 /*
- * Edges to these jobs go, as far as the jobs have ended; at most a batch of
- * them.  Returns how many; the rows that are to be looked at now, with them.
+ * Edges to these jobs go, in order of the ids, as far as the jobs have ended; at
+ * most a batch of them.  Returns how many; the rows that are to be looked at now,
+ * with them.
  */
 static int
 take_edges(JqTable *t, const int64 *ids, int n, int64 *last_dep,
 		   int64 *last_job, Waiting **rows, int *nrows)
 {
 	static const char *const take =
-		"WITH e AS MATERIALIZED (SELECT dep, job FROM %s.jobqueue_dependency"
-		"  WHERE dep = ANY ($1) AND (dep, job) > ($2, $3)"
-		"  ORDER BY dep, job LIMIT 500),"
+		/* in order of the array; not a sort of all that there are */
+		"WITH e AS MATERIALIZED (SELECT x.dep, x.job FROM unnest($1) d,"
+		"  LATERAL (SELECT dep, job FROM %s.jobqueue_dependency"
+		"   WHERE dep = d AND (dep, job) > ($2, $3)"
+		"   ORDER BY dep, job LIMIT 500) x WHERE d >= $2 LIMIT 500),"
 		" gone AS (DELETE FROM %s.jobqueue_dependency x USING e"
 		"  WHERE x.dep = e.dep AND x.job = e.job AND NOT EXISTS"
 		"   (SELECT FROM %s.jobqueue_job d WHERE d.id = e.dep)"
@@ -526,9 +561,10 @@ take_edges(JqTable *t, const int64 *ids, int n, int64 *last_dep,
 		" FROM e LEFT JOIN gone ON gone.dep = e.dep AND gone.job = e.job"
 		" ORDER BY e.dep, e.job";
 	static const char *const look =
-		SELECT_WAITING "$1 AND id = ANY ($2) AND (id = ANY ($3) OR NOT EXISTS"
-					   " (SELECT FROM %s.jobqueue_dependency e"
-					   "  WHERE e.job = j.id))";
+		/* the last one, as what is at the front of the index has just gone */
+		SELECT_WAITING "$1 AND id = ANY ($2) AND (id = ANY ($3) OR"
+					   " (SELECT max(e.dep) FROM %s.jobqueue_dependency e"
+					   "  WHERE e.job = j.id) IS NULL)";
 	Oid types[3] = {INT8ARRAYOID, INT8OID, INT8OID};
 	Oid look_types[3] = {INT8OID, INT8ARRAYOID, INT8ARRAYOID};
 	Datum values[3];
@@ -568,6 +604,15 @@ take_edges(JqTable *t, const int64 *ids, int n, int64 *last_dep,
 	return found;
 }
 
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64 x = *(const int64 *) a;
+	int64 y = *(const int64 *) b;
+
+	return x < y ? -1 : x > y;
+}
+
 /*
  * Look at all rows that wait for jobs of the list, which grows while we cancel.
  * One transaction does several steps if they are small.
@@ -604,6 +649,7 @@ settle_ended(void)
 
 			part = n;
 			memcpy(ids, &ended.ids[first], n * sizeof(int64));
+			qsort(ids, n, sizeof(int64), compare_ids);
 			found = take_edges(t, ids, n, &last_dep, &last_job, &lists[nlists],
 							   &counts[nlists]);
 			if (found < JQ_SCHED_BATCH)
@@ -640,22 +686,23 @@ settle_range(int64 first, int64 last, bool all)
 {
 	static const char *const sql =
 		SELECT_WAITING "$1 AND run_at = 'infinity' AND id >= $2 AND id <= $3"
-					   " ORDER BY id LIMIT 500";
+					   " ORDER BY id LIMIT $4";
 	static const char *const clean =
 		"DELETE FROM %s.jobqueue_dependency e WHERE e.job = ANY ($1)"
 		" AND NOT EXISTS (SELECT FROM %s.jobqueue_job d WHERE d.id = e.dep)";
 	int64 noted = 0;
-	int n;
+	int limit = JQ_SCHED_BATCH; /* rows read; what is left was read in vain */
+	bool more;
 
 	do
 	{
 		JqTable *t = begin();
-		Oid types[3] = {INT8OID, INT8OID, INT8OID};
-		Datum values[3];
+		Oid types[4] = {INT8OID, INT8OID, INT8OID, INT8OID};
+		Datum values[4];
 		JqOwnerState state;
 		Waiting *w;
 		int64 *ids;
-		int m, looks = 0;
+		int n, m, looks = 0;
 		int i;
 
 		if (t == NULL)
@@ -666,8 +713,9 @@ settle_range(int64 first, int64 last, bool all)
 		values[0] = Int64GetDatum(t->home);
 		values[1] = Int64GetDatum(first);
 		values[2] = Int64GetDatum(last);
+		values[3] = Int64GetDatum(limit);
 		jq_owner_begin(t, &state);
-		execute(t, sql, 3, types, values);
+		execute(t, sql, 4, types, values);
 		w = waiting_rows(&n);
 		jq_owner_end(&state);
 		for (m = 0; m < n && (m == 0 || looks + w[m].nafter <= MAX_LOOKS); m++)
@@ -695,10 +743,10 @@ settle_range(int64 first, int64 last, bool all)
 		note_cancelled(w, m);
 		if (m > 0)
 			first = w[m - 1].row.item.id + 1;
-		if (m < n)
-			n = JQ_SCHED_BATCH; /* the rest of them */
+		more = m < n || n == limit;
+		limit = m < n ? m + 1 : Min(2 * limit, JQ_SCHED_BATCH);
 		between();
-	} while (n == JQ_SCHED_BATCH);
+	} while (more);
 	return noted;
 }
 
@@ -767,23 +815,32 @@ without_ends(void (*part)(void))
 static void
 serve_requests(void)
 {
-	int64 *ids = palloc(JQ_AFTER_ENDED * sizeof(int64));
-	JqAfterRange *ranges = palloc(JQ_AFTER_RANGES * sizeof(JqAfterRange));
-	JqAfterRange copy[JQ_AFTER_RANGES];
-	int nids, nranges;
+	JqAfterRange ranges[JQ_AFTER_RANGES];
+	int nranges;
 	int i;
 
-	jq_after_take(jq_sched_dbix, ids, &nids, ranges, &nranges);
-	memcpy(copy, ranges, nranges * sizeof(JqAfterRange));
+	take_requests();
+	for (i = 0; i < nlater_ranges; i++)
+		jq_after_add_range(asked_ranges, &nasked_ranges, later_ranges[i].first,
+						   later_ranges[i].last);
+	nlater_ranges = 0;
 	ended.n = 0;
-	for (i = 0; i < nids; i++)
-		add_ended(ids[i]);
+	make_room(&ended, asked.n);
+	if (asked.n > 0)
+		memcpy(ended.ids, asked.ids, asked.n * sizeof(int64));
+	ended.n = asked.n;
+	nranges = nasked_ranges;
+	memcpy(ranges, asked_ranges, nranges * sizeof(JqAfterRange));
+	asked.n = nasked_ranges = 0;
 	settle_ended();
 	for (i = 0; i < nranges; i++)
 	{
-		(void) settle_range(copy[i].first, copy[i].last, false);
+		(void) settle_range(ranges[i].first, ranges[i].last, false);
 		settle_ended();
 	}
+	/* what has come meanwhile, when others have had their turn */
+	if (asked.n > 0 || nasked_ranges > 0)
+		jq_db_request(jq_sched_dbix, JQ_REQ_AFTER);
 	/* the filter says yes too often */
 	if (useless > 1000 + waited_for)
 		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_AFTER_ALL);
@@ -804,6 +861,8 @@ look_at_all(void)
 	scan_not_before =
 		GetCurrentTimestamp() +
 		Min(SCAN_SHARE * (GetCurrentTimestamp() - start), SCAN_WAIT_MAX);
+	if (asked.n > 0 || nasked_ranges > 0)
+		jq_db_request(jq_sched_dbix, JQ_REQ_AFTER);
 }
 
 void

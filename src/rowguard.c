@@ -276,6 +276,25 @@ note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 	}
 }
 
+/* a row comes, or (old) is changed; a statement may still leave it out */
+static void
+note_quota(HeapTuple old, HeapTuple new, TupleDesc desc)
+{
+	bool isnull;
+	Oid owner = DatumGetObjectId(column(new, desc, "owner", &isnull));
+
+	if (old != NULL)
+	{
+		Oid before = DatumGetObjectId(column(old, desc, "owner", &isnull));
+
+		if (before == owner)
+			return;
+		jq_quota_gone(before, 1);
+	}
+	jq_quota_note(owner, 1);
+	jq_quota_by_hand();
+}
+
 PG_FUNCTION_INFO_V1(jq_job_trigger);
 Datum
 jq_job_trigger(PG_FUNCTION_ARGS)
@@ -287,6 +306,15 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	bool update;
 	JqTable *t;
 
+	if (CALLED_AS_TRIGGER(fcinfo) &&
+		TRIGGER_FIRED_FOR_STATEMENT(data->tg_event) &&
+		TRIGGER_FIRED_AFTER(data->tg_event))
+	{
+		/* our own statements count what they remove */
+		if (jq_shmem_ready() && !jq_bookkeeping)
+			jq_quota_by_hand();
+		return PointerGetDatum(NULL);
+	}
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(data->tg_event) ||
 		!TRIGGER_FIRED_BEFORE(data->tg_event))
 		ereport(
@@ -315,9 +343,7 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	if (jq_shmem_ready())
 	{
 		note_lane(new, desc, t, update);
-		if (!update)
-			jq_quota_note(DatumGetObjectId(column(new, desc, "owner", &isnull)),
-						  1);
+		note_quota(update ? data->tg_trigtuple : NULL, new, desc);
 	}
 	if (jq_shmem_ready() && update && !at_home(data->tg_trigtuple, desc, t))
 		jq_publish_count_anew(); /* it is held no more */

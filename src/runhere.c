@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "commands/trigger.h"
 #include "configure.h"
 #include "conflict.h"
 #include "directory.h"
@@ -30,6 +31,10 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "worker.h"
+
+bool jq_run_guarded;
+bool jq_run_settling;
 
 /*
  * Jobs that this transaction has run, in order, with the nesting level that did;
@@ -46,6 +51,15 @@ typedef struct Ended
 
 static dlist_head ended = DLIST_STATIC_INIT(ended);
 static int nended;
+
+/* a job that runs here, and the one that has brought it here */
+typedef struct Running
+{
+	int64 id;
+	const struct Running *outer;
+} Running;
+
+static const Running *running;
 
 static void
 forget_ended(Ended *e)
@@ -179,6 +193,16 @@ set_current(const JqRow *row, const JqQueueSettings *settings)
 		DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
 }
 
+bool
+jq_runs_here(int64 id)
+{
+	const Running *r = running;
+
+	while (r != NULL && r->id != id)
+		r = r->outer;
+	return r != NULL || jq_current_job.id == id;
+}
+
 /* it is to run again, after that time */
 static bool
 snooze(JqTable *t, JqRow *row, Interval *delay)
@@ -221,6 +245,42 @@ end(JqTable *t, JqRow *row, const JqQueueSettings *settings, Datum result,
 	return true;
 }
 
+/*
+ * Is the session that of another role than the user, perhaps a greater one, to
+ * which RESET ROLE or RESET SESSION AUTHORIZATION would take the job back?  A
+ * worker's session is of the job's role.
+ */
+static bool
+session_is_another(Oid user)
+{
+	return user != GetSessionUserId() ||
+		   (!jq_is_worker && user != GetAuthenticatedUserId());
+}
+
+/*
+ * What the job has deferred runs now, while the user is its role.  At the commit
+ * it would run as whoever commits, with a way back to the session's role.
+ */
+static void
+run_deferred(void)
+{
+	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
+	bool settling = jq_run_settling;
+
+	stmt->constraints = NIL;
+	stmt->deferred = false;
+	jq_run_settling = true;
+	PG_TRY();
+	{
+		AfterTriggerSetState(stmt);
+	}
+	PG_FINALLY();
+	{
+		jq_run_settling = settling;
+	}
+	PG_END_TRY();
+}
+
 /* fresh: it has not been counted among the jobs of its role */
 static Datum
 run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
@@ -230,6 +290,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	int keylen = key != NULL ? Min(strlen(key), JQ_KEY_MAX) : 0;
 	volatile Datum result = (Datum) 0;
 	JqCurrent outer = jq_current_job;
+	Running this = {id, running};
 	Oid owner = DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
 	char *queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	JqQueueSettings settings;
@@ -237,6 +298,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	JqRecent recent;
 	Interval delay;
 	volatile bool snoozed = false;
+	bool guarded = jq_run_guarded;
 	Oid user;
 	int sec_context;
 	bool done;
@@ -258,26 +320,30 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	jq_settings_of_queue(t, queue, &settings);
 	set_current(row, &settings);
 	nest = NewGUCNestLevel();
-	/*
-	 * The session may be that of a greater role, to which RESET ROLE would take
-	 * the job back.  A worker's session is of the job's role.
-	 */
 	GetUserIdAndSecContext(&user, &sec_context);
-	if (user != GetSessionUserId())
+	if (session_is_another(user))
+	{
 		SetUserIdAndSecContext(user,
 							   sec_context | SECURITY_LOCAL_USERID_CHANGE);
+		jq_run_guarded = true;
+	}
+	running = &this;
 	PG_TRY();
 	{
 		jq_apply_environment_nested(row);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		result = jq_execute(row, isnull);
 		PopActiveSnapshot();
+		if (jq_run_guarded)
+			run_deferred();
 		snoozed = jq_snooze_wanted(&delay);
 	}
 	PG_FINALLY();
 	{
 		jq_injob_forget();
 		jq_current_job = outer;
+		jq_run_guarded = guarded;
+		running = this.outer;
 	}
 	PG_END_TRY();
 	SetUserIdAndSecContext(user, sec_context);
@@ -287,7 +353,7 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 	{
 		done = snooze(t, row, &delay);
 		if (done && fresh)
-			jq_quota_take_present(t, owner, 1);
+			jq_quota_take_written(t, owner, 1);
 	}
 	else
 		done = end(t, row, &settings, result, *isnull);

@@ -8,6 +8,15 @@
 #include "jobtable.h"
 
 /*
+ * The job that runs here belongs to another role than the session, to which it
+ * must find no way: nothing of it may be left to run at the commit.
+ */
+extern bool jq_run_guarded;
+
+/* ... and what it has deferred is being run */
+extern bool jq_run_settling;
+
+/*
  * Run the job of a row that nobody else can take, with the current user as its
  * owner, and let the row leave the queue, all in the open transaction.  Returns
  * its result as jsonb (*isnull: there is none).  ERROR: that of the job, or why
@@ -17,5 +26,8 @@ extern Datum jq_run_here(JqTable *t, JqRow *row, bool *isnull);
 
 /* jobqueue.inline: run the job that this command has written */
 extern void jq_run_inline(JqTable *t, int64 id);
+
+/* does this session run the job just now, it or one that it runs in turn? */
+extern bool jq_runs_here(int64 id);
 
 #endif /* JQ_RUNHERE_H */

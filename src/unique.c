@@ -142,7 +142,6 @@ typedef enum Look
 typedef struct Found
 {
 	JqUniqueLock lock;
-	bool mine; /* written by this transaction */
 	TransactionId xid;
 	uint32 token; /* of a speculative insertion */
 } Found;
@@ -190,7 +189,7 @@ look(Locks *l, Found *f)
 	f->lock.until = DatumGetChar(slot_getattr(l->slot, COL_UNTIL, &isnull));
 	d = slot_getattr(l->slot, COL_EXPIRES_AT, &isnull);
 	f->lock.expires_at = isnull ? DT_NOEND : DatumGetTimestampTz(d);
-	f->mine = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(
+	f->lock.mine = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(
 		slot_getsysattr(l->slot, MinTransactionIdAttributeNumber, &isnull)));
 	f->token = dirty.speculativeToken;
 	f->xid = TransactionIdIsValid(dirty.xmin) ? dirty.xmin : dirty.xmax;
@@ -215,13 +214,40 @@ has_expired(const JqUniqueLock *lock)
 	return lock->expires_at <= GetCurrentTimestamp();
 }
 
+/* is a transaction that is still open about to insert the row? */
+static bool
+is_being_written(JqTable *t, int64 job)
+{
+	Relation rel = table_open(t->job, AccessShareLock);
+	Relation pk = index_open(t->pk, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	SnapshotData dirty;
+	IndexScanDesc scan;
+	ScanKeyData key;
+	bool found;
+
+	InitDirtySnapshot(dirty);
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(job));
+	scan = jq_index_beginscan(rel, pk, &dirty, 1);
+	index_rescan(scan, &key, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(pk, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
 bool
 jq_unique_job_is_gone(JqTable *t, int64 job)
 {
 	JqRow row;
 	TransactionId xid;
 
-	return jq_row_fetch(t, job, NULL, NULL, &row, &xid, NULL) == JQ_FETCH_GONE;
+	/* one that is run inline has a row that nobody else sees */
+	return jq_row_fetch(t, job, NULL, NULL, &row, &xid, NULL) ==
+			   JQ_FETCH_GONE &&
+		   !is_being_written(t, job);
 }
 
 /* ----------------------------------------------------------------- change */
@@ -243,7 +269,7 @@ delete_found(Locks *l, Found *f, bool wait)
 {
 	TM_FailureData failure;
 
-	if (f->mine)
+	if (f->lock.mine)
 		CommandCounterIncrement();
 	if (!is_plain(l->rel))
 	{
@@ -336,7 +362,7 @@ insert(Locks *l, Datum *values, bool *nulls)
 static void
 check_visible(Locks *l, const Found *f)
 {
-	if (!IsolationUsesXactSnapshot() || f->mine ||
+	if (!IsolationUsesXactSnapshot() || f->lock.mine ||
 		table_tuple_satisfies_snapshot(l->rel, l->slot,
 									   GetTransactionSnapshot()))
 		return;
@@ -347,6 +373,15 @@ check_visible(Locks *l, const Found *f)
 		 errhint(
 			 "A job with this unique_key was enqueued after this transaction's snapshot; retry the transaction.")));
 }
+
+/*
+ * Where so many keys in a row were free, the next one is inserted without a look
+ * before: it costs a fifth of an enqueue.  If it was not free, a dead row is left,
+ * so this is not for those who meet duplicates now and then.
+ */
+#define SURELY_FREE 100
+
+static int free_in_a_row;
 
 bool
 jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
@@ -369,6 +404,13 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 	nulls[COL_EXPIRES_AT - 1] = TIMESTAMP_IS_NOEND(expires_at);
 
 	open_locks(&l, t, queue, key);
+	if (free_in_a_row >= SURELY_FREE)
+	{
+		/* the insertion looks, too */
+		taken = insert(&l, values, nulls);
+		if (!taken)
+			free_in_a_row = 0;
+	}
 	while (!taken && !held)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -376,6 +418,7 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 		{
 			case NOTHING:
 				taken = insert(&l, values, nulls);
+				free_in_a_row++;
 				break;
 			case IN_DOUBT:
 				if (wait)
@@ -390,7 +433,7 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 					held = !delete_found(&l, &f, wait) && !wait;
 				else if (f.lock.job == job)
 					taken = true;
-				else if (!f.mine && f.lock.until != JQ_UNTIL_EXPIRED &&
+				else if (!f.lock.mine && f.lock.until != JQ_UNTIL_EXPIRED &&
 						 jq_unique_job_is_gone(t, f.lock.job))
 					gone = f.lock.job; /* ended just now, if not in vain */
 				else
@@ -403,7 +446,11 @@ jq_unique_take(JqTable *t, Datum queue, Datum key, int64 job, char until,
 		}
 	}
 	close_locks(&l);
-	*holder = f.lock;
+	if (held)
+	{
+		free_in_a_row = 0;
+		*holder = f.lock;
+	}
 	return taken;
 }
 

@@ -58,6 +58,7 @@ typedef struct JqUniqueLock
 	int64 job;
 	char until;
 	TimestampTz expires_at; /* DT_NOEND = never */
+	bool mine;				/* written by this transaction */
 } JqUniqueLock;
 
 /*

@@ -11,6 +11,8 @@
  *								the launcher looks for new databases
  *		DISCARD ALL				the keys that the session has locked
  *		in a worker				statements that leave something in the session
+ *		in a job that is run here under SET ROLE
+ *								what would leave something to run at the commit
  */
 #include "postgres.h"
 
@@ -28,6 +30,7 @@
 #include "prepared.h"
 #include "publish.h"
 #include "quota.h"
+#include "runhere.h"
 #include "session.h"
 #include "slot.h"
 #include "storage/latch.h"
@@ -210,6 +213,29 @@ prepared_long_ago(const char *gid)
 	return found;
 }
 
+/* ------------------------------------------------------ jobs that run here */
+
+static void
+check_guarded(Node *stmt)
+{
+	const char *what = NULL;
+
+	if (IsA(stmt, DeclareCursorStmt) &&
+		(((DeclareCursorStmt *) stmt)->options & CURSOR_OPT_HOLD))
+		what = "DECLARE CURSOR WITH HOLD";
+	else if (jq_run_settling && IsA(stmt, ConstraintsSetStmt) &&
+			 ((ConstraintsSetStmt *) stmt)->deferred)
+		what = "SET CONSTRAINTS DEFERRED in a deferred trigger";
+	if (what == NULL)
+		return;
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		 errmsg("%s is not possible in a job that is run under SET ROLE", what),
+		 errhint(
+			 "It would run at the commit, as whoever commits. Workers can run the job, and sessions of its role.")));
+}
+
 /* --------------------------------------------------------------- the hook */
 
 static void
@@ -246,6 +272,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	}
 	if (jq_is_worker)
 		jq_session_note_utility(stmt);
+	if (jq_run_guarded)
+		check_guarded(stmt);
 	if (IsA(stmt, TransactionStmt))
 	{
 		TransactionStmt *t = (TransactionStmt *) stmt;

@@ -244,35 +244,38 @@ jq_where_freeze(JqWhere *w)
 	set_running(w, running, nrunning);
 }
 
-int64
-jq_where_waiting(JqWhere *w, const char *before, const char *after)
-{
-	JqOwnerState state;
-	int64 n;
-
-	jq_owner_begin(w->table, &state);
-	execute(w, before,
-			psprintf(IN_LANES " AND j.id <> ALL ($6) AND %s", w->state), after);
-	n = (int64) SPI_processed;
-	jq_owner_end(&state);
-	return n;
-}
-
-int64
-jq_where_ended(JqWhere *w, const char *before, const char *after,
-			   void (*each)(HeapTuple tup, TupleDesc desc, void *arg), void *arg)
+/* run it, and show each row that it returns; returns their number */
+static int64
+run(JqWhere *w, const char *before, const char *more, const char *after,
+	JqWhereEach each, void *arg)
 {
 	JqOwnerState state;
 	uint64 i;
 	int64 rows;
 
 	jq_owner_begin(w->table, &state);
-	execute(w, before, psprintf(" AND %s", w->state), after);
+	execute(w, before, more, after);
 	rows = (int64) SPI_processed;
 	for (i = 0; i < SPI_processed && each != NULL; i++)
 		each(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, arg);
 	jq_owner_end(&state);
 	return rows;
+}
+
+int64
+jq_where_waiting(JqWhere *w, const char *before, const char *after,
+				 JqWhereEach each, void *arg)
+{
+	return run(w, before,
+			   psprintf(IN_LANES " AND j.id <> ALL ($6) AND %s", w->state),
+			   after, each, arg);
+}
+
+int64
+jq_where_ended(JqWhere *w, const char *before, const char *after,
+			   JqWhereEach each, void *arg)
+{
+	return run(w, before, psprintf(" AND %s", w->state), after, each, arg);
 }
 
 /* ids of those that are among RUNNING; mine: and written by this transaction */

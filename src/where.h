@@ -52,18 +52,19 @@ extern int jq_where_add(JqWhere *w, Oid type, Datum value, bool isnull);
 /* nothing of the lanes of these jobs is taken until the transaction ends */
 extern void jq_where_freeze(JqWhere *w);
 
+/* shown a row of a result */
+typedef void (*JqWhereEach)(HeapTuple tup, TupleDesc desc, void *arg);
+
 /*
  * Run a statement: what comes before the condition, which is about the columns of
  * "j", and what comes after it.  jq_where_waiting: jobs that wait, in lanes that
- * are held back; jq_where_ended: rows of jobqueue_archive, each row of the result
- * goes to a function.  Returns how many rows there were.
+ * are held back; jq_where_ended: rows of jobqueue_archive.  Each row of the result
+ * goes to a function, or (NULL) none.  Returns how many rows there were.
  */
-extern int64 jq_where_waiting(JqWhere *w, const char *before,
-							  const char *after);
+extern int64 jq_where_waiting(JqWhere *w, const char *before, const char *after,
+							  JqWhereEach each, void *arg);
 extern int64 jq_where_ended(JqWhere *w, const char *before, const char *after,
-							void (*each)(HeapTuple tup, TupleDesc desc,
-										 void *arg),
-							void *arg);
+							JqWhereEach each, void *arg);
 
 /* those of the jobs that run; palloc'd */
 extern int64 *jq_where_running(JqWhere *w, int *n);
