@@ -270,6 +270,22 @@ SELECT jobqueue_purge('default', 'cancelled');
 COMMIT;
 CALL drained();
 SELECT tags, state, regexp_replace(reason, '\d+', 'N') FROM jobqueue_history ORDER BY id;
+DELETE FROM jobqueue_archive;
+
+-- a holder of a unique_key that is updated still waits; one that is replaced is
+-- cancelled, and with it those that wait for it
+SELECT jobqueue_quiesce();
+SELECT job('d') AS d \gset
+SELECT jobqueue_enqueue('note', '{"what": "old"}', unique_key => 'u', after => ARRAY[:d]) AS h \gset
+SELECT jobqueue_enqueue('note', '{"what": "updated"}', unique_key => 'u', on_conflict => 'update') = :h AS same;
+SELECT jobqueue_enqueue('note', '{"what": "r"}', tags => '{replaced}', unique_key => 'r') AS r \gset
+SELECT job('follows', '{replaced}') > 0;
+SELECT jobqueue_enqueue('note', '{"what": "new"}', unique_key => 'r', on_conflict => 'replace') <> :r AS other;
+SELECT run_at FROM jobqueue_job WHERE id = :h;
+SELECT jobqueue_resume();
+CALL drained();
+SELECT tags, state, regexp_replace(reason, '\d+', 'N', 'g') FROM jobqueue_history ORDER BY id;
+SELECT array_agg(what ORDER BY what) FROM left_behind() what;
 
 DROP FUNCTION fails, job, id;
 DROP VIEW states;

@@ -133,6 +133,11 @@ CREATE FUNCTION explains_safe() RETURNS text LANGUAGE sql PARALLEL SAFE AS $$ SE
 CALL raises($$ SELECT explains_safe() $$);
 DROP FUNCTION explains_safe;
 SELECT set_config(name, 'off', false) AS off FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query');
+-- a timeout that is none
+CALL raises($$ SELECT jobqueue_quiesce('-1 s') $$);
+CALL raises($$ SELECT jobqueue_quiesce('101 years') $$);
+CALL raises($$ SELECT jobqueue_quiesce('178000000 years') $$);
+CALL raises($$ SELECT jobqueue_quiesce('2147483647 days') $$);
 -- while an index is built, a view refreshed
 CREATE FUNCTION indexed(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
 	PERFORM jobqueue_enqueue('ok'); RETURN $1; END $$;

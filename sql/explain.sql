@@ -120,6 +120,12 @@ BEGIN;
 SELECT jobqueue_run(:id);
 SELECT why(:id);
 ROLLBACK;
+BEGIN;
+SELECT jobqueue_reschedule(:id, NULL);
+SELECT why(:id);
+SELECT jobqueue_enqueue('SELECT 1', queue => 'held') AS new \gset
+SELECT why(:new);
+ROLLBACK;
 SELECT jobqueue_cancel(:id);
 SELECT jobqueue_drop_queue('held');
 

@@ -441,7 +441,7 @@ CREATE FUNCTION jobqueue_running_jobs(
 	OUT progress float8, OUT progress_message text)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_running_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key text,
+CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key_hash bigint,
 	OUT from_priority int, OUT from_id bigint)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_blocked_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
@@ -509,7 +509,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 				WHEN j.home <> jobqueue_home() OR NOT jobqueue_at_home() THEN 'held'
 				WHEN w.waits THEN 'blocked'
 				WHEN j.run_at > clock_timestamp() THEN 'scheduled'
-				WHEN b.id IS NOT NULL OR k.key IS NOT NULL THEN 'blocked'
+				WHEN b.id IS NOT NULL OR k.key_hash IS NOT NULL THEN 'blocked'
 				ELSE 'ready' END AS state,
 		   j.command,
 		   CASE WHEN x.sight = 2 THEN j.args END AS args,
@@ -526,7 +526,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		 CROSS JOIN LATERAL (SELECT j.run_at = 'infinity' AND j.after_run_at IS NOT NULL AS waits) w
 		 LEFT JOIN jobqueue_running_jobs() r ON r.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() b ON b.id = j.id
-		 LEFT JOIN jobqueue_blocked_jobs() k ON k.key = j.key
+		 LEFT JOIN jobqueue_blocked_jobs() k ON k.key_hash = pg_catalog.hashtextextended(j.key, 0)
 			AND (j.priority::int, j.id) >= (k.from_priority, k.from_id)
 		 LEFT JOIN jobqueue_queue q ON q.name = j.queue
 	WHERE x.sight > 0

@@ -80,6 +80,29 @@ SELECT owner = 'regress_jq_use'::regrole AS of_use, result FROM jobqueue_recent 
 SET ROLE regress_jq_use;
 CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$ BEGIN RAISE INFO 'saw %', $1; RETURN true; END $$;
 SELECT count(*) FROM jobqueue_history WHERE queue = 'rights' AND pg_temp.leak(command);
+-- nor do the functions behind the views tell of keys of others
+RESET ROLE;
+SELECT jobqueue_grant('regress_jq_nobody', 'use');
+SELECT pg_advisory_lock(4713);
+SET ROLE regress_jq_use;
+SELECT jobqueue_enqueue('SELECT pg_advisory_xact_lock(4713)', queue => 'rights', key => 'mine', timeout => '5 min') AS id \gset
+RESET ROLE;
+CALL wait_until('EXISTS (SELECT FROM jobqueue_running)');
+SET ROLE regress_jq_use;
+SELECT count(jobqueue_enqueue('SELECT 1', queue => 'rights', key => 'mine')) FROM generate_series(1, 300);
+RESET ROLE;
+CALL wait_until($$ (SELECT sum(waiting) FROM jobqueue_keys) = 300 $$);
+SET ROLE regress_jq_nobody;
+SELECT count(*) AS ids FROM jobqueue_blocked_jobs() WHERE id IS NOT NULL;
+SELECT count(*) AS texts FROM jobqueue_blocked_jobs() b WHERE b::text LIKE '%mine%';
+SET ROLE regress_jq_use;
+SELECT count(*) > 0 AS ids FROM jobqueue_blocked_jobs() WHERE id IS NOT NULL;
+SELECT state, count(*) FROM jobqueue_jobs WHERE queue = 'rights' AND key = 'mine' GROUP BY 1 ORDER BY 1;
+RESET ROLE;
+SELECT pg_advisory_unlock(4713);
+CALL drained();
+SELECT jobqueue_revoke('regress_jq_nobody', 'use');
+SET ROLE regress_jq_use;
 -- calls
 CALL raises($$ SELECT jobqueue_resume() $$);
 CALL raises($$ SELECT jobqueue_quiesce() $$);

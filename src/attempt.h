@@ -67,7 +67,9 @@ extern bool jq_attempt_in_batch(JqAttempt *a);
 /* in PG_CATCH: roll back, and tell whose fault it was */
 extern JqVerdict jq_attempt_caught(JqAttempt *a, bool report);
 extern void jq_attempt_begin(void);
-/* run the job in hand alone, after reruns so far */
+/* it was rolled back, and that does not count: once more of a bounded number */
+extern void jq_attempt_count_rerun(JqClaimed *job);
+/* run the job in hand alone */
 extern void jq_attempt_alone(JqAttempt *a);
 /* leave nothing behind for the next job */
 extern void jq_attempt_done(void);

@@ -238,7 +238,8 @@ run_alone_each(int n)
 	{
 		JqAttempt a = attempts[i];
 
-		if ((i > 0 && !may_begin()) || !jq_claim_may_repeat())
+		if ((i > 0 && !may_begin()) ||
+			!jq_claim_may_repeat(&jobs[i], MyDatabaseId))
 		{
 			jq_claim_end();
 			jq_batch_give_back();
@@ -327,6 +328,8 @@ jq_run_batch(JqClaimed *job, Oid role, const char *queue, int queue_ix,
 		return 1;
 	}
 	slow_down(queue_ix);
+	if (verdict == RERUN && attempts[n - 1].running)
+		jq_attempt_count_rerun(&jobs[n - 1]);
 	jq_attempt_done();
 	run_alone_each(n);
 	njobs = 0;

@@ -209,6 +209,22 @@ jq_claim_end(void)
 	settle(s);
 }
 
+bool
+jq_claim_end_uncancelled(void)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int lane = s->claim_lane;
+	bool ended;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	ended = s->cancel_for != jq_claim_cells[jq_my_slot].id;
+	if (ended)
+		claim_clear(s);
+	LWLockRelease(jq_lane_lock(lane));
+	settle(s);
+	return ended;
+}
+
 /* lane lock of the claim held */
 static void
 put_aside(JqSlot *s)
@@ -408,9 +424,11 @@ jq_claim_pick(const JqClaimed *job)
 }
 
 bool
-jq_claim_may_repeat(void)
+jq_claim_may_repeat(const JqClaimed *job, Oid db)
 {
-	return jq_limit_take_token(&jq_slots[jq_my_slot].place);
+	return jq_limit_take_token(&jq_slots[jq_my_slot].place) &&
+		   (job->keylen == 0 ||
+			jq_keylock_use_again(db, job->key, job->keylen));
 }
 
 bool

@@ -78,6 +78,8 @@ extern bool jq_claim_is_out(Oid db, int64 id);
  */
 extern bool jq_claim_next(int lane, Oid db, Oid role, JqClaimed *out);
 extern void jq_claim_end(void);
+/* the same unless a cancel was meant for the job in hand (false) */
+extern bool jq_claim_end_uncancelled(void);
 /*
  * The same for a batch: take one more job of the lane; the claim in hand goes to
  * the others of the slot, which stay claimed.
@@ -88,10 +90,11 @@ extern void jq_claim_put_aside(void);
 /* end the claim in hand, if any, and take one of the others into it */
 extern void jq_claim_pick(const JqClaimed *job);
 /*
- * One of the others, which had started, is to start once more: does the queue's
- * rate allow it now?
+ * The job, in hand or one of the others, had started perhaps and is to start
+ * once more: do the rates of its queue and its key allow it now?  If so it has
+ * the tokens.
  */
-extern bool jq_claim_may_repeat(void);
+extern bool jq_claim_may_repeat(const JqClaimed *job, Oid db);
 /* is the job one of the others? */
 extern bool jq_claim_is_other(int64 id);
 /* exit hook: those others that are to be cancelled go to the table */

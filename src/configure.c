@@ -170,8 +170,9 @@ set_on_dead(const char *queue, int n, const char **given, Oid *types,
 	Oid func_owner = InvalidOid;
 
 	if (!none)
-		values[n - 1] = CStringGetTextDatum(jq_on_dead_resolve(
-			queue, TextDatumGetCString(values[n - 1]), &func_owner));
+		values[n - 1] = CStringGetTextDatum(
+			jq_on_dead_resolve(queue, TextDatumGetCString(values[n - 1]),
+							   &func_owner));
 	given[n] = "on_dead_owner";
 	types[n] = OIDOID;
 	values[n] = ObjectIdGetDatum(GetUserId());

@@ -446,6 +446,15 @@ jq_quiesce(PG_FUNCTION_ARGS)
 	int dbix;
 
 	(void) jq_control_begin("jobqueue_quiesce()");
+	/* the sum below is not to overflow */
+	if (timeout != NULL &&
+		(timeout->month < -12 * 100 || timeout->month > 12 * 100 ||
+		 timeout->day < -36600 || timeout->day > 36600 ||
+		 timeout->time < -36600 * USECS_PER_DAY ||
+		 timeout->time > 36600 * USECS_PER_DAY))
+		ereport(ERROR, (errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+						errmsg("timeout is out of range"),
+						errhint("It must be at most 100 years.")));
 	if (timeout != NULL)
 		us = timeout->time +
 			 (timeout->day + INT64CONST(30) * timeout->month) * USECS_PER_DAY;

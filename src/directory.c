@@ -8,6 +8,10 @@
  * lane may be reused when no entry is in it, parked or claimed and it knows
  * everything (its frontier is JQ_POS_ALL): a later job then finds a fresh lane,
  * which in a loaded database also starts with that knowledge.
+ *
+ * A paused queue need have no lane.  Its empty lanes are reused whatever they
+ * know if there is need, and the queue is "unseen" then: a new lane of it knows
+ * nothing, and when it is resumed the scheduler looks which lanes there are.
  */
 #include "postgres.h"
 
@@ -163,7 +167,7 @@ dir_drop(JqDirKind kind, Oid db, Oid role, const char *name)
 
 /* ------------------------------------------------------------- databases */
 
-static bool lane_try_reuse(int ix);
+static bool lane_try_reuse(int ix, bool paused_too);
 
 /* a database without the extension need not be remembered */
 static bool
@@ -179,7 +183,7 @@ db_try_reuse(int ix)
 	/* its lanes know their database by place */
 	for (i = 0; i < jq_shared->nlanes && reuse; i++)
 		if (jq_lanes[i].db == d->oid)
-			reuse = lane_try_reuse(i);
+			reuse = lane_try_reuse(i, false);
 	if (reuse)
 	{
 		jq_dir_forget_settings(ix);
@@ -352,9 +356,41 @@ jq_dir_queue(int dbix, const char *name, bool create)
 	return -1;
 }
 
+/* is nothing of it to run, and does its place remember that? */
+static bool
+may_be_unseen(JqQueue *q)
+{
+	return q->pinned && pg_atomic_read_u32(&q->stopped) & JQ_STOPPED_PAUSED;
+}
+
+/* JQ_LOCK_DIR held exclusively: the rows of a queue that was unseen may run */
+void
+jq_dir_see_again(int dbix)
+{
+	/* in this order: no lane is made meanwhile */
+	jq_db_overflow(dbix);
+	jq_db_request_quietly(dbix, JQ_REQ_DISCOVER);
+}
+
+bool
+jq_dir_leave_unseen(int dbix, const char *queue)
+{
+	bool paused = false;
+	int ix;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	ix = jq_dir_queue(dbix, queue, false);
+	paused = ix >= 0 && may_be_unseen(&jq_queues[ix]);
+	if (paused)
+		pg_atomic_fetch_or_u32(&jq_queues[ix].stopped, JQ_STOPPED_UNSEEN);
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	return paused;
+}
+
 void
 jq_dir_forget_settings(int dbix)
 {
+	bool unseen = false;
 	int i;
 
 	for (i = 0; i < jq_shared->nqueues; i++)
@@ -365,8 +401,13 @@ jq_dir_forget_settings(int dbix)
 			continue;
 		q->version = 0;
 		q->pinned = false;
+		if (pg_atomic_read_u32(&q->stopped) & JQ_STOPPED_UNSEEN)
+			unseen = true;
 		pg_atomic_write_u32(&q->stopped, JQ_STOPPED_UNKNOWN);
 	}
+	/* its place may be another queue's soon */
+	if (unseen)
+		jq_dir_see_again(dbix);
 	jq_dbs[dbix].settings_known = false;
 	jq_dbs[dbix].settings_forgotten++;
 }
@@ -391,20 +432,35 @@ lane_remove(int ix)
 	l->db = InvalidOid;
 }
 
+/* JQ_LOCK_DIR held exclusively, so that nobody resumes its queue */
 static bool
-lane_try_reuse(int ix)
+lane_try_reuse(int ix, bool paused_too)
 {
 	JqLane *l = &jq_lanes[ix];
 	bool ok;
 
 	LWLockAcquire(jq_lane_lock(ix), LW_EXCLUSIVE);
 	ok = l->nready == 0 && pg_atomic_read_u32(&l->nparked) == 0 &&
-		 l->nclaimed == 0 && l->held_back == 0 && !l->filling &&
-		 jq_pos_is_all(l->frontier) && jq_pos_is_all(l->count_pos);
+		 l->nclaimed == 0 && l->held_back == 0 && !l->filling;
+	if (ok && !(jq_pos_is_all(l->frontier) && jq_pos_is_all(l->count_pos)))
+	{
+		ok = paused_too && may_be_unseen(&jq_queues[l->queue_ix]);
+		if (ok)
+			pg_atomic_fetch_or_u32(&jq_queues[l->queue_ix].stopped,
+								   JQ_STOPPED_UNSEEN);
+	}
 	if (ok)
 		lane_remove(ix);
 	LWLockRelease(jq_lane_lock(ix));
 	return ok;
+}
+
+static bool
+can_do_without(Oid db, const char *queue)
+{
+	int ix = dir_get(JQ_DIR_QUEUE, db, InvalidOid, queue);
+
+	return ix >= 0 && may_be_unseen(&jq_queues[ix]);
 }
 
 static int
@@ -423,11 +479,13 @@ lane_add(Oid db, Oid role, const char *queue)
 		dbix = db_add(db);
 	if (dbix < 0)
 		return -1;
-	for (pass = 0; pass < 2; pass++)
+	/* paused queues do not take each other's places */
+	for (pass = 0; pass < (can_do_without(db, queue) ? 2 : 3); pass++)
 		for (i = 0; i < jq_shared->nlanes; i++)
 		{
 			l = &jq_lanes[i];
-			if (OidIsValid(l->db) && (pass == 0 || !lane_try_reuse(i)))
+			if (OidIsValid(l->db) &&
+				(pass == 0 || !lane_try_reuse(i, pass == 2)))
 				continue;
 			goto found;
 		}
@@ -444,6 +502,8 @@ found:
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
 	loaded = jq_dbs[dbix].loaded;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (pg_atomic_read_u32(&jq_queues[queue_ix].stopped) & JQ_STOPPED_UNSEEN)
+		loaded = false;
 
 	LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
 	memset(l, 0, sizeof(*l));

@@ -85,6 +85,8 @@ typedef struct JqGroup
 /* why nothing is taken from the lanes of a queue */
 #define JQ_STOPPED_PAUSED 0x01
 #define JQ_STOPPED_UNKNOWN 0x02 /* its settings have not been read yet */
+/* besides one of those: it may have rows, but no lane, or one that misses some */
+#define JQ_STOPPED_UNSEEN 0x04
 
 #define JQ_HISTOGRAM 80 /* two buckets for each doubling, from 1 us */
 
@@ -177,6 +179,8 @@ extern void jq_dir_forget(void);
  * default settings, or unknown ones.
  */
 extern int jq_dir_queue(int dbix, const char *name, bool create);
+/* the same lock held: rows of a queue that was unseen may run */
+extern void jq_dir_see_again(int dbix);
 /* the same lock held: all settings of the database are unknown again */
 extern void jq_dir_forget_settings(int dbix);
 
@@ -204,6 +208,12 @@ jq_lane_may_have(const JqLane *l, int place)
 	return *(volatile const uint32 *) &l->nready > 0 &&
 		   (place == l->queue_ix ? !jq_lane_stopped(l) : !jq_lane_waits(l));
 }
+
+/*
+ * Is the queue paused?  If so, it may be without lanes from now on: whoever
+ * resumes it has its rows looked for.
+ */
+extern bool jq_dir_leave_unseen(int dbix, const char *queue);
 
 /* lanes of a database; buf has room for jq_shared->nlanes */
 extern int jq_dir_lanes_of(Oid db, int *buf);

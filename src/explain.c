@@ -127,8 +127,12 @@ enqueued_here(JqExplain *e)
 {
 	if (!jq_publish_is_mine(e->id))
 		return false;
-	appendStringInfoString(
-		&e->out, "enqueued by this transaction, which has not committed");
+	/* or rescheduled, retried, ...: then it is older */
+	appendStringInfo(&e->out, "%s by this transaction, which has not committed",
+					 DatumGetTimestampTz(JQ_ROW(&e->row, JQ_COL_ENQUEUED_AT)) <
+							 GetCurrentTransactionStartTimestamp() ?
+						 "changed" :
+						 "enqueued");
 	return true;
 }
 

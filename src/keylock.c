@@ -233,7 +233,12 @@ jq_key_check(const JqKey *k)
 			h = JQ_HOLDER(h->next);
 	}
 	Assert(k->nholders == 0 || (limit == k->limit && limit > 0));
-	Assert(k->norders >= 0 && k->norders <= KEY_ORDERS);
+	for (ix = k->more_orders, i = KEY_ORDERS; ix != JQ_NIL;
+		 ix = JQ_ORDER(ix)->next)
+		i++;
+	Assert(k->norders >= 0 &&
+		   (k->norders <= KEY_ORDERS ? k->more_orders == JQ_NIL :
+									   k->norders == i));
 	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
 	{
 		Assert(last == JQ_NIL ||
@@ -247,9 +252,9 @@ jq_key_check(const JqKey *k)
 
 /* ---------------------------------------------------------------- holders */
 
-/* is this process one of them? */
-static bool
-holds(const JqKey *k)
+/* this process, if it is one of them */
+static const JqHolder *
+my_holder(const JqKey *k)
 {
 	const JqHolder *h = &k->holder;
 	int i;
@@ -257,10 +262,16 @@ holds(const JqKey *k)
 	for (i = 0; i < k->nholders; i++)
 	{
 		if (h->procno == jq_my_procno() && h->pid == MyProcPid)
-			return true;
+			return h;
 		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
 	}
-	return false;
+	return NULL;
+}
+
+static bool
+holds(const JqKey *k)
+{
+	return my_holder(k) != NULL;
 }
 
 bool
@@ -390,6 +401,7 @@ park(JqKey *k, uint32 ix)
 	if (*link != JQ_NIL && JQ_ENTRY(*link)->id == e->id &&
 		JQ_ENTRY(*link)->lane == e->lane)
 	{
+		jq_entry_add_reruns(JQ_ENTRY(*link), e);
 		jq_entry_free(ix);
 		return false;
 	}
@@ -441,7 +453,7 @@ jq_key_enter(const JqKeyTag *tag, uint32 hash)
 			   sizeof(JqKey) - sizeof(JqKeyTag));
 		k->pusher = -1;
 		k->first_session = -1;
-		k->first = k->last = JQ_NIL;
+		k->first = k->last = k->more_orders = JQ_NIL;
 		k->one_lane = true;
 		k->cut = JQ_POS_ALL;
 	}
@@ -582,6 +594,36 @@ jq_keylock_use(Oid db, const char *key, int len)
 		m->unused = false;
 }
 
+bool
+jq_keylock_use_again(Oid db, const char *key, int len)
+{
+	JqMyKey *m = jq_key_find_mine(db, key, len, false);
+	TimestampTz now = GetCurrentTimestamp();
+	uint32 hash;
+	JqKey *k;
+	JqKeyRules r;
+	const JqHolder *h;
+	bool ok = true;
+
+	if (m == NULL || m->unused)
+		return true;
+	k = jq_key_find(db, key, len, &hash);
+	h = k != NULL ? my_holder(k) : NULL;
+	if (h != NULL)
+	{
+		jq_key_rules(k, hash, h->lane, &r);
+		ok = !r.limited || jq_keyrate_next(&r.bucket, now) <= now;
+		if (r.limited && ok)
+		{
+			jq_keyrate_take(&r.bucket, now);
+			m->unused = true;
+			m->bucket = r.bucket;
+		}
+	}
+	LWLockRelease(jq_key_partition(hash));
+	return ok;
+}
+
 void
 jq_keylock_tell(void)
 {
@@ -630,6 +672,21 @@ is_subset(const int *a, int na, const int *b, int nb)
 	return i == na;
 }
 
+/* partition lock held: the token was not used */
+static void
+give_token_back(JqKey *k, const JqMyKey *my)
+{
+	const JqHolder *h = my_holder(k);
+	JqKeyRules r;
+
+	if (h == NULL)
+		return;
+	jq_key_rules(k, my->hash, h->lane, &r);
+	/* a faster rate than it was taken at: no more than a token */
+	if (r.limited)
+		jq_keyrate_give_back(&my->bucket, r.bucket.interval);
+}
+
 /* partition lock held: this process lets it go; false: it has it not */
 static bool
 let_go(JqKey *k, JqMyKey *my)
@@ -646,7 +703,7 @@ let_go(JqKey *k, JqMyKey *my)
 		return true;
 	}
 	if (my->unused)
-		jq_keyrate_give_back(&my->bucket);
+		give_token_back(k, my);
 	if (!remove_holder(k))
 		return false;
 	/* unless its failure is still to be recorded */
@@ -827,8 +884,8 @@ jq_key_end_job(JqMyKey *my)
 	LWLockAcquire(jq_key_partition(my->hash), LW_EXCLUSIVE);
 	k = hash_search_with_hash_value(jq_keys, &my->tag, my->hash, HASH_FIND,
 									NULL);
-	if (my->unused)
-		jq_keyrate_give_back(&my->bucket);
+	if (k != NULL && my->unused)
+		give_token_back(k, my);
 	if (k != NULL && k->norders > 0)
 		(void) jq_key_order_clear(k, my->job, false);
 	for (i = 0, h = &k->holder; k != NULL && i < k->nholders; i++)
@@ -1005,7 +1062,7 @@ jq_keylock_list(Oid db, int *n)
 }
 
 int64 *
-jq_keylock_parked(Oid db, int *n)
+jq_keylock_parked(Oid db, Oid **roles, int *n)
 {
 	int64 *ids = palloc_extended(mul_size(jq_shared->nentries, sizeof(int64)),
 								 MCXT_ALLOC_HUGE);
@@ -1013,6 +1070,8 @@ jq_keylock_parked(Oid db, int *n)
 	JqKey *k;
 
 	*n = 0;
+	*roles = palloc_extended(mul_size(jq_shared->nentries, sizeof(Oid)),
+							 MCXT_ALLOC_HUGE);
 	jq_key_lock_all(LW_SHARED);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
@@ -1024,7 +1083,10 @@ jq_keylock_parked(Oid db, int *n)
 		for (ix = k->first; ix != JQ_NIL && *n < jq_shared->nentries;
 			 ix = JQ_ENTRY(ix)->next[0])
 			if (jq_lanes[JQ_ENTRY(ix)->lane].db == db)
+			{
+				(*roles)[*n] = jq_lanes[JQ_ENTRY(ix)->lane].role;
 				ids[(*n)++] = JQ_ENTRY(ix)->id;
+			}
 	}
 	jq_key_unlock_all();
 	return ids;

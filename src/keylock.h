@@ -60,6 +60,8 @@ extern JqKeyResult jq_keylock_take(Oid db, const char *key, int len, int64 job,
 								   uint32 *next);
 /* the job that this process has the key for begins: its token is used */
 extern void jq_keylock_use(Oid db, const char *key, int len);
+/* it has begun, and is to begin once more: a token for that, if one is needed */
+extern bool jq_keylock_use_again(Oid db, const char *key, int len);
 /* no lock held: the launcher may have to know of a moment */
 extern void jq_keylock_tell(void);
 
@@ -166,6 +168,6 @@ extern void jq_keylock_look_due(TimestampTz *next);
  * waited for), and the ids parked on keys; palloc'd
  */
 extern JqKeyInfo *jq_keylock_list(Oid db, int *n);
-extern int64 *jq_keylock_parked(Oid db, int *n);
+extern int64 *jq_keylock_parked(Oid db, Oid **roles, int *n);
 
 #endif /* JQ_KEYLOCK_H */

@@ -41,22 +41,74 @@
 /* there was no room to tell queues apart */
 #define CROWDED_US USECS_PER_SEC
 
+static JqKeyOrder *
+order_at(JqKey *k, int i)
+{
+	uint32 ix = k->more_orders;
+	int at;
+
+	if (i < KEY_ORDERS)
+		return &k->orders[i];
+	for (at = k->norders - 1; at > i; at--)
+		ix = JQ_ORDER(ix)->next;
+	return JQ_ORDER(ix);
+}
+
 JqKeyOrder *
 jq_key_order_of(JqKey *k, uint32 queue, JqPos pos)
 {
 	int i;
 
 	for (i = 0; i < k->norders; i++)
-		if ((k->orders[i].queue == queue || k->orders[i].queue == 0) &&
-			jq_pos_cmp(k->orders[i].pos, pos) < 0)
-			return &k->orders[i];
+	{
+		JqKeyOrder *o = order_at(k, i);
+
+		if ((o->queue == queue || o->queue == 0) && jq_pos_cmp(o->pos, pos) < 0)
+			return o;
+	}
 	return NULL;
 }
 
+/* room for one more, whose fields are not set; NULL: there is none */
+static JqKeyOrder *
+add_order(JqKey *k, bool pool)
+{
+	if (k->norders >= KEY_ORDERS)
+	{
+		uint32 ix = pool ? jq_pool_take() : JQ_NIL;
+
+		if (ix == JQ_NIL)
+			return NULL;
+		JQ_ORDER(ix)->next = k->more_orders;
+		k->more_orders = ix;
+	}
+	pg_atomic_fetch_add_u32(&jq_shared->key_orders, 1);
+	return order_at(k, k->norders++);
+}
+
+static void
+set_order(JqKeyOrder *o, uint32 queue, JqPos pos, TimestampTz until)
+{
+	o->queue = queue;
+	o->pos = pos;
+	o->until = until;
+}
+
+/* the last one takes its place */
 static void
 drop_order(JqKey *k, int i)
 {
-	k->orders[i] = k->orders[--k->norders];
+	JqKeyOrder *o = order_at(k, i);
+	JqKeyOrder *last = order_at(k, k->norders - 1);
+
+	set_order(o, last->queue, last->pos, last->until);
+	if (--k->norders >= KEY_ORDERS)
+	{
+		uint32 ix = k->more_orders;
+
+		k->more_orders = JQ_ORDER(ix)->next;
+		jq_pool_give_back(ix);
+	}
 	pg_atomic_fetch_sub_u32(&jq_shared->key_orders, 1);
 }
 
@@ -66,10 +118,10 @@ jq_key_order_expire(JqKey *k, uint32 hash, TimestampTz now)
 	int i;
 
 	for (i = k->norders - 1; i >= 0; i--)
-		if (k->orders[i].until <= now)
+		if (order_at(k, i)->until <= now)
 			drop_order(k, i);
 		else
-			jq_key_wake_by(k, hash, k->orders[i].until);
+			jq_key_wake_by(k, hash, order_at(k, i)->until);
 }
 
 bool
@@ -79,8 +131,8 @@ jq_key_order_clear(JqKey *k, int64 job, bool all)
 	int i;
 
 	for (i = k->norders - 1; i >= 0; i--)
-		if (k->orders[i].pos.id == job &&
-			(all || k->orders[i].until != DT_NOEND))
+		if (order_at(k, i)->pos.id == job &&
+			(all || order_at(k, i)->until != DT_NOEND))
 		{
 			drop_order(k, i);
 			done = true;
@@ -88,37 +140,58 @@ jq_key_order_clear(JqKey *k, int64 job, bool all)
 	return done;
 }
 
-/* the smallest one of a queue counts; of the same job, the last */
+/* one that can be found in the table; NULL: there is none */
+static JqKeyOrder *
+order_in_table(JqKey *k)
+{
+	int i;
+
+	for (i = 0; i < k->norders; i++)
+		if (order_at(k, i)->until != DT_NOEND)
+			return order_at(k, i);
+	return NULL;
+}
+
+/*
+ * Of the same job, the last one counts.  Those whose failure is to be recorded
+ * each have their own, in the pool if need be; of others a key has few, and what
+ * there is no room for is merged into one: all look at the table soon.
+ */
 static void
 note_order(JqKey *k, uint32 hash, uint32 queue, JqPos pos, TimestampTz until)
 {
 	JqKeyOrder *o = NULL;
 	int i;
 
-	for (i = 0; i < k->norders; i++)
-		if (k->orders[i].queue == queue && k->orders[i].pos.id == pos.id)
-			o = &k->orders[i];
-	if (o == NULL && k->norders < KEY_ORDERS)
-	{
-		o = &k->orders[k->norders++];
-		pg_atomic_fetch_add_u32(&jq_shared->key_orders, 1);
-	}
+	for (i = 0; i < k->norders && o == NULL; i++)
+		if (order_at(k, i)->queue == queue && order_at(k, i)->pos.id == pos.id)
+			o = order_at(k, i);
 	if (o == NULL)
 	{
-		/* one that can be found in the table gives way: all look there soon */
-		for (i = 0; i < k->norders && o == NULL; i++)
-			if (k->orders[i].until != DT_NOEND)
-				o = &k->orders[i];
-		if (o == NULL)
-			o = &k->orders[0];
-		queue = 0;
-		pos = jq_pos_min(pos, o->pos);
-		if (o->until != DT_NOEND || until != DT_NOEND)
-			until = GetCurrentTimestamp() + CROWDED_US;
+		JqKeyOrder *other = order_in_table(k);
+
+		o = add_order(k, until == DT_NOEND || other == NULL);
+		if (o == NULL && other != NULL && until == DT_NOEND)
+		{
+			/* it gives way; whoever waited for it finds it in the table */
+			o = other;
+			jq_key_wake_by(k, hash, GetCurrentTimestamp());
+		}
+		else if (o == NULL)
+		{
+			/* none of them is in the table: memory is full of other things */
+			if (other == NULL)
+				other = order_at(k, 0);
+			o = other;
+			queue = 0;
+			pos = jq_pos_min(pos, o->pos);
+			if (o->until != DT_NOEND)
+				until = GetCurrentTimestamp() + CROWDED_US;
+			else
+				until = DT_NOEND;
+		}
 	}
-	o->queue = queue;
-	o->pos = pos;
-	o->until = until;
+	set_order(o, queue, pos, until);
 	jq_key_wake_by(k, hash, until);
 }
 
@@ -194,7 +267,7 @@ jq_keylock_order_forget(Oid db, bool all)
 		if (k->tag.db != db)
 			continue;
 		for (i = k->norders - 1; i >= 0; i--)
-			if (all || k->orders[i].until != DT_NOEND)
+			if (all || order_at(k, i)->until != DT_NOEND)
 				drop_order(k, i);
 		jq_key_wake_by(k, jq_key_hash_of(&k->tag), GetCurrentTimestamp());
 	}

@@ -119,14 +119,22 @@ cell_of(const JqKeyBucket *b, TimestampTz now, TimestampTz *free_at)
 
 /* when will it be full, seen from now */
 static TimestampTz
-full_at(const JqKeyBucket *b, const Cell *c, TimestampTz now)
+full_at(const JqKeyBucket *b, Cell *c, TimestampTz now)
 {
 	TimestampTz at = jq_shared->start_time + b->size * b->interval;
+	TimestampTz empty = now + b->size * b->interval;
 
 	if (c->full_at > now)
+	{
+		/*
+		 * It cannot lack more than all; the clock, or the rate, has changed.
+		 * From now on it fills, so this moment has to be remembered.
+		 */
+		if (c->full_at > empty)
+			c->full_at = empty;
 		at = c->full_at;
-	/* it cannot lack more than all; the clock, or the rate, has changed */
-	at = Min(at, now + b->size * b->interval);
+	}
+	at = Min(at, empty);
 	return Max(at, now);
 }
 
@@ -154,7 +162,7 @@ jq_keyrate_take(const JqKeyBucket *b, TimestampTz now)
 }
 
 void
-jq_keyrate_give_back(const JqKeyBucket *b)
+jq_keyrate_give_back(const JqKeyBucket *b, int64 interval)
 {
 	Cell *set = set_of(b);
 	Cell *c = NULL;
@@ -166,5 +174,5 @@ jq_keyrate_give_back(const JqKeyBucket *b)
 			(c == NULL || c->full_at < set[i].full_at))
 			c = &set[i];
 	if (c != NULL)
-		c->full_at -= b->interval;
+		c->full_at -= Min(b->interval, interval);
 }

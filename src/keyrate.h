@@ -35,7 +35,7 @@ extern void jq_keyrate_bucket(JqKeyBucket *b, uint32 partition, Oid db,
 extern TimestampTz jq_keyrate_next(const JqKeyBucket *b, TimestampTz now);
 /* take the token that is there */
 extern void jq_keyrate_take(const JqKeyBucket *b, TimestampTz now);
-/* it has not been used */
-extern void jq_keyrate_give_back(const JqKeyBucket *b);
+/* it has not been used; interval: that of the bucket now, which may be another */
+extern void jq_keyrate_give_back(const JqKeyBucket *b, int64 interval);
 
 #endif /* JQ_KEYRATE_H */

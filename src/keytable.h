@@ -21,18 +21,7 @@ typedef struct JqKeyTag
 /* lanes that are told apart; what is of others is counted for the first */
 #define SPILL_LANES 4
 
-/*
- * In the queue of that name (hash of it; 0 = in all) nothing after pos has the
- * key before that moment; DT_NOEND: before somebody says so.
- */
-typedef struct JqKeyOrder
-{
-	uint32 queue;
-	JqPos pos;
-	TimestampTz until;
-} JqKeyOrder;
-
-#define KEY_ORDERS 3
+#define KEY_ORDERS 3 /* of a key; more are elements of the pool */
 
 /* all under the partition's lock */
 typedef struct JqKey
@@ -64,6 +53,7 @@ typedef struct JqKey
 	int64 counts[SPILL_LANES];
 	int norders; /* jobs that failed and keep their order; see keyorder.c */
 	JqKeyOrder orders[KEY_ORDERS];
+	uint32 more_orders;	   /* in the pool, by next, the last one first */
 	bool passed;		   /* somebody had to wait because of turn */
 	JqPos turn;			   /* the waiter that is to have it now ... */
 	TimestampTz turn_ends; /* ... unless this is over; 0 = nobody's turn */

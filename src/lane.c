@@ -119,6 +119,7 @@ lane_insert(JqLane *l, uint32 ix)
 		if (twin != JQ_NIL)
 		{
 			JQ_ENTRY(twin)->flags |= e->flags & JQ_E_UNPARKED;
+			jq_entry_add_reruns(JQ_ENTRY(twin), e);
 			jq_entry_free(ix);
 			return false;
 		}

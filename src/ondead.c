@@ -42,8 +42,8 @@ jq_on_dead_resolve(const char *queue, const char *function, Oid *func_owner)
 				 errmsg("queue \"%s\" cannot have on_dead", JQ_ON_DEAD_QUEUE),
 				 errhint("Its jobs are the calls of such functions.")));
 	c = jq_command_resolve(function);
-	if (c->kind != JQ_KIND_FUNCTION || !(ends_with(c->stored, "(jsonb)") ||
-										 ends_with(c->stored, ".jsonb)")))
+	if (c->kind != JQ_KIND_FUNCTION ||
+		!(ends_with(c->stored, "(jsonb)") || ends_with(c->stored, ".jsonb)")))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -24,6 +24,9 @@
 #define JQ_E_DUE 0x01 /* its row has a run_at, so no refill would find it */
 #define JQ_E_UNPARKED 0x02 /* waiters of its key count on it */
 #define JQ_E_REFUSED 0x04  /* in local memory: the lane did not take it */
+/* so many times has it been rolled back and run again, uncharged */
+#define JQ_E_RERUN_SHIFT 4
+#define JQ_E_RERUNS (0x0f << JQ_E_RERUN_SHIFT)
 
 typedef struct JqEntry
 {
@@ -58,11 +61,30 @@ typedef struct JqHolder
 	uint32 next; /* of the same key */
 } JqHolder;
 
+/* place in the order of a lane: smaller runs first */
+typedef struct JqPos
+{
+	int32 priority;
+	int64 id;
+} JqPos;
+
+/* a job of a key that later ones have to wait for; see keyorder.c */
+typedef struct JqKeyOrder
+{
+	/* of the queue of that name (hash of it; 0 = of all) nothing after pos has
+	 * the key before that moment; DT_NOEND: before somebody says so */
+	uint32 queue;
+	uint32 next; /* of the same key, where it is in the pool */
+	JqPos pos;
+	TimestampTz until;
+} JqKeyOrder;
+
 typedef union JqElement
 {
 	JqEntry entry;
 	JqMore more;
 	JqHolder holder;
+	JqKeyOrder order;
 	uint32 next_free;
 } JqElement;
 
@@ -76,13 +98,6 @@ typedef struct JqItem
 	uint8 keylen;
 	const char *key;
 } JqItem;
-
-/* place in the order of a lane: smaller runs first */
-typedef struct JqPos
-{
-	int32 priority;
-	int64 id;
-} JqPos;
 
 #define JQ_POS_NOTHING ((JqPos){PG_INT32_MIN, 0})
 #define JQ_POS_ALL ((JqPos){PG_INT32_MAX, 0})
@@ -133,6 +148,7 @@ extern JqElement *jq_pool;
 
 #define JQ_ENTRY(ix) (&jq_pool[ix].entry)
 #define JQ_HOLDER(ix) (&jq_pool[ix].holder)
+#define JQ_ORDER(ix) (&jq_pool[ix].order)
 #define JQ_ENTRY_POS(ix) jq_pos_make(JQ_ENTRY(ix)->priority, JQ_ENTRY(ix)->id)
 
 extern Size jq_pool_size(void);
@@ -143,6 +159,14 @@ extern void jq_pool_init(void);
  */
 extern uint32 jq_entry_new(const JqItem *item, int lane);
 extern void jq_entry_free(uint32 ix);
+
+/* what is known of a job that another entry stands for as well: it stays known */
+static inline void
+jq_entry_add_reruns(JqEntry *e, const JqEntry *twin)
+{
+	if ((e->flags & JQ_E_RERUNS) < (twin->flags & JQ_E_RERUNS))
+		e->flags = (e->flags & ~JQ_E_RERUNS) | (twin->flags & JQ_E_RERUNS);
+}
 
 /* an element for something else; JQ_NIL when the pool is empty */
 extern uint32 jq_pool_take(void);

@@ -102,9 +102,10 @@ place_for(int dbix, const JqQueueRow *row)
 
 /* JQ_LOCK_DIR held exclusively */
 static void
-set(JqQueue *q, const JqQueueRow *row)
+set(int dbix, JqQueue *q, const JqQueueRow *row)
 {
 	uint32 stopped = pg_atomic_read_u32(&q->stopped) & JQ_STOPPED_UNKNOWN;
+	uint32 unseen = pg_atomic_read_u32(&q->stopped) & JQ_STOPPED_UNSEEN;
 
 	q->version = row->version;
 	q->pinned = !is_default(row);
@@ -112,8 +113,10 @@ set(JqQueue *q, const JqQueueRow *row)
 	jq_limit_set((int) (q - jq_queues), &row->settings);
 	pg_atomic_write_u32(&q->weight, row->settings.weight);
 	if (row->paused)
-		stopped |= JQ_STOPPED_PAUSED;
+		stopped |= JQ_STOPPED_PAUSED | unseen;
 	pg_atomic_write_u32(&q->stopped, stopped);
+	if (!row->paused && unseen != 0)
+		jq_dir_see_again(dbix);
 }
 
 /*
@@ -167,6 +170,7 @@ jq_queue_apply(Oid db, const JqQueueRow *row)
 	int dbix = jq_dir_db(db, true);
 	bool first;
 	bool changed = false;
+	bool unseen = false;
 	int ix;
 
 	if (dbix < 0)
@@ -188,8 +192,10 @@ jq_queue_apply(Oid db, const JqQueueRow *row)
 		first =
 			jq_queues[ix].version == 0 || jq_queues[ix].version > row->version;
 		changed = jq_queues[ix].version < row->version;
+		unseen = changed && !row->paused &&
+				 pg_atomic_read_u32(&jq_queues[ix].stopped) & JQ_STOPPED_UNSEEN;
 		if (changed)
-			set(&jq_queues[ix], row);
+			set(dbix, &jq_queues[ix], row);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
 	if (ix < 0 && !is_default(row))
@@ -204,8 +210,9 @@ jq_queue_apply(Oid db, const JqQueueRow *row)
 			jq_db_request(dbix, JQ_REQ_KEYS);
 		}
 	}
-	if (first)
-		jq_db_request(dbix, JQ_REQ_SETTINGS);
+	if (first || unseen)
+		jq_db_request(dbix, (first ? JQ_REQ_SETTINGS : 0) |
+								(unseen ? JQ_REQ_DISCOVER : 0));
 }
 
 void
@@ -268,7 +275,7 @@ jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
 		has_row[ix] = true;
 		if (rows[i].version > jq_queues[ix].version ||
 			jq_queues[ix].version == seen->versions[ix])
-			set(&jq_queues[ix], &rows[i]);
+			set(dbix, &jq_queues[ix], &rows[i]);
 		if (!stays)
 			jq_queues[ix].pinned = false; /* only as long as it has lanes */
 	}
@@ -284,7 +291,7 @@ jq_queue_load(int dbix, const JqQueueSeen *seen, const JqQueueRow *rows, int n)
 
 			memset(&none, 0, sizeof(none));
 			jq_settings_default(&none.settings);
-			set(q, &none);
+			set(dbix, q, &none);
 		}
 		/* one that came after the snapshot is read once more */
 		if (has_row[i] || seen->versions[i] >= 0)

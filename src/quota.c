@@ -256,6 +256,7 @@ settle_all(bool committed)
 		taken = NULL;
 		return;
 	}
+	JQ_PAUSE("quota-before-settle");
 	LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
 	for (; taken != NULL; taken = taken->next)
 	{
@@ -582,7 +583,6 @@ count(JqTable *t, Oid role, int64 *result)
 		bool done;
 
 		CHECK_FOR_INTERRUPTS();
-		JQ_PAUSE("quota-before-count");
 		/* from now on it allocates nothing */
 		(void) GetLatestSnapshot();
 		LWLockAcquire(jq_lock(JQ_LOCK_QUOTA), LW_EXCLUSIVE);
@@ -601,12 +601,12 @@ count(JqTable *t, Oid role, int64 *result)
 		/* what this transaction has done is not for this count */
 		snapshot = RegisterSnapshot(snapshot);
 		snapshot->curcid = FirstCommandId;
+		JQ_PAUSE("quota-after-snapshot");
 		n = count_rows(t, role, snapshot);
 		UnregisterSnapshot(snapshot);
 		for (i = 0; i < nunsettled; i++)
 			if (TransactionIdDidCommit(unsettled[i].xid))
 				n -= unsettled[i].net;
-		JQ_PAUSE("quota-after-count");
 		*result = n;
 		if (q == NULL)
 			return false;

@@ -24,6 +24,26 @@
 
 /* --------------------------------------------------------------- discover */
 
+/* lanes of paused queues give up what they have: somebody needs their places */
+static void
+empty_paused_lanes(void)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqLane *l = &jq_lanes[i];
+
+		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+		if (l->db == MyDatabaseId && l->nready > 0 && !l->filling &&
+			l->nclaimed == 0 && l->held_back == 0 &&
+			pg_atomic_read_u32(&jq_queues[l->queue_ix].stopped) &
+				JQ_STOPPED_PAUSED)
+			jq_lane_clear(i, JQ_POS_NOTHING);
+		LWLockRelease(jq_lane_lock(i));
+	}
+}
+
 void
 jq_sched_discover(TimestampTz unused)
 {
@@ -48,7 +68,8 @@ jq_sched_discover(TimestampTz unused)
 			continue;
 		/* no place for lanes whose entries are all dead: they may be many */
 		if (jq_lane_has_rows(t, queue, owner) &&
-			jq_dir_lane(MyDatabaseId, owner, queue, true) < 0)
+			jq_dir_lane(MyDatabaseId, owner, queue, true) < 0 &&
+			!jq_dir_leave_unseen(jq_sched_dbix, queue))
 			complete = false;
 	}
 	jq_sched_commit();
@@ -58,6 +79,8 @@ jq_sched_discover(TimestampTz unused)
 	{
 		/* when lanes have emptied there may be place */
 		static TimestampTz warned;
+
+		empty_paused_lanes();
 
 		if (GetCurrentTimestamp() - warned > 5 * USECS_PER_MINUTE)
 			ereport(

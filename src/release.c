@@ -280,6 +280,18 @@ reason_of(Oid role, int64 dep, Oid dep_owner, const char *state,
 					reason);
 }
 
+/* others may wait for the jobs that they name; before a look, see after.h */
+static void
+note_all(Waiting *w, int n)
+{
+	int i, k;
+
+	for (i = 0; i < n; i++)
+		for (k = 0; k < w[i].nafter; k++)
+			jq_after_note(jq_sched_dbix, w[i].after[k]);
+	pg_memory_barrier();
+}
+
 /* which of the jobs that they name live, are dead or cancelled? */
 static void
 look_up(JqTable *t, Waiting *w, int n)
@@ -310,10 +322,8 @@ look_up(JqTable *t, Waiting *w, int n)
 		{
 			places[total] = Int32GetDatum(i);
 			deps[total++] = w[i].after[k];
-			/* before the look, see after.h */
-			jq_after_note(jq_sched_dbix, w[i].after[k]);
 		}
-	pg_memory_barrier();
+	note_all(w, n);
 	JQ_PAUSE("after-before-look");
 	values[0] = PointerGetDatum(
 		construct_array(places, total, INT4OID, 4, true, TYPALIGN_INT));
@@ -726,16 +736,19 @@ settle_range(int64 first, int64 last, bool all)
 			ids[i] = w[i].row.item.id;
 		/*
 		 * Before the look: an edge to a job that ends after it is what its end
-		 * finds the row by.
+		 * finds the row by.  That it asks for, as the filter has its bits by
+		 * then; what ended before, when it may have lacked them, is cleaned.
 		 */
 		if (all && m > 0)
 		{
 			Oid clean_types[1] = {INT8ARRAYOID};
 
+			note_all(w, m);
 			values[0] = int8_array(ids, m);
 			jq_owner_begin(t, &state);
 			execute(t, clean, 1, clean_types, values);
 			jq_owner_end(&state);
+			JQ_PAUSE("after-cleaned");
 		}
 		settle(t, w, m, true);
 		JQ_PAUSE("after-before-commit");

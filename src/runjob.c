@@ -16,7 +16,9 @@
  *
  * Not charged as an attempt: serialization failures and deadlocks, and a cancel
  * that was not meant for this job; such a job is run again at once, a bounded
- * number of times.
+ * number of times.  Each run is a start to the rates of its queue and its key:
+ * without a token it goes back into its lane, and its entry knows how often it
+ * has been run.
  *
  * A statement that cannot run in a transaction block commits by itself; the row
  * is deleted in a transaction after it.  A crash between the two runs it again:
@@ -68,6 +70,9 @@
 
 #define MAX_RERUNS 10
 #define TIMEOUT_REPEATS 5 /* seconds of cancelling before FATAL */
+
+StaticAssertDecl(MAX_RERUNS <= JQ_E_RERUNS >> JQ_E_RERUN_SHIFT,
+				 "no room for the number of reruns in an entry");
 
 JqCurrent jq_current_job;
 
@@ -210,6 +215,34 @@ at_home(JqTable *t, JqRow *row)
 }
 
 /*
+ * The claim ends, and the job is published, as what it is now.  Its key goes last:
+ * a later job that waits for it would pass this one, were it not there yet.  Its
+ * unique_key goes first: whoever takes the job now must not meet it.  false: it
+ * is to be cancelled, and still claimed.
+ */
+static bool
+publish_claimed(JqAttempt *a, Oid role, const char *queue, const JqItem *item,
+				TimestampTz run_at)
+{
+	jq_unique_let_go();
+	/* nobody else knows of it until it is published */
+	HOLD_INTERRUPTS();
+	/* before, or the entry would be dropped */
+	if (!jq_claim_end_uncancelled())
+	{
+		RESUME_INTERRUPTS();
+		return false;
+	}
+	jq_publish_now(MyDatabaseId, role, queue, item, run_at);
+	JQ_PAUSE("worker-gave-back");
+	if (a->job->keylen > 0)
+		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+	jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY));
+	RESUME_INTERRUPTS();
+	return true;
+}
+
+/*
  * Is the row what the entry said?  If not, it belongs elsewhere: publish it
  * there.
  */
@@ -225,11 +258,8 @@ as_expected(JqAttempt *a, JqTable *t, JqRow *row)
 	if (matches(a, row, &item, &run_at))
 		return true;
 	queue = jq_row_cstring(row, JQ_COL_QUEUE);
-	/* our own claim must be gone first, or the entry would be dropped */
-	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
-	jq_claim_end();
-	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
-				   queue, &item, run_at);
+	publish_claimed(a, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), queue,
+					&item, run_at);
 	return false;
 }
 
@@ -536,17 +566,33 @@ jq_attempt_in_batch(JqAttempt *a)
 	return true;
 }
 
-/* back into its lane, as it was */
-static void
+/* back into its lane, as it was; the verdict */
+static JqVerdict
 give_back(JqAttempt *a, JqRow *row)
 {
 	JqItem item;
 
 	item_of_row(&item, row);
-	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
-	jq_unique_let_go();
-	jq_claim_end();
-	jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
+	item.flags |= a->job->flags & JQ_E_RERUNS;
+	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :
+																	  RERUN;
+}
+
+/* it was rolled back, and is to be run again when it gets a token for that */
+static JqVerdict
+give_back_for_rerun(JqAttempt *a)
+{
+	JqItem item;
+
+	memset(&item, 0, sizeof(item));
+	item.id = a->job->id;
+	item.priority = a->job->pos.priority;
+	item.tid = a->job->tid;
+	item.flags = a->job->flags & (JQ_E_DUE | JQ_E_RERUNS);
+	item.key = a->job->key;
+	item.keylen = a->job->keylen;
+	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :
+																	  RERUN;
 }
 
 /* it waits for the job before it in the table, not in memory */
@@ -619,14 +665,13 @@ attempt_it(JqAttempt *a)
 		/* this session may not be what the role is now: a new one is */
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
-		give_back(a, &row);
-		return PARKED;
+		return give_back(a, &row);
 	}
 	if (!as_expected(a, t, &row))
 	{
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
-		return DROPPED;
+		return jq_claim_cancel_wanted() ? RERUN : DROPPED;
 	}
 	note_start(a, &row);
 	if (has_expired(a, &row))
@@ -643,9 +688,8 @@ attempt_it(JqAttempt *a)
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
 		if (put_off == DT_NOBEGIN)
-			give_back(a, &row);
-		else
-			put_off_row(a, put_off);
+			return give_back(a, &row);
+		put_off_row(a, put_off);
 		return PARKED;
 	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
@@ -834,30 +878,6 @@ jq_attempt_done(void)
 }
 
 /*
- * It gave way in a cycle of waits in which somebody waits for a key of ours: he is
- * to have it, and the job comes back to it.
- */
-static void
-give_way(JqAttempt *a)
-{
-	JqItem item;
-
-	memset(&item, 0, sizeof(item));
-	item.id = a->job->id;
-	item.priority = a->job->pos.priority;
-	item.tid = a->job->tid;
-	item.flags = a->job->flags & ~JQ_E_UNPARKED;
-	item.key = a->job->key;
-	item.keylen = a->job->keylen;
-	jq_lockkey_end_of_job();
-	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
-	jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY));
-	jq_unique_let_go();
-	jq_claim_end();
-	jq_publish_now(MyDatabaseId, a->role, a->queue, &item, DT_NOBEGIN);
-}
-
-/*
  * After a deadlock: who was waiting for us has to wake up first, or he finds
  * things as they were.
  */
@@ -865,7 +885,7 @@ static void
 let_others_go(int reruns)
 {
 	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													Min(2 << reruns, 200));
+													Min(1 << reruns, 200));
 	TimestampTz now;
 
 	while ((now = GetCurrentTimestamp()) < until && !InterruptPending)
@@ -878,31 +898,49 @@ let_others_go(int reruns)
 	}
 }
 
+static int
+reruns_of(const JqClaimed *job)
+{
+	return (job->flags & JQ_E_RERUNS) >> JQ_E_RERUN_SHIFT;
+}
+
+void
+jq_attempt_count_rerun(JqClaimed *job)
+{
+	if (reruns_of(job) < MAX_RERUNS)
+		job->flags += 1 << JQ_E_RERUN_SHIFT;
+}
+
 void
 jq_attempt_alone(JqAttempt *a)
 {
 	JqAttempt first = *a;
 	JqVerdict verdict;
-	int reruns;
+	bool wanted;
 
-	for (reruns = 0;; reruns++)
+	for (;;)
 	{
 		jq_session_check();
 		(void) jq_attempt_context();
 		*a = first;
 		verdict = try_attempt(a);
-		if (verdict != RERUN || reruns == MAX_RERUNS ||
+		if (verdict != RERUN || reruns_of(a->job) >= MAX_RERUNS ||
 			jq_attempt_was_cancelled(verdict))
 			break;
-		if (a->job->keylen > 0 && jq_waitgraph_key_wanted())
+		jq_attempt_count_rerun(a->job);
+		jq_lockkey_end_of_job();
+		/* it gave way to somebody who waits for its key: he has it first */
+		wanted = a->job->keylen > 0 && jq_waitgraph_key_wanted();
+		if (wanted)
+			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+		if (wanted || !jq_claim_may_repeat(a->job, MyDatabaseId))
 		{
-			give_way(a);
-			verdict = PARKED;
+			verdict = give_back_for_rerun(a);
 			break;
 		}
 		jq_session_clean();
 		if (a->error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
-			let_others_go(reruns);
+			let_others_go(reruns_of(a->job));
 	}
 	jq_attempt_settle(a, verdict);
 	jq_attempt_done();

@@ -11,6 +11,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "common/hashfn.h"
 #include "compat.h"
 #include "database.h"
 #include "dependency.h"
@@ -327,21 +328,31 @@ Datum
 jq_blocked_jobs(PG_FUNCTION_ARGS)
 {
 	int64 *ids;
+	Oid *roles;
+	Oid role = InvalidOid;
+	bool seen = false;
 	JqKeyInfo *keys;
 	int n, i;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
-	ids = jq_keylock_parked(MyDatabaseId, &n);
+	ids = jq_keylock_parked(MyDatabaseId, &roles, &n);
 	for (i = 0; i < n; i++)
 	{
 		Datum values[4] = {Int64GetDatum(ids[i])};
 		bool nulls[4] = {false, true, true, true};
 
-		put(fcinfo, values, nulls);
+		if (i == 0 || roles[i] != role)
+		{
+			role = roles[i];
+			seen = jq_sight_of(role) > 0;
+		}
+		if (seen)
+			put(fcinfo, values, nulls);
 	}
 	pfree(ids);
-	/* of a spilled key, all from here on */
+	pfree(roles);
+	/* of a spilled key, all from here on; its text may be of other roles */
 	keys = jq_keylock_list(MyDatabaseId, &n);
 	for (i = 0; i < n; i++)
 	{
@@ -350,7 +361,8 @@ jq_blocked_jobs(PG_FUNCTION_ARGS)
 
 		if (!keys[i].spilled || !keys[i].first)
 			continue;
-		values[1] = memory_text(keys[i].key);
+		values[1] = hash_any_extended((unsigned char *) keys[i].key,
+									  strlen(keys[i].key), 0);
 		values[2] = Int32GetDatum(keys[i].frontier.priority);
 		values[3] = Int64GetDatum(keys[i].frontier.id);
 		put(fcinfo, values, nulls);

@@ -42,9 +42,9 @@ enum
 	" AND (j.queue, j.owner::oid) IN (SELECT * FROM unnest($7, $8))"
 
 /* as jobqueue_jobs has it */
-#define BLOCKED                                                                       \
-	"(j.id IN (SELECT b.id FROM %s.jobqueue_blocked_jobs() b WHERE b.id IS NOT NULL)" \
-	" OR EXISTS (SELECT FROM %s.jobqueue_blocked_jobs() k WHERE k.key = j.key"        \
+#define BLOCKED                                                                                                     \
+	"(j.id IN (SELECT b.id FROM %s.jobqueue_blocked_jobs() b WHERE b.id IS NOT NULL)"                               \
+	" OR EXISTS (SELECT FROM %s.jobqueue_blocked_jobs() k WHERE k.key_hash = pg_catalog.hashtextextended(j.key, 0)" \
 	"  AND (j.priority::int, j.id) >= (k.from_priority, k.from_id)))"
 
 #define MAY_RUN \

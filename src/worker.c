@@ -28,6 +28,7 @@
 #include "batch.h"
 #include "claim.h"
 #include "compat.h"
+#include "conflict.h"
 #include "database.h"
 #include "guc.h"
 #include "inflight.h"
@@ -157,11 +158,12 @@ worker_exit(int code, Datum arg)
 			item.flags = s->claim_flags;
 			item.key = s->claim_key;
 			item.keylen = s->claim_keylen;
+			/* its key goes last, so that no later one passes it */
+			jq_unique_let_go();
 			jq_claim_end();
+			jq_lane_publish(args.db, args.role, queue, &item, 1);
 			jq_keylock_order_recorded(args.db, s->claim_key, s->claim_keylen,
 									  item.id);
-			jq_keylock_release_all();
-			jq_lane_publish(args.db, args.role, queue, &item, 1);
 		}
 	}
 	jq_keylock_release_all();

@@ -246,7 +246,9 @@ property 'a rate holds, from an empty bucket, also over crashes' => sub {
 		if ($round % 2)
 		{
 			my $offset = crash_offset();
-			kill_hard(sql('SELECT pid FROM jobqueue_workers LIMIT 1'));
+			my $pid = '';
+			$pid = sql('SELECT pid FROM jobqueue_workers LIMIT 1') until $pid ne '';
+			kill_hard($pid);
 			wait_crash_restart($offset);
 		}
 		else

@@ -95,6 +95,26 @@ clean_property 'fan_out_and_fan_in_of_1000' => sub {
 	no_edges_left();
 };
 
+# with one transaction that ends more of them than a request can name
+clean_property 'many_ends_at_once_reach_all_that_wait' => sub {
+	foreach my $n (2000, 8500)
+	{
+		my $last;
+
+		sql("SELECT jobqueue_pause('default')");
+		sql("SELECT count(one('dep')) FROM generate_series(1, $n)");
+		$last = sql("SELECT one('fan-in', VARIADIC array_agg(id)) FROM jobqueue_job");
+		wait_for("SELECT count(*) = $n FROM jobqueue_dependency");
+		sql("SELECT one('own', id) FROM jobqueue_job WHERE tags = '{dep}' AND id % 10 = 0");
+		is(sql("SELECT jobqueue_cancel_where(NULL, NULL, 'dep')"), $n, "$n are cancelled");
+		wait_for('SELECT count(*) = 0 FROM jobqueue_job');
+		is(sql("SELECT count(DISTINCT id) FROM jobqueue_history WHERE state = 'cancelled' AND tags <> '{dep}'"),
+			1 + int($n / 10), 'all that wait are');
+		sql("SELECT jobqueue_resume('default'); DELETE FROM jobqueue_archive");
+		no_edges_left();
+	}
+};
+
 clean_property 'layers_that_all_wait_for_all_run_in_order' => sub {
 	my $ids = sql("SELECT array_agg(one('layer 0')) FROM generate_series(1, 20)");
 
@@ -456,6 +476,31 @@ clean_paused_property 'a_crash_between_end_and_request' => sub {
 	wait_crash_restart($offset);
 	wait_for("SELECT count(*) = 1 FROM trace WHERE what = 'waits'");
 	is(sql("SELECT count(*) FROM trace WHERE what = 'dep'"), 1, 'and what it waited for has run once');
+	no_edges_left();
+};
+
+clean_paused_property 'a_job_may_end_while_the_first_look_is_on' => sub {
+	my ($first, $second);
+
+	sql(q{SELECT jobqueue_pause('q')});
+	$first = enqueue('trace', what => 'first', queue => 'q');
+	$second = enqueue('trace', what => 'second', queue => 'q');
+	sql("SELECT one('waits', $first, $second)");
+	wait_for('SELECT count(*) = 2 FROM jobqueue_dependency');
+	# memory knows of no job that others wait for
+	set_conf('jobqueue.enabled' => 'off');
+	$node->restart;
+	arm('after-cleaned');
+	arm('after-before-commit');
+	set_conf('jobqueue.enabled' => undef);
+	caught('after-cleaned');
+	sql("SELECT jobqueue_run($first)");
+	release('after-cleaned');
+	caught('after-before-commit');
+	release('after-before-commit');
+	sql("SELECT jobqueue_run($second)");
+	wait_for("SELECT count(*) = 1 FROM trace WHERE what = 'waits'");
+	sql(q{SELECT jobqueue_resume('q')});
 	no_edges_left();
 };
 

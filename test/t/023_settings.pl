@@ -415,4 +415,72 @@ property 'rescheduled where memory has no place for the lane' => sub {
 	is(sql('SELECT count(*) FROM ran'), 9, 'all have run');
 };
 
+sub empty_memory
+{
+	sql('SELECT jobqueue_drop_queue(queue) FROM jobqueue_queues');
+	sql('DELETE FROM jobqueue_job; DELETE FROM jobqueue_archive; TRUNCATE ran');
+	node()->restart;
+}
+
+property 'paused queues that are empty keep no place from others' => sub {
+	empty_memory();
+	foreach my $queue (map { "p$_" } 1 .. 8)
+	{
+		sql("SELECT jobqueue_pause('$queue')");
+		enqueue('note', what => $queue, queue => $queue);
+	}
+	sql('SELECT jobqueue_cancel_where(NULL, NULL, NULL, true)');
+	enqueue('note', what => 'alive', queue => 'alive');
+	wait_drained();
+	is(ran(), 'alive', 'it runs');
+	foreach my $queue (map { "p$_" } 1 .. 8)
+	{
+		enqueue('note', what => $queue, queue => $queue);
+		sql("SELECT jobqueue_resume('$queue')");
+	}
+	wait_drained();
+	is(sql('SELECT count(*) FROM ran'), 9, 'resumed, they run');
+};
+
+property 'paused queues with jobs give their places to others, and lose no job' => sub {
+	empty_memory();
+	foreach my $queue (map { "p$_" } 1 .. 8)
+	{
+		sql("SELECT jobqueue_pause('$queue')");
+		enqueue('note', what => "$queue before", queue => $queue) for 1 .. 3;
+	}
+	enqueue('note', what => 'alive', queue => "alive$_") for 1 .. 4;
+	wait_for('SELECT count(*) = 4 FROM ran');
+	forget();
+	# some of them have no lane now
+	foreach my $queue (map { "p$_" } 1 .. 8)
+	{
+		enqueue('note', what => "$queue after", queue => $queue) for 1 .. 2;
+	}
+	enqueue('note', what => 'alive', queue => "alive$_") for 1 .. 4;
+	wait_for('SELECT count(*) = 4 FROM ran');
+	forget();
+	sql("SELECT jobqueue_resume('p$_')") for 1 .. 8;
+	wait_drained();
+	is(sql(q{SELECT count(*), count(DISTINCT job) FROM ran}), '40|40', 'each job has run once');
+	is(sql(q{SELECT count(*) FROM ran WHERE what LIKE '%before'}), 24, 'those that were there before');
+	empty_memory();
+};
+
+property 'settings that are read anew find what paused queues have' => sub {
+	empty_memory();
+	foreach my $queue (map { "p$_" } 1 .. 8)
+	{
+		sql("SELECT jobqueue_pause('$queue')");
+		enqueue('note', what => $queue, queue => $queue);
+	}
+	enqueue('note', what => 'alive', queue => 'alive');
+	wait_for('SELECT count(*) = 1 FROM ran');
+	forget();
+	sql('TRUNCATE jobqueue_queue');
+	wait_drained();
+	is(sql(q{SELECT count(*) FROM ran}), 8, 'all have run');
+	empty_memory();
+};
+
 done_testing();

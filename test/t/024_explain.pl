@@ -71,6 +71,65 @@ property 'a key: who holds it, how many stand before' => sub {
 	forget();
 };
 
+property 'a limit of the queue: how many run; when the next token comes' => sub {
+	sql(q{SELECT jobqueue_configure('limited', max_running => 1)});
+	my $gate = close_gate(1);
+	my $first = enqueue('gate', gate => 1, queue => 'limited');
+	wait_at_gate(1);
+	my @ids = map { enqueue('note', what => $_, queue => 'limited', key => 'free') } (1 .. 3);
+	explained($ids[2], qr/^1 of 1 jobs of queue "limited" are running \(max_running\), 2 ahead$/, 'max_running');
+	like(why($ids[0]), qr/^1 of 1 jobs of queue "limited" are running \(max_running\), next in line$/, 'the first');
+	sql(q{SELECT jobqueue_pause('limited')});
+	explained($ids[0], qr/^queue "limited" is paused /, 'a pause comes first');
+	sql(q{SELECT jobqueue_resume('limited')});
+	open_gate($gate);
+	wait_drained();
+
+	# the bucket is empty at first
+	sql(q{SELECT jobqueue_configure('limited', max_running => 0, rate => 2, rate_per => '1 hour')});
+	@ids = map { enqueue('note', what => $_, queue => 'limited') } (1 .. 2);
+	explained($ids[1], qr/^next token of queue "limited" in 00:(29|30):\d\d \(rate 2 per 01:00:00\), 1 ahead$/, 'rate');
+	sql(q{SELECT jobqueue_configure('limited', rate => 0)});
+	wait_drained();
+	forget();
+};
+
+property 'limits of a key: n of m, the next token, an order' => sub {
+	sql(q{SELECT jobqueue_configure('shared', key_limit => 2)});
+	my $gate = close_gate(1);
+	enqueue('gate', gate => 1, queue => 'shared', key => 'two') foreach (1 .. 2);
+	wait_at_gate(2);
+	my @ids = map { enqueue('note', what => $_, queue => 'shared', key => 'two') } (1 .. 2);
+	# of those that wait for a worker or the key the worker may know first
+	sql(q{ALTER SYSTEM SET jobqueue.max_workers_per_role = 3; SELECT pg_reload_conf()});
+	explained($ids[1], qr/^waits for key 'two', 2 of 2 running, 1 ahead$/, 'key_limit');
+	explained($ids[0], qr/^waits for key 'two', 2 of 2 running, next in line$/, 'the first');
+	# a queue that allows less
+	my $one = enqueue('note', what => 'one', key => 'two');
+	explained($one, qr/^waits for key 'two', 2 of 2 running, 2 ahead$/, 'that wants it alone');
+	open_gate($gate);
+	wait_drained();
+	sql(q{ALTER SYSTEM RESET jobqueue.max_workers_per_role; SELECT pg_reload_conf()});
+
+	# buckets are empty at the start of the server
+	sql(q{SELECT jobqueue_configure('krated', key_rate => 1, key_rate_per => '1 day')});
+	@ids = map { enqueue('note', what => $_, queue => 'krated', key => 'slow') } (1 .. 2);
+	explained($ids[1], qr/^next token of key 'slow' in 23:\d\d:\d\d \(key_rate 1 per 1 day\), 1 ahead$/, 'key_rate');
+	sql(q{SELECT jobqueue_configure('krated', key_rate => 0)});
+	wait_drained();
+
+	sql(q{SELECT jobqueue_configure('ord', ordered => true, backoff_base => '1 hour')});
+	my $bad = enqueue('fail', what => 'bad', queue => 'ord', key => 'line');
+	wait_for("SELECT attempt > 0 AND state = 'scheduled' FROM jobqueue_jobs WHERE id = $bad");
+	my $next = enqueue('note', what => 'next', queue => 'ord', key => 'line');
+	explained($next, qr/^waits for job $bad of key 'line', which is to run again before it$/, 'ordered');
+	like(why($bad), qr/^due in \d\d:\d\d:\d\d, at $time, after attempt 1 of 10 failed: failed on purpose$/, 'the one before it');
+	is(sql("SELECT jobqueue_cancel($bad)"), 't', 'cancelled');
+	explained($next, qr/^completed at/, 'no longer');
+	sql('DELETE FROM jobqueue_archive');
+	forget();
+};
+
 property 'a key that a session holds by jobqueue_run()' => sub {
 	my $s = session();
 	my $pid = $s->query_safe('SELECT pg_backend_pid()');

@@ -54,7 +54,8 @@ property 'progress is seen by others before the transaction ends' => sub {
 };
 
 paused_property 'progress while a job ends, and in a batch' => sub {
-	sql(q{SELECT jobqueue_configure('b', batch => 20)});
+	# one worker takes both
+	sql(q{SELECT jobqueue_configure('b', batch => 20, max_running => 1)});
 	arm('worker-before-delete');
 	sql(q{SELECT jobqueue_enqueue('SELECT jobqueue_progress(1, ''all'')', queue => 'b'), jobqueue_enqueue('note', '{"what": "next"}', queue => 'b')});
 	caught('worker-before-delete');
@@ -137,7 +138,7 @@ paused_property 'a snoozed job can be cancelled until it has let go' => sub {
 paused_property 'a snoozed job of a batch can be cancelled until it has let go' => sub {
 	my @ids;
 
-	sql(q{SELECT jobqueue_configure('c', batch => 20), jobqueue_pause('c')});
+	sql(q{SELECT jobqueue_configure('c', batch => 20, max_running => 1), jobqueue_pause('c')});
 	@ids = map { enqueue('snooze', args => '{"times": 1, "delay": "1 s"}', queue => 'c', key => "k$_") } (1 .. 3);
 	arm('worker-after-commit');
 	sql(q{SELECT jobqueue_resume('c')});

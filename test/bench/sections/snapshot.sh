@@ -18,7 +18,7 @@ if [ "$short" = yes ]; then
 	snapshot_dead=0
 fi
 
-# hold_snapshot: in database held
+# hold_snapshot DATABASE
 hold_snapshot()
 {
 	local tries
@@ -26,7 +26,7 @@ hold_snapshot()
 	rm -f "$dir/holder"
 	mkfifo "$dir/holder"
 	PGAPPNAME=holder "$bindir/psql" -X -q -A -t -h "$dir" -p "$port" -U postgres \
-		-d held <"$dir/holder" >/dev/null 2>&1 &
+		-d "$1" <"$dir/holder" >/dev/null 2>&1 &
 	holder_pid=$!
 	exec {holder}>"$dir/holder"
 	echo 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM jobqueue_job;' >&"$holder"
@@ -89,7 +89,7 @@ snapshot_variant()
 	for db in free held; do
 		fresh_database $db
 	done
-	hold_snapshot
+	hold_snapshot held
 	for ((round = 1; round <= snapshot_rounds; round++)); do
 		sides='free held'
 		((round % 2)) || sides='held free'

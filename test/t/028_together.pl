@@ -10,8 +10,8 @@ use strict;
 use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
-use IPC::Run;
 use JobqueueTest;
+use POSIX ':sys_wait_h';
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
@@ -66,6 +66,15 @@ BEGIN
 		EXISTS (SELECT FROM jobqueue_job WHERE id = OLD.id));
 	RETURN NULL;
 END $$;
+CREATE TABLE deleted (id bigint);
+CREATE FUNCTION job_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = public AS $$
+BEGIN
+	INSERT INTO deleted VALUES (OLD.id);
+	RETURN NULL;
+END $$;
+CREATE TRIGGER job_deleted AFTER DELETE ON jobqueue_job
+	FOR EACH ROW EXECUTE FUNCTION job_deleted();
 CREATE TRIGGER leaves_history AFTER DELETE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION leaves_history();
 
@@ -94,6 +103,7 @@ BEGIN
 			FROM unnest(j.after) d(id)
 			WHERE NOT EXISTS (SELECT FROM effects e WHERE e.id = d.id AND e.kind = 'done')
 				AND NOT EXISTS (SELECT FROM left_history l WHERE l.id = d.id)
+				AND NOT EXISTS (SELECT FROM deleted l WHERE l.id = d.id)
 				AND EXISTS (SELECT FROM jobqueue_job l WHERE l.id = me)
 		LOOP
 			RAISE LOG 'VIOLATION: job % runs before % (lives: %, %), one of %', me, o.id, o.lives, o.state, j.after;
@@ -188,6 +198,19 @@ BEGIN
 	RETURN what;
 END $$;
 
+CREATE PROCEDURE pieces() LANGUAGE plpgsql AS $$
+DECLARE
+	c record;
+BEGIN
+	SELECT * INTO c FROM jobqueue_current();
+	FOR i IN 1 .. 3 LOOP
+		IF c.key IS NOT NULL AND c.queue <> 'keyed' AND NOT pg_try_advisory_xact_lock(1, hashtext(c.key)) THEN
+			RAISE LOG 'VIOLATION: job % of queue % runs, key % is held', c.id, c.queue, c.key;
+		END IF;
+		COMMIT;
+	END LOOP;
+END $$;
+
 CREATE FUNCTION bury(job jsonb) RETURNS void LANGUAGE sql AS
 	$$ INSERT INTO buried (id) VALUES ((job->>'id')::bigint) $$;
 
@@ -272,9 +295,25 @@ sub one_enqueue
 	  pick(@kinds), options();
 }
 
+# commands that are not a function; those outside of a transaction block, which
+# may run twice, are not looked for afterwards
+sub one_text
+{
+	my $o = options();
+
+	$o =~ s/, unique_.*//;
+	return "SELECT jobqueue_enqueue('" . pick('CALL pieces()', 'VACUUM sent') . "', $o);\n"
+	  if chance(0.4);
+	return "INSERT INTO sent SELECT jobqueue_enqueue('"
+	  . pick(
+		'SELECT 1/0',
+		"INSERT INTO effects (id, kind, queue, key, started) SELECT id, ''done'', queue, key, clock_timestamp() FROM jobqueue_current()")
+	  . "', $o);\n";
+}
+
 sub one_many
 {
-	my $n = 2 + int rand 30;
+	my $n = 2 + int rand pick(10, 30, 200);
 	my $args = join ', ', map { sprintf q('{"do": "%s"}'), pick(@kinds) } 1 .. $n;
 	my @more;
 
@@ -293,7 +332,8 @@ sub statement
 	my $dice = rand;
 
 	return one_enqueue() if $dice < 0.5;
-	return one_many() if $dice < 0.6;
+	return one_many() if $dice < 0.58;
+	return one_text() if $dice < 0.6;
 	return sprintf "SELECT dag(%d, %d, %s, %s);\n", 1 + int rand 3, 2 + int rand 3,
 	  array_of(map { pick(@queues) } 1 .. 2), array_of(map { pick(@kinds) } 1 .. 4)
 	  if $dice < 0.66;
@@ -312,7 +352,9 @@ sub statement
 	  if $dice < 0.90;
 	return "SELECT jobqueue_reschedule($some, now() + interval '0.3 s'), jobqueue_reprioritize($some, 1);\n"
 	  if $dice < 0.93;
-	return "SELECT jobqueue_explain($some);\n" if $dice < 0.95;
+	return "SELECT jobqueue_explain($some);\n" if $dice < 0.94;
+	return "BEGIN;\nSET LOCAL jobqueue.inline = on;\n" . one_enqueue() . pick("COMMIT;\n", "ROLLBACK;\n")
+	  if $dice < 0.95;
 	return "BEGIN;\nSELECT jobqueue_run($some);\n" . pick("COMMIT;\n", "ROLLBACK;\n") if $dice < 0.97;
 	return "SELECT pg_sleep(" . rand(0.3) . ");\n";
 }
@@ -337,10 +379,17 @@ sub control
 		"SELECT jobqueue_pause('$q');\nSELECT pg_sleep(0.2);\nSELECT jobqueue_resume('$q');\n",
 		"SELECT jobqueue_quiesce('1 s');\nSELECT jobqueue_resume();\n",
 		"SELECT jobqueue_sweep();\n",
+		"VACUUM FULL jobqueue_job;\n",
+		"REINDEX TABLE jobqueue_job;\n",
+		"VACUUM jobqueue_job, jobqueue_archive, jobqueue_unique;\n",
+		"DELETE FROM jobqueue_job WHERE id = (SELECT id FROM jobqueue_job WHERE queue <> 'on_dead' ORDER BY random() LIMIT 1);\n",
+		"SELECT jobqueue_drop_queue('unused'), jobqueue_configure('unused', batch => 3);\n",
+		"ALTER SYSTEM SET jobqueue.max_workers = " . (2 + int rand 5) . ";\nSELECT pg_reload_conf();\n",
+		"ALTER SYSTEM SET jobqueue.enabled = off;\nSELECT pg_reload_conf();\nSELECT pg_sleep(0.2);\nALTER SYSTEM SET jobqueue.enabled = on;\nSELECT pg_reload_conf();\n",
 		"SELECT count(*) FROM jobqueue_status;\nSELECT count(*) FROM jobqueue_jobs;\nSELECT count(*) FROM jobqueue_keys;\n");
 
 	$s = "BEGIN;\n$s" . pick('COMMIT', 'ROLLBACK') . ";\n"
-	  if $s !~ /quiesce|pg_sleep/ && chance(0.3);
+	  if $s !~ /quiesce|pg_sleep|VACUUM|SYSTEM/ && chance(0.3);
 	return $s . "SELECT pg_sleep(" . rand(0.3) . ");\n";
 }
 
@@ -352,19 +401,23 @@ sub start_client
 	my ($who) = @_;
 	my $file = sprintf '%s/stream_%d.sql', node()->basedir, ++$files;
 	my $text = '';
-	my $log = node()->basedir . "/client_$who.log";
+	my $log = "$PostgreSQL::Test::Utils::log_path/025_together_client_$who.log";
 
 	$text .= "SET ROLE r3;\n" if $who eq 'r3';
 	$text .= $who eq 'control' ? control() : statement() foreach 1 .. 600;
 	append_to_file($file, $text);
 	local %ENV = node()->_get_env(PGAPPNAME => "client $who");
-	my $h = IPC::Run::start(
-		[
-			node()->installed_command('psql'), '-X', '-q', '-a', '-f', $file,
-			'-U', ($who =~ /^r[12]$/ ? $who : superuser()), 'postgres'
-		],
-		'<', \undef, '>>', $log, '2>&1');
-	return { who => $who, h => $h };
+	my $pid = fork // die "fork: $!";
+	if ($pid == 0)
+	{
+		open STDIN, '<', '/dev/null';
+		open STDOUT, '>>', $log;
+		open STDERR, '>&', \*STDOUT;
+		exec(node()->installed_command('psql'), '-X', '-q', '-a', '-f', $file,
+			'-U', ($who =~ /^r[12]$/ ? $who : superuser()), 'postgres')
+		  or POSIX::_exit(1);
+	}
+	return { who => $who, pid => $pid };
 }
 
 sub start_clients
@@ -377,8 +430,7 @@ sub revive_clients
 {
 	foreach my $c (@clients)
 	{
-		next if $c->{h}->pumpable;
-		eval { $c->{h}->finish; };
+		next if waitpid($c->{pid}, WNOHANG) == 0;
 		%$c = %{ start_client($c->{who}) };
 	}
 }
@@ -387,7 +439,8 @@ sub stop_clients
 {
 	foreach my $c (@clients)
 	{
-		$c->{h}->kill_kill(grace => 0);
+		kill('KILL', $c->{pid});
+		waitpid($c->{pid}, 0);
 	}
 	@clients = ();
 	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'client %'");
@@ -461,19 +514,26 @@ sub none
 	is(sql($query), '', $what);
 }
 
+# what clients that were killed have left prepared
+sub end_prepared
+{
+	my $out = '';
+
+	node()->psql('postgres', "SELECT gid FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '0.3 s'", stdout => \$out);
+	node()->psql('postgres', pick('COMMIT', 'ROLLBACK') . " PREPARED '$_'") foreach split /\n/, $out;
+}
+
 sub settle
 {
 	my $begin = time;
 
+	set_conf('jobqueue.enabled' => 'on', 'jobqueue.max_workers' => 5);
 	sql("SELECT jobqueue_resume(); INSERT INTO settled VALUES (clock_timestamp(), 'infinity')");
 	foreach my $q (@queues)
 	{
 		sql("SELECT jobqueue_configure('$q', max_running => 0, rate => 0, key_rate => 0, key_limit => 1); SELECT jobqueue_resume('$q')");
 	}
-	foreach my $gid (split /\n/, sql('SELECT gid FROM pg_prepared_xacts'))
-	{
-		sql(pick('COMMIT', 'ROLLBACK') . " PREPARED '$gid'");
-	}
+	end_prepared() while sql('SELECT count(*) FROM pg_prepared_xacts') > 0;
 	sql("SELECT jobqueue_reschedule_where(NULL, 'scheduled', NULL, NULL, true)");
 	wait_drained();
 	sql("UPDATE settled SET ended = clock_timestamp() WHERE ended = 'infinity'");
@@ -488,11 +548,12 @@ sub check
 SELECT DISTINCT id FROM sent s
 WHERE NOT EXISTS (SELECT FROM effects e WHERE e.id = s.id AND e.kind = 'done')
 	AND NOT EXISTS (SELECT FROM jobqueue_archive a WHERE a.id = s.id)
+	AND NOT EXISTS (SELECT FROM deleted d WHERE d.id = s.id)
 	AND NOT coalesce((SELECT NOT again FROM left_history l WHERE l.id = s.id ORDER BY n DESC LIMIT 1), false)
 END
 	none("SELECT id FROM effects WHERE kind = 'done' AND id NOT IN (SELECT id FROM sent)",
 		'none ran that was not enqueued');
-	none("SELECT id, state FROM jobqueue_archive a WHERE (state = 'completed') <> EXISTS (SELECT FROM effects e WHERE e.id = a.id AND e.kind = 'done') AND queue <> 'on_dead'",
+	none("SELECT id, state FROM jobqueue_archive a WHERE (state = 'completed') <> EXISTS (SELECT FROM effects e WHERE e.id = a.id AND e.kind = 'done') AND command LIKE '%work(%'",
 		'completed is what has had its effect');
 	none("SELECT key, a.id, b.id, a.queue, b.queue FROM effects a JOIN effects b USING (key) WHERE a.id < b.id AND a.xid <> b.xid AND a.queue <> 'keyed' AND a.started < b.ended AND b.started < a.ended",
 		'no two jobs of a key at a time');
@@ -512,6 +573,8 @@ WHERE deaths IS DISTINCT FROM calls
 END
 	none("SELECT * FROM jobqueue_unique WHERE (expires_at > now()) IS NOT FALSE AND unique_until <> 't' AND NOT EXISTS (SELECT FROM jobqueue_job j WHERE j.id = job)",
 		'no unique_key is left without its job');
+	none("SELECT id, queue, unique_key, unique_until FROM jobqueue_job j WHERE unique_until IN ('e', 's', 'b')",
+		'no row is left');
 	none('SELECT * FROM jobqueue_dependency', 'no dependency is left');
 	memory_empties('memory is empty');
 	eval { wait_for('SELECT count(*) = 0 FROM jobqueue_keys'); };
@@ -542,6 +605,7 @@ foreach my $round (1 .. $rounds)
 			usleep(100_000 + rand(400_000));
 			fault() if $faults;
 			revive_clients();
+			end_prepared() if chance(0.3);
 		}
 		stop_clients();
 		note join ', ', map { "$_ $done_faults{$_}" } sort keys %done_faults;
