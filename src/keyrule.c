@@ -17,6 +17,9 @@
  * it is given a while in which nobody who stands behind it gets it; its lane may
  * have to wake a worker first.  If it does not come (its worker may be busy), the
  * others go on.
+ *
+ * A session that waits (keywait.c) stands in the same line and wants the key for
+ * itself: nobody behind it passes it.
  */
 #include "postgres.h"
 
@@ -161,6 +164,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 	int nseen = 0;
 	bool wanted = false; /* one that was seen only wants a place */
 	bool served = k->first_session < 0;
+	bool runs = false; /* one that was unparked may go on to run */
 
 	*until = DT_NOEND;
 	if (!served && jq_key_session_due(k, now))
@@ -177,7 +181,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 		next = JQ_ENTRY(ix)->next[0];
 		if (!served && jq_key_session_before(k, JQ_ENTRY_POS(ix)))
 		{
-			jq_key_session_serve(k, chain != JQ_NIL, now, until);
+			jq_key_session_serve(k, runs, now, until);
 			served = wanted = true; /* others come after it */
 		}
 		for (i = 0; i < nseen && seen[i] != lane; i++)
@@ -201,6 +205,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 		if (take)
 		{
 			unlink_waiter(k, ix, prev);
+			runs |= !jq_lane_waits(&jq_lanes[lane]);
 			if (!all)
 				JQ_ENTRY(ix)->flags |= JQ_E_UNPARKED;
 			*end = ix;
@@ -219,7 +224,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 			break;
 	}
 	if (!served)
-		jq_key_session_serve(k, chain != JQ_NIL, now, until);
+		jq_key_session_serve(k, runs, now, until);
 	return chain;
 }
 
