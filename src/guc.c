@@ -73,12 +73,12 @@ jq_guc_define(void)
 	DefineCustomIntVariable("jobqueue.max_lanes",
 							"Sets how many combinations of database, role and "
 							"queue memory can hold at once.",
-							"One takes 3168 bytes of shared memory.",
+							"One takes 3192 bytes of shared memory.",
 							&jobqueue_max_lanes, 1024, 8, 65536, PGC_POSTMASTER,
 							0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_databases",
 							"Sets how many databases may use jobqueue.",
-							"One takes 2760 bytes of shared memory.",
+							"One takes 712 bytes of shared memory.",
 							&jobqueue_max_databases, 256, 1, 65536,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_args_size",
