@@ -392,6 +392,19 @@ CREATE FUNCTION jobqueue_resume(queue text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_resume_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_drop_queue(queue text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_drop_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+-- keys, shared by jobs and sessions
+CREATE FUNCTION jobqueue_lock(key text, timeout interval DEFAULT NULL)
+RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_lock_session' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_xact_lock(key text, timeout interval DEFAULT NULL)
+RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_lock_xact' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_try_lock(key text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_try_lock' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_unlock(key text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_unlock' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_whereis(key text) RETURNS int
+	AS 'MODULE_PATHNAME', 'jq_whereis' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_grant(role regrole, level text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_revoke(role regrole, level text) RETURNS void
@@ -583,7 +596,8 @@ GRANT SELECT ON jobqueue_status, jobqueue_jobs, jobqueue_running,
 GRANT EXECUTE ON FUNCTION jobqueue_home(), jobqueue_at_home(),
 	jobqueue_sight(oid), jobqueue_queue_stats(), jobqueue_counts(),
 	jobqueue_running_jobs(), jobqueue_blocked_jobs(), jobqueue_recent_jobs(),
-	jobqueue_held_keys(), jobqueue_processes(), jobqueue_explain(bigint)
+	jobqueue_held_keys(), jobqueue_processes(), jobqueue_explain(bigint),
+	jobqueue_whereis(text)
 	TO pg_monitor;
 DO $$
 BEGIN
@@ -818,8 +832,18 @@ COMMENT ON FUNCTION jobqueue_resume(text) IS
 	'start jobs of the queue again after jobqueue_pause()';
 COMMENT ON FUNCTION jobqueue_drop_queue(text) IS
 	'forget the settings of a queue that has no jobs';
+COMMENT ON FUNCTION jobqueue_lock(text, interval) IS
+	'lock a key for this session, as a job that runs has its key; waits, null: without limit; false if the timeout is over';
+COMMENT ON FUNCTION jobqueue_xact_lock(text, interval) IS
+	'lock a key until the end of this transaction, as a job that runs has its key; waits, null: without limit; false if the timeout is over';
+COMMENT ON FUNCTION jobqueue_try_lock(text) IS
+	'lock a key for this session if nobody has it or is in line for it; else false';
+COMMENT ON FUNCTION jobqueue_unlock(text) IS
+	'undo one jobqueue_lock() or jobqueue_try_lock() of this session when the transaction ends; false if there is none';
+COMMENT ON FUNCTION jobqueue_whereis(text) IS
+	'the process that holds a key, for a job or as a session; 0: one of a role that one may not see; NULL: nobody holds it';
 COMMENT ON FUNCTION jobqueue_grant(regrole, text) IS
-	'give a role the level "use", "monitor" or "admin"';
+	'give a role the level "use", "lock", "monitor" or "admin"';
 COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
 	'take the privileges of a level from a role';
 
@@ -980,9 +1004,10 @@ COMMENT ON VIEW jobqueue_keys IS
 	'keys that are held or waited for, a row for each holder; reads memory only';
 COMMENT ON COLUMN jobqueue_keys.pid IS
 	'process that holds it; NULL: nobody does, though jobs wait for it, or for its rate, or for a job of it that failed';
-COMMENT ON COLUMN jobqueue_keys.job IS 'the job it is held for';
+COMMENT ON COLUMN jobqueue_keys.job IS
+	'the job it is held for; NULL: the session itself holds it';
 COMMENT ON COLUMN jobqueue_keys.waiting IS
-	'jobs that wait for it, as far as memory has found them, those that are left in the table included';
+	'sessions that wait for it, and jobs as far as memory has found them, those that are left in the table included';
 COMMENT ON VIEW jobqueue_workers IS
 	'the worker processes of this database; reads memory only';
 COMMENT ON COLUMN jobqueue_workers.role IS 'the role whose jobs it runs';

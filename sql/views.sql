@@ -24,7 +24,9 @@ WHERE proname IN ('jobqueue_enqueue', 'jobqueue_enqueue_many',
 	'jobqueue_adopt', 'jobqueue_sweep', 'jobqueue_quiesce',
 	'jobqueue_resume', 'jobqueue_grant', 'jobqueue_revoke',
 	'jobqueue_configure', 'jobqueue_pause', 'jobqueue_drop_queue',
-	'jobqueue_progress', 'jobqueue_snooze', 'jobqueue_discard', 'jobqueue_explain')
+	'jobqueue_progress', 'jobqueue_snooze', 'jobqueue_discard', 'jobqueue_explain',
+	'jobqueue_lock', 'jobqueue_xact_lock', 'jobqueue_try_lock', 'jobqueue_unlock',
+	'jobqueue_whereis')
 ORDER BY proname::text COLLATE "C", pronargs;
 \pset format aligned
 -- settings

@@ -35,6 +35,7 @@
 #include "inflight.h"
 #include "keylock.h"
 #include "lane.h"
+#include "lockkey.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "queue.h"
@@ -165,6 +166,7 @@ note_committed(int done)
 	bool any = false;
 	int i;
 
+	jq_lockkey_end_of_job();
 	for (i = 0; i < done; i++)
 	{
 		recall[i] =

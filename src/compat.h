@@ -31,6 +31,12 @@
 #define jq_my_procno() ((int) MyProc->pgprocno)
 #endif
 
+#if PG_VERSION_NUM >= 170000
+#define jq_procno_of(proc) ((int) GetNumberFromPGProc(proc))
+#else
+#define jq_procno_of(proc) ((int) (proc)->pgprocno)
+#endif
+
 /* next transaction id, and its limits; under XidGenLock */
 #if PG_VERSION_NUM >= 170000
 #define jq_transam TransamVariables

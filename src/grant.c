@@ -42,7 +42,7 @@
 	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
 		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
 		"jobqueue_blocked_jobs", "jobqueue_recent_jobs", "jobqueue_held_keys", \
-		"jobqueue_processes", "jobqueue_explain"
+		"jobqueue_processes", "jobqueue_explain", "jobqueue_whereis"
 
 #define ACT_ON_JOBS                                           \
 	"jobqueue_retry_where", "jobqueue_reschedule",            \
@@ -64,6 +64,10 @@ static const char *const use_members[] = {"jobqueue_enqueue",
 										  VIEW_FUNCTIONS,
 										  VIEWS,
 										  NULL};
+
+static const char *const lock_members[] = {
+	"jobqueue_lock",   "jobqueue_try_lock", "jobqueue_xact_lock",
+	"jobqueue_unlock", "jobqueue_whereis",	NULL};
 
 static const char *const monitor_members[] = {"jobqueue_monitors",
 											  VIEW_FUNCTIONS, VIEWS, NULL};
@@ -95,8 +99,7 @@ is_listed(const char *const *list, const char *name)
 	return false;
 }
 
-/* EXECUTE on a function of the extension; jobqueue_resume: on the one without
- * arguments */
+/* EXECUTE on a function of the extension; without arguments, if there are two */
 static bool
 role_may_execute(const char *name, Oid role)
 {
@@ -249,15 +252,19 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 	level = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(level, "use") == 0)
 		list = use_members;
+	else if (strcmp(level, "lock") == 0)
+		list = lock_members;
 	else if (strcmp(level, "monitor") == 0)
 		list = monitor_members;
 	else if (strcmp(level, "admin") == 0)
 		list = admin_members;
 	else
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("unknown level \"%s\"", level),
-				 errhint("Levels are \"use\", \"monitor\" and \"admin\".")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unknown level \"%s\"", level),
+			 errhint(
+				 "Levels are \"use\", \"lock\", \"monitor\" and \"admin\".")));
 	jq_owner_begin(t, &state);
 	name = quote_identifier(GetUserNameFromId(role, false));
 	change_members(t, list, name, grant);
@@ -269,6 +276,7 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 			const char *marker;
 			const char *const *list;
 		} levels[] = {{"jobqueue_enqueue", use_members},
+					  {"jobqueue_unlock", lock_members},
 					  {"jobqueue_monitors", monitor_members},
 					  {"jobqueue_resume", admin_members}};
 		int i;

@@ -30,6 +30,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "executor/spi.h"
@@ -327,6 +328,28 @@ jq_table_required(void)
 					 "extension \"jobqueue\" does not exist in this database"),
 				 errhint("Run CREATE EXTENSION jobqueue.")));
 	return t;
+}
+
+int64
+jq_last_job_id(JqTable *t)
+{
+	Relation rel = relation_open(t->sequence, AccessShareLock);
+	Buffer buf = ReadBuffer(rel, 0);
+	Page page;
+	HeapTupleHeader tup;
+	Form_pg_sequence_data seq;
+	int64 last;
+
+	/* nextval() writes it in place */
+	LockBuffer(buf, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buf);
+	tup = (HeapTupleHeader) PageGetItem(page,
+										PageGetItemId(page, FirstOffsetNumber));
+	seq = (Form_pg_sequence_data) ((char *) tup + tup->t_hoff);
+	last = seq->is_called ? seq->last_value : 0;
+	UnlockReleaseBuffer(buf);
+	relation_close(rel, AccessShareLock);
+	return last;
 }
 
 /* ------------------------------------------------------------------ rows */

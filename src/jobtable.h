@@ -111,6 +111,9 @@ extern bool jq_table_is_queue(Oid relid);
 /* ERROR if the extension is not here */
 extern JqTable *jq_table_required(void);
 
+/* the id that was given last; 0: none */
+extern int64 jq_last_job_id(JqTable *t);
+
 /* write a new row; sets its TID */
 extern void jq_row_insert(JqTable *t, Datum *values, bool *nulls,
 						  ItemPointer tid);

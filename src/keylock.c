@@ -46,16 +46,6 @@
 HTAB *jq_keys;
 
 /* keys of this process */
-typedef struct JqMyKey
-{
-	JqKeyTag tag;
-	uint32 hash;
-	int64 job;
-	bool pushed;		/* we are not a holder, but its pusher */
-	bool unused;		/* a token was taken that has not been used */
-	JqKeyBucket bucket; /* of the token */
-} JqMyKey;
-
 static JqMyKey *my_keys;
 static int n_my_keys;
 static int max_my_keys;
@@ -98,8 +88,11 @@ max_keys(void)
 Size
 jq_keylock_size(void)
 {
-	return add_size(hash_estimate_size(max_keys(), sizeof(JqKey)),
-					add_size(jq_keyrate_size(), jq_keywake_size()));
+	Size size = hash_estimate_size(max_keys(), sizeof(JqKey));
+
+	size = add_size(size, jq_keyrate_size());
+	size = add_size(size, jq_keywake_size());
+	return add_size(size, jq_keywait_size());
 }
 
 void
@@ -118,10 +111,11 @@ jq_keylock_init(void)
 								HASH_PARTITION);
 	jq_keyrate_init();
 	jq_keywake_init();
+	jq_keywait_init();
 }
 
-static void
-make_tag(JqKeyTag *tag, Oid db, const char *key, int len)
+void
+jq_key_make_tag(JqKeyTag *tag, Oid db, const char *key, int len)
 {
 	tag->db = db;
 	tag->len = len;
@@ -141,6 +135,13 @@ jq_keylock_crowded(void)
 	return hash_get_num_entries(jq_keys) > max_keys() / 2;
 }
 
+/* a quarter is for the keys of jobs */
+bool
+jq_keylock_reserved(void)
+{
+	return hash_get_num_entries(jq_keys) > max_keys() / 4 * 3;
+}
+
 void
 jq_keylock_prepare(void)
 {
@@ -153,8 +154,8 @@ jq_keylock_prepare(void)
 	max_my_keys = max_my_keys == 0 ? 8 : 2 * max_my_keys;
 }
 
-static JqMyKey *
-note_mine(const JqKeyTag *tag, uint32 hash)
+JqMyKey *
+jq_key_note_mine(const JqKeyTag *tag, uint32 hash)
 {
 	JqMyKey *m = &my_keys[n_my_keys];
 
@@ -162,6 +163,7 @@ note_mine(const JqKeyTag *tag, uint32 hash)
 	m->tag = *tag;
 	m->hash = hash;
 	m->job = 0;
+	m->for_job = m->for_session = m->waiting = false;
 	m->pushed = m->unused = false;
 	n_my_keys++;
 	return m;
@@ -170,7 +172,7 @@ note_mine(const JqKeyTag *tag, uint32 hash)
 void
 jq_key_note_pushed(const JqKeyTag *tag, uint32 hash)
 {
-	note_mine(tag, hash)->pushed = true;
+	jq_key_note_mine(tag, hash)->pushed = true;
 }
 
 JqKey *
@@ -178,7 +180,7 @@ jq_key_find(Oid db, const char *key, int len, uint32 *hash)
 {
 	JqKeyTag tag;
 
-	make_tag(&tag, db, key, len);
+	jq_key_make_tag(&tag, db, key, len);
 	*hash = tag_hash_text(&tag, 0);
 	LWLockAcquire(jq_key_partition(*hash), LW_EXCLUSIVE);
 	return hash_search_with_hash_value(jq_keys, &tag, *hash, HASH_FIND, NULL);
@@ -206,7 +208,7 @@ void
 jq_key_remove_if_unused(JqKey *k, uint32 hash)
 {
 	if (k->nholders > 0 || k->pusher >= 0 || k->first != JQ_NIL ||
-		k->norders > 0 || k->spilled)
+		k->norders > 0 || k->spilled || k->first_session >= 0)
 		return;
 	jq_key_wake_cancel(k, hash);
 	hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
@@ -272,9 +274,8 @@ holds(const JqKey *k)
 	return my_holder(k) != NULL;
 }
 
-/* false: there is no memory for one more */
-static bool
-add_holder(JqKey *k, int64 job, int lane, int32 limit)
+bool
+jq_key_add_holder(JqKey *k, const JqHolder *h)
 {
 	uint32 next = JQ_NIL;
 
@@ -285,16 +286,28 @@ add_holder(JqKey *k, int64 job, int lane, int32 limit)
 			return false;
 		*JQ_HOLDER(next) = k->holder;
 	}
-	k->holder.procno = jq_my_procno();
-	k->holder.pid = MyProcPid;
-	k->holder.job = job;
-	k->holder.since = GetCurrentTimestamp();
-	k->holder.limit = limit;
-	k->holder.lane = lane;
+	k->holder = *h;
 	k->holder.next = next;
-	k->limit = k->nholders == 0 ? limit : Min(k->limit, limit);
+	k->limit = k->nholders == 0 ? h->limit : Min(k->limit, h->limit);
 	k->nholders++;
+	k->session_turn = 0;
 	return true;
+}
+
+/* this process becomes one; false: there is no memory for one more */
+static bool
+add_me(JqKey *k, int64 job, int lane, int32 limit)
+{
+	JqHolder h;
+
+	h.procno = jq_my_procno();
+	h.pid = MyProcPid;
+	h.job = job;
+	h.since = GetCurrentTimestamp();
+	h.limit = limit;
+	h.lane = lane;
+	h.next = JQ_NIL;
+	return jq_key_add_holder(k, &h);
 }
 
 static void
@@ -427,8 +440,8 @@ wait_for(JqKey *k, uint32 ix)
 	return JQ_KEY_BUSY;
 }
 
-static JqKey *
-enter_key(const JqKeyTag *tag, uint32 hash)
+JqKey *
+jq_key_enter(const JqKeyTag *tag, uint32 hash)
 {
 	bool found;
 	JqKey *k = hash_search_with_hash_value(jq_keys, tag, hash, HASH_ENTER_NULL,
@@ -439,6 +452,7 @@ enter_key(const JqKeyTag *tag, uint32 hash)
 		memset((char *) k + sizeof(JqKeyTag), 0,
 			   sizeof(JqKey) - sizeof(JqKeyTag));
 		k->pusher = -1;
+		k->first_session = -1;
 		k->first = k->last = k->more_orders = JQ_NIL;
 		k->one_lane = true;
 		k->cut = JQ_POS_ALL;
@@ -465,9 +479,11 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 		if (k->nholders > 0 &&
 			(k->nholders >= Min(r.limit, k->limit) || holds(k)))
 			return JQ_KEY_BUSY;
-		if (!add_holder(k, job, -1, r.limit))
+		if (k->first_session >= 0 || !add_me(k, job, -1, r.limit))
 			return JQ_KEY_BUSY;
-		note_mine(&k->tag, hash)->job = job;
+		m = jq_key_note_mine(&k->tag, hash);
+		m->job = job;
+		m->for_job = true;
 		return JQ_KEY_TAKEN;
 	}
 	if (k->brought > 0)
@@ -499,10 +515,11 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 		jq_key_wake_by(k, hash, now);
 		return wait_for(k, ix);
 	}
-	if (!add_holder(k, job, lane, r.limit))
+	if (!add_me(k, job, lane, r.limit))
 		return wait_for(k, ix); /* there are others, who let it go */
-	m = note_mine(&k->tag, hash);
+	m = jq_key_note_mine(&k->tag, hash);
 	m->job = job;
+	m->for_job = true;
 	if (r.limited)
 	{
 		jq_keyrate_take(&r.bucket, now);
@@ -534,15 +551,15 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
 
 	Assert(n_my_keys < max_my_keys);
 	*next = JQ_NIL;
-	make_tag(&tag, db, key, len);
+	jq_key_make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
 	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
-	k = enter_key(&tag, hash);
+	k = jq_key_enter(&tag, hash);
 	if (k == NULL)
 	{
 		/* whoever removes a key from now on wakes us; look once more */
 		pg_atomic_write_u32(&jq_shared->keys_full, 1);
-		k = enter_key(&tag, hash);
+		k = jq_key_enter(&tag, hash);
 	}
 	if (k == NULL)
 		result = JQ_KEY_FULL;
@@ -555,42 +572,41 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
 	return result;
 }
 
-static int
-find_mine(Oid db, const char *key, int len)
+JqMyKey *
+jq_key_find_mine(Oid db, const char *key, int len, bool waiting)
 {
 	int i;
 
 	for (i = n_my_keys - 1; i >= 0; i--)
 		if (my_keys[i].tag.db == db && my_keys[i].tag.len == (uint32) len &&
+			my_keys[i].waiting == waiting &&
 			memcmp(my_keys[i].tag.text, key, len) == 0)
-			return i;
-	return -1;
+			return &my_keys[i];
+	return NULL;
 }
 
 void
 jq_keylock_use(Oid db, const char *key, int len)
 {
-	int i = find_mine(db, key, len);
+	JqMyKey *m = jq_key_find_mine(db, key, len, false);
 
-	if (i >= 0)
-		my_keys[i].unused = false;
+	if (m != NULL)
+		m->unused = false;
 }
 
 bool
 jq_keylock_use_again(Oid db, const char *key, int len)
 {
-	int i = find_mine(db, key, len);
+	JqMyKey *m = jq_key_find_mine(db, key, len, false);
 	TimestampTz now = GetCurrentTimestamp();
-	JqMyKey *m;
 	uint32 hash;
 	JqKey *k;
 	JqKeyRules r;
 	const JqHolder *h;
 	bool ok = true;
 
-	if (i < 0 || my_keys[i].unused)
+	if (m == NULL || m->unused)
 		return true;
-	m = &my_keys[i];
 	k = jq_key_find(db, key, len, &hash);
 	h = k != NULL ? my_holder(k) : NULL;
 	if (h != NULL)
@@ -675,6 +691,10 @@ give_token_back(JqKey *k, const JqMyKey *my)
 static bool
 let_go(JqKey *k, JqMyKey *my)
 {
+	/* those that stood behind us may be free to go */
+	if (my->waiting && !jq_key_session_leave(k))
+		return true;
+	jq_key_note_commit(my->hash);
 	if (my->pushed)
 	{
 		if (k->pusher != jq_my_procno() || k->pusher_pid != MyProcPid)
@@ -699,7 +719,8 @@ unpark(JqKey *k, uint32 hash, bool all, bool *ask)
 	uint32 chain = JQ_NIL;
 
 	/* smaller ones than those in the lanes may be on their way */
-	if (k->pusher < 0 && (k->first != JQ_NIL || k->norders > 0))
+	if (k->pusher < 0 &&
+		(k->first != JQ_NIL || k->norders > 0 || k->first_session >= 0))
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz until;
@@ -711,6 +732,9 @@ unpark(JqKey *k, uint32 hash, bool all, bool *ask)
 	if (k->pusher < 0 && (k->nholders == 0 || k->nholders < k->limit))
 		*ask = jq_key_wants_refill(k);
 	jq_key_check(k);
+	/* somebody is sure to see to the sessions that wait */
+	Assert(k->first_session < 0 || k->nholders > 0 || k->pusher >= 0 ||
+		   k->wake_at != 0);
 	jq_key_remove_if_unused(k, hash);
 	return chain;
 }
@@ -829,6 +853,7 @@ advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
 		ask_refill(tag->db);
 	jq_keylock_wake();
 	jq_key_wake_tell();
+	jq_key_session_tell();
 	RESUME_INTERRUPTS();
 }
 
@@ -838,37 +863,72 @@ jq_key_advance(const JqKeyTag *tag)
 	advance(tag, jq_key_hash_of(tag), NULL);
 }
 
-static void
-release_at(int i)
+void
+jq_key_release_mine(JqMyKey *m)
 {
-	JqMyKey my = my_keys[i];
+	JqMyKey my = *m;
 
 	HOLD_INTERRUPTS();
-	my_keys[i] = my_keys[--n_my_keys];
+	*m = my_keys[--n_my_keys];
 	advance(&my.tag, my.hash, &my);
 	RESUME_INTERRUPTS();
 }
 
 void
+jq_key_end_job(JqMyKey *my)
+{
+	JqKey *k;
+	JqHolder *h;
+	int i;
+
+	LWLockAcquire(jq_key_partition(my->hash), LW_EXCLUSIVE);
+	k = hash_search_with_hash_value(jq_keys, &my->tag, my->hash, HASH_FIND,
+									NULL);
+	if (k != NULL && my->unused)
+		give_token_back(k, my);
+	if (k != NULL && k->norders > 0)
+		(void) jq_key_order_clear(k, my->job, false);
+	for (i = 0, h = &k->holder; k != NULL && i < k->nholders; i++)
+	{
+		if (h->procno == jq_my_procno() && h->pid == MyProcPid)
+		{
+			h->job = 0;
+			h->lane = -1;
+			h->limit = 1;
+		}
+		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+	}
+	if (k != NULL)
+		set_limit(k);
+	LWLockRelease(jq_key_partition(my->hash));
+	my->job = 0;
+	my->for_job = my->unused = false;
+}
+
+void
 jq_keylock_release(Oid db, const char *key, int len)
 {
-	int i = find_mine(db, key, len);
+	JqMyKey *m = jq_key_find_mine(db, key, len, false);
 
-	if (i >= 0)
-		release_at(i);
+	if (m == NULL || !(m->for_job || m->pushed))
+		return;
+	if (m->for_session)
+		jq_key_end_job(m);
+	else
+		jq_key_release_mine(m);
 }
 
 void
 jq_keylock_release_all(void)
 {
 	while (n_my_keys > 0)
-		release_at(n_my_keys - 1);
+		jq_key_release_mine(&my_keys[n_my_keys - 1]);
 }
 
 bool
 jq_keylock_mine(Oid db, const char *key, int len)
 {
-	return find_mine(db, key, len) >= 0;
+	return jq_key_find_mine(db, key, len, false) != NULL;
 }
 
 /* partition lock held: may the first waiter of the lane have it now? */
@@ -903,7 +963,7 @@ jq_keylock_forget_waiters(uint32 entry)
 
 	if (len == 0)
 		return JQ_NIL;
-	make_tag(&tag, db, key, len);
+	jq_key_make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
 	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
@@ -948,7 +1008,7 @@ jq_keylock_job(Oid db, const char *key, int len)
 	JqKey *k;
 	int64 job = 0;
 
-	make_tag(&tag, db, key, len);
+	jq_key_make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
 	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
@@ -975,8 +1035,8 @@ jq_keylock_list(Oid db, int *n)
 		bool first = true;
 
 		/* it may be there for what it knows of a failed job */
-		if (k->tag.db != db ||
-			(k->nholders == 0 && k->first == JQ_NIL && !k->spilled))
+		if (k->tag.db != db || (k->nholders == 0 && k->first == JQ_NIL &&
+								!k->spilled && k->first_session < 0))
 			continue;
 		if (k->tag.text[0] == '\0')
 			continue; /* not a key of a job; see conflict.c */
@@ -987,10 +1047,11 @@ jq_keylock_list(Oid db, int *n)
 			memcpy(i->key, k->tag.text, sizeof(i->key));
 			i->first = first;
 			i->pid = h != NULL ? h->pid : 0;
+			i->procno = h != NULL ? h->procno : -1;
 			i->job = h != NULL ? h->job : 0;
 			i->since = h != NULL ? h->since : 0;
-			i->waiting =
-				k->nwaiting + (k->spilled ? jq_key_spilled_rows(k) : 0);
+			i->waiting = k->nwaiting + k->nsessions +
+						 (k->spilled ? jq_key_spilled_rows(k) : 0);
 			i->spilled = k->spilled;
 			i->frontier = k->frontier;
 			h = h == NULL || h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);

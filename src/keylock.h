@@ -22,7 +22,8 @@ typedef struct JqKeyInfo
 	char key[JQ_KEY_MAX + 1];
 	bool first; /* else it is another holder of the key before */
 	int pid;	/* 0 = free, but waited for */
-	int64 job;
+	int procno;
+	int64 job; /* 0 = it is held by a session */
 	TimestampTz since;
 	int64 waiting;
 	bool spilled; /* from here on its rows are in the table only */
@@ -145,6 +146,8 @@ extern void jq_keylock_order_begin(Oid db, const char *key, int len,
  * Is the key table so full that more of that had better wait in the table?
  */
 extern bool jq_keylock_crowded(void);
+/* or so full that the rest is for jobs? */
+extern bool jq_keylock_reserved(void);
 /*
  * What the job is now is in the table: a failure has been recorded, it has
  * ended, or was changed.

@@ -29,6 +29,7 @@ look_at(JqKey *k, const JqKeyRules *r, JqPos pos, JqKeyLook *out)
 		out->ahead += jq_pos_cmp(JQ_ENTRY_POS(ix), pos) < 0;
 		out->waits |= JQ_ENTRY(ix)->id == pos.id;
 	}
+	out->ahead += jq_key_sessions_before(k, pos);
 	o = r->ordered ? jq_key_order_of(k, r->queue, pos) : NULL;
 	out->after = o != NULL ? o->pos.id : 0;
 }

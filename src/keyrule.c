@@ -17,6 +17,9 @@
  * it is given a while in which nobody who stands behind it gets it; its lane may
  * have to wake a worker first.  If it does not come (its worker may be busy), the
  * others go on.
+ *
+ * A session that waits (keywait.c) stands in the same line and wants the key for
+ * itself: nobody behind it passes it.
  */
 #include "postgres.h"
 
@@ -112,6 +115,8 @@ jq_key_behind(JqKey *k, uint32 hash, int lane, JqPos pos, TimestampTz now)
 	int32 last_lane = -1;
 	uint32 ix;
 
+	if (jq_key_session_before(k, pos))
+		return true;
 	for (ix = k->first; ix != JQ_NIL && jq_pos_cmp(JQ_ENTRY_POS(ix), pos) < 0;
 		 ix = JQ_ENTRY(ix)->next[0])
 	{
@@ -158,8 +163,15 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 	int32 seen[SEEN_LANES];
 	int nseen = 0;
 	bool wanted = false; /* one that was seen only wants a place */
+	bool served = k->first_session < 0;
+	bool runs = false; /* one that was unparked may go on to run */
 
 	*until = DT_NOEND;
+	if (!served && jq_key_session_due(k, now))
+	{
+		jq_key_session_serve(k, false, now, until);
+		served = wanted = true;
+	}
 	for (ix = k->first; ix != JQ_NIL; ix = next)
 	{
 		int lane = JQ_ENTRY(ix)->lane;
@@ -167,6 +179,11 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 		int i;
 
 		next = JQ_ENTRY(ix)->next[0];
+		if (!served && jq_key_session_before(k, JQ_ENTRY_POS(ix)))
+		{
+			jq_key_session_serve(k, runs, now, until);
+			served = wanted = true; /* others come after it */
+		}
 		for (i = 0; i < nseen && seen[i] != lane; i++)
 			;
 		if (!all && i == nseen && nseen < SEEN_LANES)
@@ -188,6 +205,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 		if (take)
 		{
 			unlink_waiter(k, ix, prev);
+			runs |= !jq_lane_waits(&jq_lanes[lane]);
 			if (!all)
 				JQ_ENTRY(ix)->flags |= JQ_E_UNPARKED;
 			*end = ix;
@@ -205,6 +223,8 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 		if (k->one_lane && !all)
 			break;
 	}
+	if (!served)
+		jq_key_session_serve(k, runs, now, until);
 	return chain;
 }
 

@@ -59,7 +59,25 @@ typedef struct JqKey
 	TimestampTz turn_ends; /* ... unless this is over; 0 = nobody's turn */
 	TimestampTz wake_at;   /* in the heap of keywake.c; 0 = it is not */
 	pairingheap_node wake_node;
+	int first_session; /* procno; sessions that wait, see keywait.c; -1 = none */
+	int nsessions;
+	TimestampTz session_turn; /* jobs before the first of them may take the key
+							   * until then; 0 = it has not been set */
 } JqKey;
+
+/* keys of this process */
+typedef struct JqMyKey
+{
+	JqKeyTag tag;
+	uint32 hash;
+	int64 job;
+	bool for_job;		/* we hold it for a job ... */
+	bool for_session;	/* ... or it has been locked, or both */
+	bool waiting;		/* we stand in line for it; may hold it already */
+	bool pushed;		/* we are not a holder, but its pusher */
+	bool unused;		/* a token was taken that has not been used */
+	JqKeyBucket bucket; /* of the token */
+} JqMyKey;
 
 extern HTAB *jq_keys;
 
@@ -69,6 +87,20 @@ extern LWLock *jq_key_partition(uint32 hash);
 extern JqKey *jq_key_find(Oid db, const char *key, int len, uint32 *hash);
 extern void jq_key_lock_all(LWLockMode mode);
 extern void jq_key_unlock_all(void);
+/* the same, and it is made if it is not there; NULL: there is no place for it */
+extern JqKey *jq_key_enter(const JqKeyTag *tag, uint32 hash);
+extern void jq_key_make_tag(JqKeyTag *tag, Oid db, const char *key, int len);
+/* partition lock held; false: there is no memory for one more */
+extern bool jq_key_add_holder(JqKey *k, const JqHolder *h);
+/* room has been made by jq_keylock_prepare */
+extern JqMyKey *jq_key_note_mine(const JqKeyTag *tag, uint32 hash);
+/* what this process has, or NULL; waiting: what it waits for */
+extern JqMyKey *jq_key_find_mine(Oid db, const char *key, int len,
+								 bool waiting);
+/* no lock held: let it go altogether */
+extern void jq_key_release_mine(JqMyKey *my);
+/* no lock held: it is not held for a job any more, but for the session */
+extern void jq_key_end_job(JqMyKey *my);
 /* this process is its pusher; room has been made by jq_keylock_prepare */
 extern void jq_key_note_pushed(const JqKeyTag *tag, uint32 hash);
 /*
@@ -129,6 +161,28 @@ extern uint32 jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 /* the next waiter of the lane, if it may have the key too; JQ_NIL if not */
 extern uint32 jq_key_unpark_next(JqKey *k, uint32 hash, int lane,
 								 TimestampTz now, TimestampTz *until);
+
+/* ---- keywait.c; the partition's lock is held ---- */
+
+extern Size jq_keywait_size(void);
+extern void jq_keywait_init(void);
+/* does a session wait that stands before that place? */
+extern bool jq_key_session_before(const JqKey *k, JqPos pos);
+extern int jq_key_sessions_before(const JqKey *k, JqPos pos);
+/*
+ * Give the key to the first session that waits, if it may have it.  blocked: a
+ * job before it may have it, too.  *until: when to look again.
+ */
+extern void jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
+								 TimestampTz *until);
+/* its jobs have had time enough: the session is the next one */
+extern bool jq_key_session_due(const JqKey *k, TimestampTz now);
+/* this process stands in line no more; true: it had been given the key */
+extern bool jq_key_session_leave(JqKey *k);
+/* this process lets it go: what it has committed is to be flushed one day */
+extern void jq_key_note_commit(uint32 hash);
+/* no lock held: wake who has been given a key */
+extern void jq_key_session_tell(void);
 
 /* ---- keyorder.c; the partition's lock is held ---- */
 

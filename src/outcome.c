@@ -16,6 +16,7 @@
 #include "failure.h"
 #include "keylock.h"
 #include "lane.h"
+#include "lockkey.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pause.h"
@@ -65,6 +66,7 @@ note_end(JqAttempt *a, JqOutcome outcome, const char *error)
 static void
 free_keys(JqAttempt *a)
 {
+	jq_lockkey_end_of_job();
 	if (a->job->keylen > 0)
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_keylock_release(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY));

@@ -43,6 +43,7 @@
 #include "jobscan.h"
 #include "keylock.h"
 #include "lane.h"
+#include "lockkey.h"
 #include "parser/analyze.h"
 #include "pause.h"
 #include "pgstat.h"
@@ -64,6 +65,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
+#include "waitgraph.h"
 #include "worker.h"
 
 #define MAX_RERUNS 10
@@ -786,6 +788,7 @@ jq_attempt_begin(void)
 {
 	jq_worker_interrupted = false;
 	timeouts_fired = 0;
+	jq_waitgraph_forget();
 	/* one that is pending may have been for a job before this one */
 	if (QueryCancelPending)
 	{
@@ -874,6 +877,27 @@ jq_attempt_done(void)
 	jq_session_clean();
 }
 
+/*
+ * After a deadlock: who was waiting for us has to wake up first, or he finds
+ * things as they were.
+ */
+static void
+let_others_go(int reruns)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													Min(1 << reruns, 200));
+	TimestampTz now;
+
+	while ((now = GetCurrentTimestamp()) < until && !InterruptPending)
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 TimestampDifferenceMilliseconds(now, until),
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}
+
 static int
 reruns_of(const JqClaimed *job)
 {
@@ -892,6 +916,7 @@ jq_attempt_alone(JqAttempt *a)
 {
 	JqAttempt first = *a;
 	JqVerdict verdict;
+	bool wanted;
 
 	for (;;)
 	{
@@ -903,12 +928,19 @@ jq_attempt_alone(JqAttempt *a)
 			jq_attempt_was_cancelled(verdict))
 			break;
 		jq_attempt_count_rerun(a->job);
-		if (!jq_claim_may_repeat(a->job, MyDatabaseId))
+		jq_lockkey_end_of_job();
+		/* it gave way to somebody who waits for its key: he has it first */
+		wanted = a->job->keylen > 0 && jq_waitgraph_key_wanted();
+		if (wanted)
+			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+		if (wanted || !jq_claim_may_repeat(a->job, MyDatabaseId))
 		{
 			verdict = give_back_for_rerun(a);
 			break;
 		}
 		jq_session_clean();
+		if (a->error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
+			let_others_go(reruns_of(a->job));
 	}
 	jq_attempt_settle(a, verdict);
 	jq_attempt_done();

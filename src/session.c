@@ -31,6 +31,7 @@
 #include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "compat.h"
+#include "lockkey.h"
 #include "nodes/parsenodes.h"
 #include "session.h"
 #include "storage/lock.h"
@@ -113,6 +114,15 @@ jq_session_note_utility(Node *stmt)
 		default:
 			break;
 	}
+}
+
+void
+jq_session_note_lock(bool xact)
+{
+	if (xact)
+		transaction_dirty = true;
+	else
+		dirty = true;
 }
 
 /* -------------------------------------------------------------- identity */
@@ -243,6 +253,7 @@ jq_session_clean(void)
 	transaction_dirty = false;
 	if (!dirty)
 		return;
+	jq_lockkey_end_of_job();
 
 	/* an error on the way leaves a session that cannot be used any more */
 	PG_TRY();

@@ -30,6 +30,9 @@ extern bool jq_session_is_clean(void);
 /* utility hook: a statement that may leave something runs */
 extern void jq_session_note_utility(Node *stmt);
 
+/* the job has locked a key, for the session or (xact) for the transaction */
+extern void jq_session_note_lock(bool xact);
+
 /*
  * This transaction commits with that level (SyncCommitLevel); whole_job: and those
  * that follow until the session is cleaned.

@@ -76,6 +76,7 @@ typedef struct JqShared
 	pg_atomic_uint32 keys_full;	   /* a worker found no place for a key */
 	pg_atomic_uint64 limits_due;   /* earliest wake_at of all; see limit.c */
 	pg_atomic_uint32 key_orders;   /* orders noted in keys; see keyorder.c */
+	pg_atomic_uint32 breaks_cycle; /* pid that is at it; see waitgraph.c */
 
 	int launcher_procno;		   /* JQ_LOCK_SLOT; -1 = none */
 	int launcher_pid;			   /* JQ_LOCK_SLOT */

@@ -9,6 +9,7 @@
  *								user may do what he asks for
  *		CREATE DATABASE, CREATE EXTENSION
  *								the launcher looks for new databases
+ *		DISCARD ALL				the keys that the session has locked
  *		in a worker				statements that leave something in the session
  *		in a job that is run here under SET ROLE
  *								what would leave something to run at the commit
@@ -23,6 +24,7 @@
 #include "compat.h"
 #include "database.h"
 #include "executor/spi.h"
+#include "lockkey.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "prepared.h"
@@ -331,6 +333,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	}
 	if (IsA(stmt, CreatedbStmt))
 		jq_db_scan_wanted();
+	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
+		jq_lockkey_discard();
 }
 
 void

@@ -16,6 +16,7 @@
 #include "database.h"
 #include "dependency.h"
 #include "executor/spi.h"
+#include "explain.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "grant.h"
@@ -432,24 +433,14 @@ jq_held_keys(PG_FUNCTION_ARGS)
 		JqKeyInfo *k = &list[i];
 		Datum values[5];
 		bool nulls[5];
-		int s;
-		bool visible = all;
 
-		/* a key is seen by who may see the job that holds it */
-		for (s = 0; s < jq_shared->nslots && !visible; s++)
-		{
-			JqShown shown;
-
-			if ((jq_claim_cells[s].id == k->job ||
-				 jq_claim_cells[s].nothers > 0) &&
-				jq_show_slot(s, &shown) && jq_shows_job(&shown, k->job))
-				visible = jq_sight_of(shown.role) > 0;
-		}
-		if (!visible && k->pid != MyProcPid)
+		/* a key is seen by who may see the job, or the session, that holds it */
+		if (!all && (k->pid == 0 || !jq_explain_may_see(k->procno)))
 			continue;
 		memset(nulls, false, sizeof(nulls));
 		values[0] = memory_text(k->key);
-		nulls[1] = nulls[2] = nulls[3] = k->pid == 0;
+		nulls[1] = nulls[3] = k->pid == 0;
+		nulls[2] = k->job == 0;
 		values[1] = Int32GetDatum(k->pid);
 		values[2] = Int64GetDatum(k->job);
 		values[3] = TimestampTzGetDatum(k->since);

@@ -1,0 +1,418 @@
+/*
+ * keywait.c
+ *		Sessions that wait for keys.
+ *
+ * A job that cannot have its key is an entry that is parked; a session is a
+ * process that sleeps.  It stands in line among the parked jobs, at the place of
+ * a job of priority 0 that was enqueued when it asked, and others of that place
+ * in order of their arrival.
+ *
+ * A session wants the key for itself.  Whoever stands behind it does not pass
+ * it, not even to join holders that are there.  When the last holder has gone and
+ * it is first, it is handed the key, in the section in which the holder leaves:
+ * it is alive, and asleep.
+ *
+ * If jobs stand before it that may go, they are put back into their lanes, as
+ * always, and have TURN_US to take the key, from the moment when it became free;
+ * jobs that the table alone has do so, too.  They may lack a worker.  Then the
+ * session has it.  Jobs that wait for something else, too, keep it waiting no
+ * longer than anybody else.
+ *
+ *		none    -> in line	: jq_keywait_begin
+ *		in line -> given	: jq_key_session_serve, by whoever looks at the key
+ *		in line -> none		: jq_key_session_leave: gives up, error, exit
+ *		given   -> none		: jq_keywait_given, it is held from now on; or
+ *							  jq_key_session_leave, which gives it back
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "compat.h"
+#include "keytable.h"
+#include "keywait.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+
+#define TURN_US 200000
+
+typedef enum JqWaitState
+{
+	JQ_WAIT_NONE,
+	JQ_WAIT_IN_LINE,
+	JQ_WAIT_GIVEN
+} JqWaitState;
+
+/*
+ * What a process waits for, by its number.  All under the lock of the partition
+ * of hash; its process alone makes it wait.
+ *
+ * After an error, in whatever subtransaction, jq_keywait_leave is called by who
+ * waits; when the process ends, by jq_keylock_release_all in its exit hook; after
+ * kill -9 there is no memory left.  Nothing is allocated.  Nobody waits outside of
+ * a statement, so at PREPARE and COMMIT there is nothing here.
+ */
+typedef struct JqKeyWait
+{
+	JqWaitState state;
+	int pid;
+	uint32 hash;
+	JqKeyTag tag;
+	JqPos pos;
+	TimestampTz since;
+	int next; /* in line for the key; -1 = last */
+} JqKeyWait;
+
+static JqKeyWait *waits;
+
+/* up to where holders of keys of a partition had committed; its lock */
+static XLogRecPtr *commits;
+
+static int given_procno = -1; /* to be woken */
+
+Size
+jq_keywait_size(void)
+{
+	return add_size(MAXALIGN(mul_size(MaxBackends, sizeof(JqKeyWait))),
+					MAXALIGN(JQ_KEY_PARTITIONS * sizeof(XLogRecPtr)));
+}
+
+void
+jq_keywait_init(void)
+{
+	bool found;
+	Size size = MAXALIGN(mul_size(MaxBackends, sizeof(JqKeyWait)));
+
+	waits = ShmemInitStruct("jobqueue waits for keys", size, &found);
+	if (!found)
+		memset(waits, 0, size);
+	size = JQ_KEY_PARTITIONS * sizeof(XLogRecPtr);
+	commits = ShmemInitStruct("jobqueue commits of keys", size, &found);
+	if (!found)
+		memset(commits, 0, size);
+}
+
+/* ------------------------------------------------------------------ line */
+
+static void
+link_wait(JqKey *k, int me)
+{
+	int *link = &k->first_session;
+
+	while (*link >= 0 && jq_pos_cmp(waits[*link].pos, waits[me].pos) <= 0)
+		link = &waits[*link].next;
+	waits[me].next = *link;
+	*link = me;
+	k->nsessions++;
+}
+
+static void
+unlink_wait(JqKey *k, int who)
+{
+	int *link = &k->first_session;
+
+	while (*link != who)
+	{
+		Assert(*link >= 0);
+		link = &waits[*link].next;
+	}
+	*link = waits[who].next;
+	k->nsessions--;
+	if (k->first_session < 0)
+		k->session_turn = 0;
+}
+
+bool
+jq_key_session_before(const JqKey *k, JqPos pos)
+{
+	return k->first_session >= 0 &&
+		   jq_pos_cmp(waits[k->first_session].pos, pos) < 0;
+}
+
+int
+jq_key_sessions_before(const JqKey *k, JqPos pos)
+{
+	int n = 0;
+	int i;
+
+	for (i = k->first_session; i >= 0 && jq_pos_cmp(waits[i].pos, pos) < 0;
+		 i = waits[i].next)
+		n++;
+	return n;
+}
+
+bool
+jq_key_session_due(const JqKey *k, TimestampTz now)
+{
+	return k->session_turn != 0 && k->session_turn <= now;
+}
+
+void
+jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
+					 TimestampTz *until)
+{
+	JqKeyWait *w = &waits[k->first_session];
+	bool due = jq_key_session_due(k, now);
+	JqHolder h;
+
+	/* looked at again when they have gone */
+	if (k->nholders > 0 || k->pusher >= 0)
+	{
+		k->session_turn = 0;
+		return;
+	}
+	if (k->turn_ends > now && jq_pos_cmp(w->pos, k->turn) > 0)
+	{
+		*until = Min(*until, k->turn_ends);
+		return;
+	}
+	blocked |= k->spilled && jq_pos_cmp(w->pos, k->frontier) >= 0;
+	if (blocked && k->session_turn == 0)
+		k->session_turn = now + TURN_US;
+	if (k->session_turn != 0 && !due)
+	{
+		*until = Min(*until, k->session_turn);
+		return;
+	}
+	h.procno = k->first_session;
+	h.pid = w->pid;
+	h.job = 0;
+	h.since = now;
+	h.limit = 1;
+	h.lane = -1;
+	h.next = JQ_NIL;
+	Assert(given_procno < 0);
+	given_procno = k->first_session;
+	unlink_wait(k, k->first_session);
+	w->state = JQ_WAIT_GIVEN;
+	(void) jq_key_add_holder(k, &h); /* the first one, which has its place */
+}
+
+bool
+jq_key_session_leave(JqKey *k)
+{
+	int me = jq_my_procno();
+	bool given = waits[me].state == JQ_WAIT_GIVEN;
+
+	if (waits[me].state == JQ_WAIT_IN_LINE)
+		unlink_wait(k, me);
+	waits[me].state = JQ_WAIT_NONE;
+	return given;
+}
+
+void
+jq_key_session_tell(void)
+{
+	int procno = given_procno;
+
+	if (procno < 0)
+		return;
+	given_procno = -1;
+	SetLatch(&GetPGProcByNumber(procno)->procLatch);
+}
+
+/* ------------------------------------------------------------ this process */
+
+JqKeyResult
+jq_keywait_take(Oid db, const char *key, int len)
+{
+	JqKeyResult result = JQ_KEY_TAKEN;
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+
+	jq_key_make_tag(&tag, db, key, len);
+	hash = jq_key_hash_of(&tag);
+	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
+	k = jq_key_enter(&tag, hash);
+	if (k == NULL)
+		result = JQ_KEY_FULL;
+	else if (k->nholders > 0)
+		result = JQ_KEY_BUSY;
+	else if (k->pusher >= 0 || k->first != JQ_NIL || k->spilled ||
+			 k->first_session >= 0 || k->turn_ends != 0)
+		result = JQ_KEY_GONE;
+	else
+	{
+		JqHolder h;
+
+		h.procno = jq_my_procno();
+		h.pid = MyProcPid;
+		h.job = 0;
+		h.since = GetCurrentTimestamp();
+		h.limit = 1;
+		h.lane = -1;
+		h.next = JQ_NIL;
+		(void) jq_key_add_holder(k, &h); /* the first one */
+		jq_key_note_mine(&tag, hash)->for_session = true;
+	}
+	if (k != NULL)
+		jq_key_check(k);
+	LWLockRelease(jq_key_partition(hash));
+	return result;
+}
+
+bool
+jq_keywait_share(Oid db, const char *key, int len)
+{
+	JqMyKey *m = jq_key_find_mine(db, key, len, false);
+
+	if (m == NULL || m->pushed)
+		return false;
+	m->for_session = true;
+	return true;
+}
+
+void
+jq_keywait_release(Oid db, const char *key, int len)
+{
+	JqMyKey *m = jq_key_find_mine(db, key, len, false);
+
+	if (m == NULL || !m->for_session)
+		return;
+	if (m->for_job)
+		m->for_session = false;
+	else
+		jq_key_release_mine(m);
+}
+
+bool
+jq_keywait_begin(Oid db, const char *key, int len, int64 last_id)
+{
+	JqKeyWait *w = &waits[jq_my_procno()];
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+
+	jq_key_make_tag(&tag, db, key, len);
+	hash = jq_key_hash_of(&tag);
+	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
+	Assert(w->state == JQ_WAIT_NONE || w->pid != MyProcPid);
+	k = jq_key_enter(&tag, hash);
+	if (k != NULL)
+	{
+		w->pid = MyProcPid;
+		w->hash = hash;
+		w->tag = tag;
+		w->pos = jq_pos_make(0, last_id);
+		w->since = GetCurrentTimestamp();
+		w->state = JQ_WAIT_IN_LINE;
+		link_wait(k, jq_my_procno());
+		jq_key_note_mine(&tag, hash)->waiting = true;
+	}
+	LWLockRelease(jq_key_partition(hash));
+	/* it may be ours at once */
+	if (k != NULL)
+		jq_key_advance(&tag);
+	return k != NULL;
+}
+
+bool
+jq_keywait_given(Oid db, const char *key, int len)
+{
+	JqKeyWait *w = &waits[jq_my_procno()];
+	JqMyKey *m = jq_key_find_mine(db, key, len, true);
+	bool given;
+
+	Assert(m != NULL);
+	LWLockAcquire(jq_key_partition(m->hash), LW_EXCLUSIVE);
+	given = w->state == JQ_WAIT_GIVEN;
+	if (given)
+	{
+		w->state = JQ_WAIT_NONE;
+		m->waiting = false;
+		m->for_session = true;
+	}
+	LWLockRelease(jq_key_partition(m->hash));
+	return given;
+}
+
+void
+jq_keywait_leave(Oid db, const char *key, int len)
+{
+	JqMyKey *m = jq_key_find_mine(db, key, len, true);
+
+	if (m != NULL)
+		jq_key_release_mine(m);
+}
+
+/* ----------------------------------------------------------------- looks */
+
+void
+jq_key_note_commit(uint32 hash)
+{
+	XLogRecPtr *c = &commits[hash % JQ_KEY_PARTITIONS];
+
+	if (*c < XactLastCommitEnd)
+		*c = XactLastCommitEnd;
+}
+
+XLogRecPtr
+jq_keywait_lsn(Oid db, const char *key, int len)
+{
+	JqKeyTag tag;
+	uint32 hash;
+	XLogRecPtr lsn;
+
+	jq_key_make_tag(&tag, db, key, len);
+	hash = jq_key_hash_of(&tag);
+	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
+	lsn = commits[hash % JQ_KEY_PARTITIONS];
+	LWLockRelease(jq_key_partition(hash));
+	return lsn;
+}
+
+bool
+jq_keywait_holder(Oid db, const char *key, int len, int *procno, int *pid)
+{
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+	bool held;
+
+	jq_key_make_tag(&tag, db, key, len);
+	hash = jq_key_hash_of(&tag);
+	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
+	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
+	held = k != NULL && k->nholders > 0;
+	if (held)
+	{
+		*procno = k->holder.procno;
+		*pid = k->holder.pid;
+	}
+	LWLockRelease(jq_key_partition(hash));
+	return held;
+}
+
+int
+jq_keywait_blockers(int procno, int pid, uint64 *since, int *pids, int max)
+{
+	JqKeyWait *w;
+	uint32 hash;
+	JqKey *k;
+	int n = 0;
+
+	if (procno < 0 || procno >= MaxBackends)
+		return 0;
+	w = &waits[procno];
+	if (*(volatile JqWaitState *) &w->state != JQ_WAIT_IN_LINE)
+		return 0;
+	/* if it waits for another one by now, it moves, and so is in no cycle */
+	hash = *(volatile uint32 *) &w->hash;
+	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
+	if (w->state == JQ_WAIT_IN_LINE && w->pid == pid && w->hash == hash)
+	{
+		const JqHolder *h;
+
+		k = hash_search_with_hash_value(jq_keys, &w->tag, hash, HASH_FIND,
+										NULL);
+		*since = (uint64) w->since;
+		h = k != NULL && k->nholders > 0 ? &k->holder : NULL;
+		for (; h != NULL && n < max;
+			 h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next))
+			pids[n++] = h->pid;
+	}
+	LWLockRelease(jq_key_partition(hash));
+	return n;
+}

@@ -1,0 +1,65 @@
+/*
+ * waitgraph.h
+ *		Cycles of waits that PostgreSQL cannot see.
+ *
+ * PostgreSQL's deadlock detector knows its own locks.  A cycle that it does not
+ * see has a process in it that sleeps in a wait of ours, and that one finds it.
+ * Who sleeps calls jq_waitgraph_look() from time to time:
+ *
+ *		JqWaitLook look;
+ *
+ *		jq_waitgraph_begin(&look);
+ *		for (;;)
+ *		{
+ *			if (jq_waitgraph_look(&look))
+ *			{
+ *				... stop waiting, so that others do not see it any more ...
+ *				jq_waitgraph_error(&look, "key \"a\"");
+ *			}
+ *			... sleep no longer than until look.next ...
+ *		}
+ *
+ * To tell of a new kind of wait, add a function to the list in waitgraph.c.
+ */
+#ifndef JQ_WAITGRAPH_H
+#define JQ_WAITGRAPH_H
+
+#include "utils/timestamp.h"
+
+#define JQ_WAIT_CYCLE 32 /* longer cycles are found, but compared so far */
+
+/* a process of a cycle, and its wait */
+typedef struct JqWaitStep
+{
+	int pid;
+	int kind;	  /* in the list of waitgraph.c */
+	uint64 since; /* tells this wait from others of the process; 0 = unknown */
+} JqWaitStep;
+
+typedef struct JqWaitLook
+{
+	TimestampTz next; /* when to look, if nothing happens before */
+	int nsteps;		  /* of the cycle seen last; 0 = none was seen */
+	JqWaitStep steps[JQ_WAIT_CYCLE];
+} JqWaitLook;
+
+/* a wait begins */
+extern void jq_waitgraph_begin(JqWaitLook *look);
+
+/*
+ * If it is time: is this process in a cycle of waits?  Allocates; a lock may not
+ * be held.  After true, jq_waitgraph_error() has to follow, and nothing between
+ * the two may fail.
+ */
+extern bool jq_waitgraph_look(JqWaitLook *look);
+
+/* ERROR 40P01; what: this process has waited for */
+extern void jq_waitgraph_error(const JqWaitLook *look, const char *what)
+	pg_attribute_noreturn();
+
+/* for jobs: since the last call of forget, has there been one in which somebody
+ * waited for a key of ours? */
+extern bool jq_waitgraph_key_wanted(void);
+extern void jq_waitgraph_forget(void);
+
+#endif /* JQ_WAITGRAPH_H */
