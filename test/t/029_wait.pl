@@ -8,7 +8,7 @@ use JobqueueTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-new_node('wait', conf => "jobqueue.max_workers = 2\njobqueue.max_workers_per_role = 2\n");
+new_node('wait', streaming => 1, conf => "jobqueue.max_workers = 2\njobqueue.max_workers_per_role = 2\n");
 sql(<<'END');
 CREATE FUNCTION answer(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT args $$;
 CREATE FUNCTION parent(args jsonb) RETURNS text LANGUAGE sql AS
@@ -188,6 +188,26 @@ foreach my $how ('SIGKILL', 'SIGTERM')
 		forget();
 	};
 }
+
+property 'an end is told once it is durable, as the one who waits asks for it' => sub {
+	my $id = enqueue('answer', args => '1');
+	is(sql("SELECT state, pg_current_wal_flush_lsn() >= (SELECT lsn FROM jobqueue_recent r WHERE r.id = w.id) FROM jobqueue_wait($id) w"),
+		'completed|t', 'flushed');
+	set_conf(synchronous_standby_names => 'nobody', synchronous_commit => 'local');
+	$id = enqueue('answer', args => '2');
+	wait_drained();
+	is(sql("SELECT state FROM jobqueue_wait($id)"), 'completed', 'no standby is asked for');
+	my $s = session();
+	$s->query_safe('SET synchronous_commit = on');
+	send_sql($s, "SELECT 'told ' || state FROM jobqueue_wait($id)");
+	wait_for("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", 1);
+	sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+	wait_for("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", 0);
+	unlike($s->query('SELECT 1'), qr/told/, 'not told without the standby');
+	set_conf(synchronous_standby_names => undef, synchronous_commit => undef);
+	$s->quit;
+	forget();
+};
 
 property 'the server has not crashed but by our hand' => sub {
 	unlike(slurp_file(node()->logfile), qr/TRAP:|PANIC|reference leak/, 'log');
