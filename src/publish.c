@@ -113,6 +113,7 @@ static int64 waiting_last;
 static int64 ended[ENDED_MAX];
 static int nended;
 static bool after_unknown;
+static bool deleted;
 bool jq_publish_no_ends = false;
 
 static void xact_callback(XactEvent event, void *arg);
@@ -158,6 +159,7 @@ forget_all(void)
 	waiting_first = waiting_last = 0;
 	nended = 0;
 	after_unknown = false;
+	deleted = false;
 }
 
 /* room for one more in an array of TopTransactionContext */
@@ -347,6 +349,13 @@ jq_publish_after_unknown(void)
 {
 	enter_level();
 	after_unknown = true;
+}
+
+void
+jq_publish_deleted(void)
+{
+	enter_level();
+	deleted = true;
 }
 
 void
@@ -569,6 +578,8 @@ push_after(void)
 	int dbix;
 	int i;
 
+	if (deleted)
+		jq_waiter_call_all(MyDatabaseId);
 	if (waiting_first == 0 && nended == 0 && !after_unknown)
 		return;
 	dbix = jq_dir_db(MyDatabaseId, true);
@@ -580,7 +591,10 @@ push_after(void)
 	if (waiting_first != 0)
 		jq_after_push_waiting(dbix, waiting_first, waiting_last);
 	if (after_unknown)
+	{
+		jq_waiter_call_all(MyDatabaseId);
 		jq_db_request(dbix, JQ_REQ_AFTER_ALL);
+	}
 }
 
 /* has the transaction written the row before this place of the list? */
@@ -686,6 +700,8 @@ jq_publish_prepared(const JqPrepared *p)
 	int i;
 	int dbix;
 
+	if (p->after)
+		jq_waiter_call_all(p->db);
 	if (p->all)
 	{
 		jq_publish_forget(p->db);
