@@ -392,6 +392,14 @@ CREATE FUNCTION jobqueue_run(id bigint) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_run' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_explain(id bigint) RETURNS text
 	AS 'MODULE_PATHNAME', 'jq_explain' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_wait(id bigint, timeout interval DEFAULT '1 minute',
+	OUT id bigint, OUT state text, OUT result jsonb, OUT error text)
+	AS 'MODULE_PATHNAME', 'jq_wait' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_wait(ids bigint[], timeout interval DEFAULT '1 minute',
+	any_of boolean DEFAULT false,
+	OUT id bigint, OUT state text, OUT result jsonb, OUT error text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_wait_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_adopt() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_adopt' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_sweep() RETURNS void
@@ -445,6 +453,9 @@ CREATE FUNCTION jobqueue_stop_service(name text) RETURNS boolean
 CREATE FUNCTION jobqueue_send(name text, message jsonb,
 	run_at timestamptz DEFAULT NULL) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'jq_send' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE PROCEDURE jobqueue_call(name text, message jsonb,
+	INOUT reply jsonb DEFAULT NULL, timeout interval DEFAULT '5 seconds')
+	AS 'MODULE_PATHNAME', 'jq_call' LANGUAGE C;
 CREATE FUNCTION jobqueue_service_state(name text) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_service_state' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_whereis_service(name text) RETURNS int
@@ -644,7 +655,7 @@ BEGIN
 			   AND d.refobjid = (SELECT oid FROM pg_catalog.pg_extension
 								 WHERE extname = 'jobqueue')
 	LOOP
-		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+		EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
 	END LOOP;
 END
 $$;
@@ -875,6 +886,10 @@ COMMENT ON FUNCTION jobqueue_run(bigint) IS
 	'for tests: run a waiting job of the current role here, in this transaction; returns its result';
 COMMENT ON FUNCTION jobqueue_explain(bigint) IS
 	'why a job does not run yet, or what has become of it, in one sentence';
+COMMENT ON FUNCTION jobqueue_wait(bigint, interval) IS
+	'wait until a job has ended: its state (null after the timeout), result and error; what is told is durable';
+COMMENT ON FUNCTION jobqueue_wait(bigint[], interval, boolean) IS
+	'wait until all of these jobs have ended, or one of them: a row for each, in order, or for that one';
 COMMENT ON FUNCTION jobqueue_adopt() IS
 	'let jobs run that came with a dump, a copy or replication of another database; returns how many';
 COMMENT ON FUNCTION jobqueue_sweep() IS
@@ -916,6 +931,8 @@ COMMENT ON FUNCTION jobqueue_stop_service(text) IS
 	'stop a service when the messages sent so far have been handled; false if that is on its way';
 COMMENT ON FUNCTION jobqueue_send(text, jsonb, timestamptz) IS
 	'send a message to a service in this transaction; returns the id of the job that it is';
+COMMENT ON PROCEDURE jobqueue_call(text, jsonb, jsonb, interval) IS
+	'send a message to a service, commit, and wait for the reply of its handler; an error after the timeout';
 COMMENT ON FUNCTION jobqueue_service_state(text) IS
 	'the state that the last message handled has left';
 COMMENT ON FUNCTION jobqueue_whereis_service(text) IS
@@ -1066,7 +1083,7 @@ COMMENT ON COLUMN jobqueue_recent.outcome IS
 	'completed, failed (will be tried again), snoozed (will be run again), dead or cancelled';
 COMMENT ON COLUMN jobqueue_recent.attempt IS 'this attempt, from 1';
 COMMENT ON COLUMN jobqueue_recent.lsn IS
-	'end of the commit of a completed job in the WAL';
+	'end of the commit in the WAL: of the job, or of the record of its failure; null where no worker ended it';
 COMMENT ON COLUMN jobqueue_recent.result IS
 	'the first 500 bytes of the result as text; shown to members of the owner only';
 COMMENT ON COLUMN jobqueue_recent.error IS

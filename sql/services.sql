@@ -146,6 +146,35 @@ RESET search_path;
 SELECT jobqueue_send('w', '{}') > 0 AS id;
 CALL drained();
 SELECT jobqueue_service_state('w');
+-- a call sends, commits and waits for the reply
+SELECT jobqueue_send('d', '{"add": 3}') > 0 AS id;
+CALL jobqueue_call('d', '{"ask": 1}');
+CALL jobqueue_call('d', '{"add": 2}', NULL, '1 minute');
+CREATE FUNCTION long_winded(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql AS $$
+	SELECT jsonb_build_object('state', state, 'reply', repeat('x', (message->>'n')::int))
+$$;
+SELECT jobqueue_start_service('l', 'long_winded', '{}') > 0 AS id;
+CREATE PROCEDURE ask_length(n int) LANGUAGE plpgsql AS $$
+DECLARE
+	reply jsonb;
+BEGIN
+	CALL jobqueue_call('l', jsonb_build_object('n', n), reply, '1 minute');
+	RAISE INFO 'reply of % characters', length(reply #>> '{}');
+END $$;
+CALL ask_length(10);
+CALL ask_length(10000);
+SELECT count(*) FROM jobqueue_history WHERE command = 'l';
+DROP PROCEDURE ask_length;
+BEGIN;
+CALL jobqueue_call('d', '{"ask": 1}');
+ROLLBACK;
+CALL jobqueue_call('nobody', '{}');
+CALL jobqueue_call('d', NULL);
+CALL jobqueue_call('d', '{}', NULL, '-1 s');
+\set VERBOSITY sqlstate
+CALL jobqueue_call('d', '{"ask": 1}', NULL, '0');
+CALL jobqueue_call('t', '{"fail": 3}', NULL, '1 minute');
+\set VERBOSITY terse
 -- inline
 SET jobqueue.inline = on;
 SELECT jobqueue_send('d', '{"add": 7}') > 0 AS id;
@@ -212,4 +241,4 @@ SELECT jobqueue_revoke('regress_jq_owner', 'use'), jobqueue_revoke('regress_jq_o
 DROP OWNED BY regress_jq_owner, regress_jq_other;
 DROP ROLE regress_jq_owner, regress_jq_other;
 DROP SCHEMA regress_services CASCADE;
-DROP FUNCTION counter, milder, one_argument, returns_text, who;
+DROP FUNCTION long_winded, counter, milder, one_argument, returns_text, who;

@@ -341,4 +341,5 @@ jq_after_forget(int dbix)
 		f->db = InvalidOid;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_AFTER));
+	jq_waiter_call_all(jq_dbs[dbix].oid);
 }

@@ -22,6 +22,7 @@
 
 #include "directory.h"
 #include "port/atomics.h"
+#include "waiter.h"
 
 #define JQ_AFTER_ENDED 8192 /* requests that a database may have, at most */
 #define JQ_AFTER_RANGES 16
@@ -60,6 +61,7 @@ extern void jq_after_push_ended(int dbix, int64 id);
 static inline void
 jq_after_ended(int dbix, int64 id)
 {
+	jq_waiter_call(jq_dbs[dbix].oid, id);
 	/* what was committed must be seen by whoever sets bits from now on */
 	pg_memory_barrier();
 	if (*(volatile int *) &jq_after_dbs[dbix].filter != JQ_AFTER_NOBODY &&

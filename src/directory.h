@@ -75,6 +75,7 @@ typedef struct JqGroup
 	/* the rest under JQ_LOCK_SLOT */
 	int nworkers;			 /* started or starting */
 	int nidle;				 /* read without lock as a hint */
+	int nwaiting;			 /* their jobs wait for others */
 	bool wanted;			 /* a publisher found no idle worker */
 	int nfailed;			 /* starts that failed in a row */
 	TimestampTz not_before;	 /* after a failed start */

@@ -64,8 +64,10 @@ static const char *const use_members[] = {"jobqueue_enqueue",
 										  "jobqueue_start_service",
 										  "jobqueue_stop_service",
 										  "jobqueue_send",
+										  "jobqueue_call",
 										  "jobqueue_service_state",
 										  "jobqueue_whereis_service",
+										  "jobqueue_wait",
 										  VIEW_FUNCTIONS,
 										  VIEWS,
 										  NULL};
@@ -86,6 +88,7 @@ static const char *const admin_members[] = {"jobqueue_cancel",
 											"jobqueue_grant",
 											"jobqueue_revoke",
 											"jobqueue_monitors",
+											"jobqueue_wait",
 											ACT_ON_JOBS,
 											VIEW_FUNCTIONS,
 											VIEWS,
@@ -199,7 +202,7 @@ change_members(JqTable *t, const char *const *list, const char *role,
 
 			if (name != NULL && is_listed(list, name))
 			{
-				right = "EXECUTE ON FUNCTION";
+				right = "EXECUTE ON ROUTINE";
 				what = format_procedure_qualified(d->objid);
 			}
 		}

@@ -114,6 +114,7 @@ warn_no_slot(int group)
 		return; /* its exit wakes us */
 
 	jq_shared->slots_full_at = now;
+	jq_slot_wake_waiting();
 	wake_by(TimestampTzPlusMilliseconds(now, 1000));
 	if (now - jq_shared->slots_full_warned < 5 * USECS_PER_MINUTE)
 		return;
@@ -449,7 +450,7 @@ workers_of_role(Oid role)
 
 	for (i = 0; i < jq_shared->nlanes; i++)
 		if (jq_groups[i].role == role && OidIsValid(jq_groups[i].db))
-			n += jq_groups[i].nworkers;
+			n += jq_groups[i].nworkers - jq_groups[i].nwaiting;
 	return n;
 }
 
@@ -542,7 +543,8 @@ make_place(int group, Oid role)
 		wake_by(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000));
 		return;
 	}
-	if (!jq_slot_evict_idle(group, role) && jq_groups[group].nworkers == 0 &&
+	if (!jq_slot_evict_idle(group, role) &&
+		jq_groups[group].nworkers == jq_groups[group].nwaiting &&
 		!jq_slot_evict_busy(group, role, &when))
 		wake_by(when);
 }
@@ -561,7 +563,8 @@ start_workers(void)
 
 		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
 		for (i = 0; i < jq_shared->nslots; i++)
-			if (jq_slots[i].state != JQ_SLOT_FREE && !jq_slots[i].written_off)
+			if (jq_slots[i].state != JQ_SLOT_FREE && !jq_slots[i].written_off &&
+				!jq_slots[i].waiting)
 				total++;
 		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 		for (i = 0; i < jq_shared->nlanes; i++)
@@ -592,7 +595,7 @@ start_workers(void)
 				continue;
 			}
 			/* who has none comes first, then who has waited longest */
-			none = g->nworkers == 0;
+			none = g->nworkers == g->nwaiting;
 			if (best < 0 || (none && !best_none) ||
 				(none == best_none &&
 				 g->last_served < jq_groups[best].last_served))

@@ -580,7 +580,10 @@ push_after(void)
 	if (waiting_first != 0)
 		jq_after_push_waiting(dbix, waiting_first, waiting_last);
 	if (after_unknown)
+	{
+		jq_waiter_call_all(MyDatabaseId);
 		jq_db_request(dbix, JQ_REQ_AFTER_ALL);
+	}
 }
 
 /* has the transaction written the row before this place of the list? */
@@ -686,6 +689,8 @@ jq_publish_prepared(const JqPrepared *p)
 	int i;
 	int dbix;
 
+	if (p->after)
+		jq_waiter_call_all(p->db);
 	if (p->all)
 	{
 		jq_publish_forget(p->db);

@@ -10,6 +10,7 @@
 #include "mb/pg_wchar.h"
 #include "recent.h"
 #include "storage/shmem.h"
+#include "waiter.h"
 
 static JqRecent *cells;
 
@@ -33,23 +34,55 @@ jq_recent_init(void)
 }
 
 void
-jq_recent_add(const JqRecent *r, const char *text, int len)
+jq_recent_fill(JqRecent *c, const JqRecent *r, const char *text, int len)
 {
-	int cell =
-		pg_atomic_fetch_add_u64(&jq_shared->recent_next, 1) % JQ_RECENT_CELLS;
-	JqRecent *c = &cells[cell];
 	int cut = 0;
 
 	if (text != NULL)
 		cut = len <= JQ_RECENT_TEXT ? len :
 									  pg_mbcliplen(text, len, JQ_RECENT_TEXT);
-	LWLockAcquire(jq_recent_lock(cell), LW_EXCLUSIVE);
 	memcpy(c, r, offsetof(JqRecent, textlen));
 	c->textlen = cut;
 	c->cut = text != NULL && cut < len;
 	if (cut > 0)
 		memcpy(c->text, text, cut);
+}
+
+void
+jq_recent_add(const JqRecent *r, const char *text, int len)
+{
+	int cell =
+		pg_atomic_fetch_add_u64(&jq_shared->recent_next, 1) % JQ_RECENT_CELLS;
+
+	LWLockAcquire(jq_recent_lock(cell), LW_EXCLUSIVE);
+	jq_recent_fill(&cells[cell], r, text, len);
 	LWLockRelease(jq_recent_lock(cell));
+	if (jq_outcome_is_end(r->outcome))
+		jq_waiter_tell(r, text, len);
+}
+
+bool
+jq_recent_find(Oid db, int64 id, JqRecent *r)
+{
+	uint64 next = pg_atomic_read_u64(&jq_shared->recent_next);
+	bool found = false;
+	int i;
+
+	for (i = 1; i <= JQ_RECENT_CELLS && !found; i++)
+	{
+		int cell = (next + JQ_RECENT_CELLS - i) % JQ_RECENT_CELLS;
+		JqRecent *c = &cells[cell];
+
+		/* whoever is filling it just now tells those who wait */
+		if (*(volatile int64 *) &c->id != id)
+			continue;
+		LWLockAcquire(jq_recent_lock(cell), LW_SHARED);
+		found = c->id == id && c->db == db && jq_outcome_is_end(c->outcome);
+		if (found)
+			*r = *c;
+		LWLockRelease(jq_recent_lock(cell));
+	}
+	return found;
 }
 
 JqRecent *

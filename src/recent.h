@@ -49,6 +49,21 @@ extern void jq_recent_add(const JqRecent *r, const char *text, int len);
 /* the cells of a database, newest first; palloc'd */
 extern JqRecent *jq_recent_list(Oid db, int *n);
 
+/* c becomes r with that text, cut; r->text is not looked at */
+extern void jq_recent_fill(JqRecent *c, const JqRecent *r, const char *text,
+						   int len);
+
+/* did the attempt end the job? */
+static inline bool
+jq_outcome_is_end(JqOutcome outcome)
+{
+	return outcome == JQ_COMPLETED || outcome == JQ_CANCELLED ||
+		   outcome == JQ_DEAD;
+}
+
+/* the newest cell that has the end of the job */
+extern bool jq_recent_find(Oid db, int64 id, JqRecent *r);
+
 extern const char *jq_outcome_name(JqOutcome outcome);
 
 #endif /* JQ_RECENT_H */

@@ -120,6 +120,25 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 	}
 }
 
+bool
+jq_ended_here(int64 id, JqRecent *r, const char **result, int *len)
+{
+	dlist_iter i;
+
+	dlist_reverse_foreach(i, &ended)
+	{
+		Ended *e = dlist_container(Ended, node, i.cur);
+
+		if (e->recent.id != id || !jq_outcome_is_end(e->recent.outcome))
+			continue;
+		memcpy(r, &e->recent, offsetof(JqRecent, text));
+		*result = e->result;
+		*len = e->len;
+		return true;
+	}
+	return false;
+}
+
 static void
 note_ended(const JqRecent *r, const char *result)
 {

@@ -30,4 +30,13 @@ extern void jq_run_inline(JqTable *t, int64 id);
 /* does this session run the job just now, it or one that it runs in turn? */
 extern bool jq_runs_here(int64 id);
 
+/*
+ * Has the open transaction run the job to its end?  Then *r is that, without its
+ * text; *result is the beginning of its result (NULL: none), in len bytes if it
+ * were whole.
+ */
+struct JqRecent;
+extern bool jq_ended_here(int64 id, struct JqRecent *r, const char **result,
+						  int *len);
+
 #endif /* JQ_RUNHERE_H */

@@ -44,13 +44,16 @@
 #include "enqueue.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "grant.h"
 #include "guc.h"
 #include "keylock.h"
 #include "keylook.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "publish.h"
 #include "quota.h"
+#include "recent.h"
 #include "runhere.h"
 #include "runjob.h"
 #include "service.h"
@@ -274,18 +277,22 @@ is_handling(int64 service)
 	return false;
 }
 
-/* a job for the service; run_at DT_NOBEGIN: at once.  Returns its id. */
+/*
+ * A job for the service; run_at DT_NOBEGIN: at once.  keep, or NULL: somebody waits
+ * for a reply, which may be too long for the ring.  Returns the id.
+ */
 static int64
-send_message(JqTable *t, const Service *s, Datum message, TimestampTz run_at)
+send_message(JqTable *t, const Service *s, Datum message, TimestampTz run_at,
+			 Interval *keep)
 {
 	static const char *const sql =
 		"INSERT INTO %s.jobqueue_job (owner, kind, queue, command, args, key,"
-		" timeout, max_attempts, run_at) VALUES ($1, 'm', $2, $3, $4, $5, $6,"
-		" 32767, $7) RETURNING id, ctid";
-	Oid types[7] = {OIDOID,	 TEXTOID,	  TEXTOID,		 JSONBOID,
-					TEXTOID, INTERVALOID, TIMESTAMPTZOID};
-	Datum values[7];
-	char nulls[7] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
+		" timeout, max_attempts, run_at, keep) VALUES ($1, 'm', $2, $3, $4, $5,"
+		" $6, 32767, $7, $8) RETURNING id, ctid";
+	Oid types[8] = {OIDOID,	 TEXTOID,	  TEXTOID,		  JSONBOID,
+					TEXTOID, INTERVALOID, TIMESTAMPTZOID, INTERVALOID};
+	Datum values[8];
+	char nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	char *key = key_of(s->id);
 	JqOwnerState state;
 	JqItem item;
@@ -309,9 +316,12 @@ send_message(JqTable *t, const Service *s, Datum message, TimestampTz run_at)
 	values[6] = TimestampTzGetDatum(run_at);
 	if (run_at == DT_NOBEGIN)
 		nulls[6] = 'n';
+	values[7] = IntervalPGetDatum(keep);
+	if (keep == NULL)
+		nulls[7] = 'n';
 	memset(&item, 0, sizeof(item));
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 7, types, values, nulls);
+	jq_owner_execute(t, sql, 8, types, values, nulls);
 	item.id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										  SPI_tuptable->tupdesc, 1, &isnull));
 	item.tid = *(ItemPointer) DatumGetPointer(
@@ -375,7 +385,105 @@ jq_send(PG_FUNCTION_ARGS)
 	service_argument(t, fcinfo, &s);
 	if (strcmp(s.status, "stopping") == 0)
 		is_stopping(&s);
-	PG_RETURN_INT64(send_message(t, &s, PG_GETARG_DATUM(1), run_at));
+	PG_RETURN_INT64(send_message(t, &s, PG_GETARG_DATUM(1), run_at, NULL));
+}
+
+/* ------------------------------------------------------------------ call */
+
+/* how long a long reply can be fetched, beyond the time that it is waited for */
+#define KEEP_REPLY_US (10 * USECS_PER_MINUTE)
+
+static void
+check_top_level(FunctionCallInfo fcinfo)
+{
+	if (fcinfo->context != NULL && IsA(fcinfo->context, CallContext) &&
+		!((CallContext *) fcinfo->context)->atomic)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("jobqueue_call() cannot run inside a transaction block"),
+			 errdetail("The message is sent when its transaction commits."),
+			 errhint("In a transaction, or a function, use jobqueue_send().")));
+}
+
+/* the end of the job, as jobqueue_wait() tells it; the reply is copied */
+static Datum
+wait_for_reply(const char *name, int64 id, Interval *timeout, bool *isnull,
+			   MemoryContext context)
+{
+	Oid types[2] = {INT8OID, INTERVALOID};
+	Datum values[2] = {Int64GetDatum(id), IntervalPGetDatum(timeout)};
+	JqTable *t = jq_table_required();
+	char *state;
+	char *error;
+
+	if (SPI_execute_with_args(
+			jq_owner_statement(t, "SELECT w.state, w.error, w.result"
+								  " FROM %s.jobqueue_wait($1, $2) w"),
+			2, types, values, NULL, false, 1) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		elog(ERROR, "could not wait for the reply of service \"%s\"", name);
+	state = copy_text(1, context);
+	error = copy_text(2, context);
+	if (state == NULL)
+		ereport(ERROR, (errcode(JQ_ERRCODE_NO_REPLY),
+						errmsg("service \"%s\" has not replied in time", name),
+						errdetail("The message, job " INT64_FORMAT
+								  ", has been sent, and may still be handled.",
+								  id),
+						errhint("jobqueue_explain() says what it waits for.")));
+	if (strcmp(state, "completed") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+				 errmsg("service \"%s\" has not handled the message: %s", name,
+						error != NULL ? error : state),
+				 errhint("It was rolled back; the message is %s.", state)));
+	return copy_column(3, context, isnull);
+}
+
+PG_FUNCTION_INFO_V1(jq_call);
+Datum
+jq_call(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	JqTable *t;
+	TupleDesc desc;
+	Interval *timeout = palloc0(sizeof(Interval));
+	Interval *keep = palloc0(sizeof(Interval));
+	Service s;
+	Datum reply;
+	bool isnull;
+	int64 id;
+
+	check_top_level(fcinfo);
+	t = jq_enqueue_begin("jobqueue_call()");
+	check_message(fcinfo);
+	timeout->time = 5 * USECS_PER_SEC;
+	if (!PG_ARGISNULL(3))
+		*timeout = *PG_GETARG_INTERVAL_P(3);
+	jq_check_interval("timeout", timeout);
+	*keep = *timeout;
+	keep->time += KEEP_REPLY_US;
+	service_argument(t, fcinfo, &s);
+	if (strcmp(s.status, "stopping") == 0)
+		is_stopping(&s);
+	if (strcmp(s.status, "failed") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("service \"%s\" has failed", s.name),
+				 errhint("Start it again with jobqueue_start_service(); "
+						 "jobqueue_send() leaves it a message until then.")));
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	desc = BlessTupleDesc(CreateTupleDescCopy(desc));
+	id = send_message(t, &s, PG_GETARG_DATUM(1), DT_NOBEGIN, keep);
+
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SPI_commit();
+	reply = wait_for_reply(s.name, id, timeout, &isnull, context);
+	SPI_finish();
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, &reply, &isnull)));
 }
 
 /* --------------------------------------------------------- start and stop */
@@ -575,8 +683,8 @@ jq_start_service(PG_FUNCTION_ARGS)
 				continue; /* somebody else's, and gone again */
 			if (done > 0)
 			{
-				(void) send_message(t, &s, one_pair("init", s.name),
-									DT_NOBEGIN);
+				(void) send_message(t, &s, one_pair("init", s.name), DT_NOBEGIN,
+									NULL);
 				break;
 			}
 		}
@@ -650,7 +758,7 @@ jq_stop_service(PG_FUNCTION_ARGS)
 			break;
 	}
 	values[1] = Int64GetDatum(
-		send_message(t, &s, one_pair("down", "stopped"), DT_NOBEGIN));
+		send_message(t, &s, one_pair("down", "stopped"), DT_NOBEGIN, NULL));
 	execute_and_count(t, note, 2, types, values, NULL, &done);
 	PG_RETURN_BOOL(true);
 }
@@ -862,6 +970,11 @@ jq_service_handle(JqRow *row, bool *isnull)
 				 errhint("It returns the new state, which is the old one if "
 						 "nothing has changed.")));
 	new_state = split_result(result, &reply, &has_reply);
+	/* whoever waits for it finds what is short in the ring */
+	if (!JQ_ROW_NULL(row, JQ_COL_KEEP) &&
+		(!has_reply || strlen(JsonbToCString(NULL, &DatumGetJsonbP(reply)->root,
+											 0)) <= JQ_RECENT_TEXT))
+		row->nulls[JQ_COL_KEEP - 1] = true;
 	/* so that the update, and what it may wait for, is part of the attempt */
 	finish_message(t, &s, id, new_state);
 	*isnull = !has_reply;

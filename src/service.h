@@ -8,6 +8,9 @@
 #include "failure.h"
 #include "jobtable.h"
 
+/* SQLSTATE of jobqueue_call() when there is no reply in time */
+#define JQ_ERRCODE_NO_REPLY MAKE_SQLSTATE('J', 'Q', '0', '0', '2')
+
 /* what a message finds when it would be handled */
 typedef enum JqServiceLook
 {

@@ -25,6 +25,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "structbench.h"
+#include "waiter.h"
 #include "xids.h"
 
 JqShared *jq_shared;
@@ -87,6 +88,7 @@ shmem_request(void)
 	size = add_size(size, jq_after_size());
 	size = add_size(size, jq_progress_size());
 	size = add_size(size, jq_quota_size());
+	size = add_size(size, jq_waiter_size());
 #ifdef JQ_TESTING
 	size = add_size(size, jq_pause_size());
 	size = add_size(size, jq_bench_size());
@@ -148,6 +150,7 @@ shmem_startup(void)
 	jq_after_init();
 	jq_progress_init();
 	jq_quota_init();
+	jq_waiter_init();
 #ifdef JQ_TESTING
 	jq_pause_init();
 	jq_bench_init();

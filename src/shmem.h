@@ -19,6 +19,7 @@
  *		JQ_LOCK_PAUSE		pause points (test builds)
  *		JQ_LOCK_AFTER		jobs that others wait for
  *		JQ_LOCK_QUOTA		quotas of roles
+ *		JQ_LOCK_WAITER		who waits for which job
  *
  * Under these locks nothing allocates, raises an error, touches a catalog or
  * waits.  Latches are set after they are released.
@@ -44,6 +45,7 @@ typedef enum JqLockId
 	JQ_LOCK_PAUSE,
 	JQ_LOCK_AFTER,
 	JQ_LOCK_QUOTA,
+	JQ_LOCK_WAITER,
 	JQ_NUM_LOCKS
 } JqLockId;
 

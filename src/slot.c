@@ -100,6 +100,7 @@ jq_slot_reserve(int group, uint64 *generation)
 		s->launched = GetCurrentTimestamp();
 		s->stop = false;
 		s->written_off = false;
+		s->waiting = false;
 		s->jobs = 0;
 		s->held_back = 0;
 		s->others_wait = false;
@@ -120,6 +121,9 @@ slot_free(JqSlot *s)
 	if (s->state == JQ_SLOT_IDLE)
 		jq_groups[s->group].nidle--;
 	jq_groups[s->group].nworkers--;
+	if (s->waiting)
+		jq_groups[s->group].nwaiting--;
+	s->waiting = false;
 	/* it may go with a wake-up that was meant for it: the launcher looks */
 	jq_groups[s->group].wanted = true;
 	s->state = JQ_SLOT_FREE;
@@ -227,6 +231,96 @@ jq_slot_set_busy(void)
 		jq_groups[s->group].nidle--;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+/* JQ_LOCK_SLOT held: of that role, or (InvalidOid) of any */
+static int
+count_waiting(Oid role)
+{
+	int n = 0;
+	int i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+		if (jq_slots[i].state != JQ_SLOT_FREE && jq_slots[i].waiting &&
+			(!OidIsValid(role) || jq_groups[jq_slots[i].group].role == role))
+			n++;
+	return n;
+}
+
+bool
+jq_slot_begin_wait(void)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	bool ok;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	ok = count_waiting(InvalidOid) < jobqueue_max_workers &&
+		 count_waiting(jq_groups[s->group].role) < jq_workers_per_role();
+	if (ok)
+	{
+		s->waiting = true;
+		jq_groups[s->group].nwaiting++;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	if (ok)
+		jq_launcher_wake();
+	return ok;
+}
+
+void
+jq_slot_end_wait(void)
+{
+	JqSlot *s = &jq_slots[jq_my_slot];
+	int n = 0;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+	if (s->waiting)
+	{
+		s->waiting = false;
+		jq_groups[s->group].nwaiting--;
+	}
+	for (i = 0; i < jq_shared->nslots; i++)
+		if (jq_slots[i].state != JQ_SLOT_FREE && !jq_slots[i].written_off &&
+			!jq_slots[i].waiting && !jq_slots[i].stop)
+			n++;
+	if (n > jobqueue_max_workers ||
+		jq_groups[s->group].nworkers - jq_groups[s->group].nwaiting >
+			jq_workers_per_role())
+		s->stop = true;
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+bool
+jq_slot_all_wait(void)
+{
+	bool all = true;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
+	for (i = 0; i < jq_shared->nslots && all; i++)
+		all = jq_slots[i].state == JQ_SLOT_FREE || jq_slots[i].waiting ||
+			  jq_slots[i].written_off;
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	return all;
+}
+
+void
+jq_slot_wake_waiting(void)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->nslots; i++)
+	{
+		int procno = -1;
+
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
+		if (jq_slots[i].state != JQ_SLOT_FREE && jq_slots[i].waiting)
+			procno = jq_slots[i].procno;
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		if (procno >= 0)
+			SetLatch(&GetPGProcByNumber(procno)->procLatch);
+	}
 }
 
 void

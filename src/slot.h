@@ -45,6 +45,7 @@ typedef struct JqSlot
 	TimestampTz idle_since;
 	bool stop;		  /* asked to leave; read without lock */
 	bool written_off; /* its job does not react: a stand-in may run */
+	bool waiting;	  /* its job waits for another one: a stand-in may run */
 	JqPlace place;	  /* its own; but given to it while it is idle */
 
 	/* lane lock of claim_lane; claim_lane itself changes only under it */
@@ -136,6 +137,20 @@ extern bool jq_slot_evict_idle(int group, Oid role);
 extern bool jq_slot_evict_busy(int group, Oid role, TimestampTz *when);
 /* workers that run a job whose cancel was asked for: interrupt them again */
 extern void jq_slot_repeat_cancels(TimestampTz *when);
+
+/*
+ * The job in hand waits for others, which may need workers: while it does, this
+ * one does not count as a worker.  Up to jobqueue.max_workers may be in that
+ * state, of a role up to jobqueue.max_workers_per_role; false: there are that
+ * many.  The exit hook ends it, too.  At its end one more may be running than
+ * there should be: then this one leaves after its job.
+ */
+extern bool jq_slot_begin_wait(void);
+extern void jq_slot_end_wait(void);
+/* are all the workers that there are in that state? */
+extern bool jq_slot_all_wait(void);
+/* have those that are look again */
+extern void jq_slot_wake_waiting(void);
 
 extern void jq_launcher_wake(void);
 
