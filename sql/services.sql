@@ -171,10 +171,15 @@ ROLLBACK;
 CALL jobqueue_call('nobody', '{}');
 CALL jobqueue_call('d', NULL);
 CALL jobqueue_call('d', '{}', NULL, '-1 s');
+SELECT jobqueue_pause('services_paused');
+SELECT jobqueue_start_service('p', 'counter', '{"n": 1}', queue => 'services_paused') > 0 AS id;
 \set VERBOSITY sqlstate
-CALL jobqueue_call('d', '{"ask": 1}', NULL, '0');
+CALL jobqueue_call('p', '{"ask": 1}', NULL, '0');
 CALL jobqueue_call('t', '{"fail": 3}', NULL, '1 minute');
 \set VERBOSITY terse
+SELECT jobqueue_resume('services_paused');
+CALL drained();
+SELECT handled FROM jobqueue_services WHERE name = 'p';
 -- inline
 SET jobqueue.inline = on;
 SELECT jobqueue_send('d', '{"add": 7}') > 0 AS id;
@@ -236,7 +241,8 @@ CALL drained();
 SELECT count(*) FROM jobqueue_services;
 SELECT count(*) FROM jobqueue_keys;
 DELETE FROM ran;
-SELECT jobqueue_purge('default', NULL) > 0 AS purged;
+SELECT jobqueue_purge('default', NULL) > 0 AS purged, jobqueue_purge('services_paused', NULL) >= 0 AS those;
+SELECT jobqueue_drop_queue('services_paused');
 SELECT jobqueue_revoke('regress_jq_owner', 'use'), jobqueue_revoke('regress_jq_other', 'use');
 DROP OWNED BY regress_jq_owner, regress_jq_other;
 DROP ROLE regress_jq_owner, regress_jq_other;

@@ -94,6 +94,16 @@ property a_service_is_found_where_it_handles_a_message => sub {
 	is(sql(q{SELECT count(*) FROM jobqueue_services WHERE name = 't'}), '0', 'gone');
 };
 
+property a_call_that_runs_into_its_timeout_has_sent_its_message => sub {
+	my $gate = session();
+	$gate->query(q{SELECT pg_advisory_lock(1)});
+	sql(q{SELECT jobqueue_send('s1', '{"hold": 1}')});
+	like(sql_error(q{CALL jobqueue_call('s1', '{"i": 900}', NULL, '0.1 s')}), qr/has not replied in time/, 'an error');
+	$gate->query(q{SELECT pg_advisory_unlock(1)});
+	wait_drained();
+	is(sql(q{SELECT jobqueue_service_state('s1')->>'n'}), '201', 'handled later');
+};
+
 property ten_thousand_idle_services_cost_nothing => sub {
 	sql(q{SELECT jobqueue_start_service('idle' || i, 'count_up', '{"n": 0}') FROM generate_series(1, 10000) i});
 	wait_drained();
@@ -112,7 +122,7 @@ property a_dump_has_services_and_their_messages => sub {
 	node()->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump,
 			'-d', node()->connstr('copy') ], 'restore');
 	is(node()->safe_psql('copy', q{SELECT state->>'n', waiting FROM jobqueue_services WHERE name = 's1'}),
-		'200|1', 'as it was');
+		'201|1', 'as it was');
 	is(node()->safe_psql('copy', q{SELECT state FROM jobqueue_jobs WHERE command = 's1'}), 'held', 'held');
 };
 
