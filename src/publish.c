@@ -113,6 +113,7 @@ static int64 waiting_last;
 static int64 ended[ENDED_MAX];
 static int nended;
 static bool after_unknown;
+static bool deleted;
 bool jq_publish_no_ends = false;
 
 static void xact_callback(XactEvent event, void *arg);
@@ -158,6 +159,7 @@ forget_all(void)
 	waiting_first = waiting_last = 0;
 	nended = 0;
 	after_unknown = false;
+	deleted = false;
 }
 
 /* room for one more in an array of TopTransactionContext */
@@ -347,6 +349,13 @@ jq_publish_after_unknown(void)
 {
 	enter_level();
 	after_unknown = true;
+}
+
+void
+jq_publish_deleted(void)
+{
+	enter_level();
+	deleted = true;
 }
 
 void
@@ -569,6 +578,8 @@ push_after(void)
 	int dbix;
 	int i;
 
+	if (deleted)
+		jq_waiter_call_all(MyDatabaseId);
 	if (waiting_first == 0 && nended == 0 && !after_unknown)
 		return;
 	dbix = jq_dir_db(MyDatabaseId, true);

@@ -87,6 +87,11 @@ extern void jq_publish_waiting(int64 id);
 extern void jq_publish_ended(int64 id);
 /* jobs end, or wait, that we know nothing else about */
 extern void jq_publish_after_unknown(void);
+/*
+ * Rows were deleted by hand: whoever waits for jobs is to look.  A transaction
+ * that is prepared forgets it; then they do within a minute.
+ */
+extern void jq_publish_deleted(void);
 /* the scheduler ends jobs and sees itself who waits for them */
 extern bool jq_publish_no_ends;
 

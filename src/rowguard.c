@@ -322,7 +322,10 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	{
 		/* our own statements count what they remove */
 		if (jq_shmem_ready() && !jq_bookkeeping)
+		{
 			jq_quota_by_hand();
+			jq_publish_deleted();
+		}
 		return PointerGetDatum(NULL);
 	}
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(data->tg_event) ||

@@ -531,6 +531,8 @@ begin(FunctionCallInfo fcinfo, Wait *w)
 	PreventCommandIfParallelMode("jobqueue_wait()");
 	PreventCommandDuringRecovery("jobqueue_wait()");
 	(void) jq_table_required();
+	/* see what this very command has enqueued */
+	CommandCounterIncrement();
 	memset(w, 0, sizeof(*w));
 	if (!PG_ARGISNULL(1))
 	{

@@ -8,7 +8,7 @@ use JobqueueTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-new_node('wait', conf => "jobqueue.max_workers = 2\njobqueue.max_workers_per_role = 2\n");
+new_node('wait', streaming => 1, conf => "jobqueue.max_workers = 2\njobqueue.max_workers_per_role = 2\n");
 sql(<<'END');
 CREATE FUNCTION answer(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT args $$;
 CREATE FUNCTION parent(args jsonb) RETURNS text LANGUAGE sql AS
@@ -33,7 +33,7 @@ property 'how a job ended: completed, dead, cancelled' => sub {
 	is(sql("SELECT * FROM jobqueue_wait($id)"), "$id|completed|{\"a\": 1}|", 'of one that has ended before');
 	$id = enqueue('fail', what => 'x', max_attempts => 1);
 	is(sql("SELECT state, error FROM jobqueue_wait($id)"), 'dead|failed on purpose', 'error');
-	$id = enqueue('note', run_at => 'infinity', what => 'x');
+	$id = enqueue('note', run_at => '2100-01-01', what => 'x');
 	my $s = session();
 	send_sql($s, "SELECT state, error FROM jobqueue_wait($id)");
 	wait_asleep(1);
@@ -44,7 +44,7 @@ property 'how a job ended: completed, dead, cancelled' => sub {
 };
 
 property 'after the timeout the state is null' => sub {
-	my $id = enqueue('note', run_at => 'infinity', what => 'x');
+	my $id = enqueue('note', run_at => '2100-01-01', what => 'x');
 	is(sql("SELECT * FROM jobqueue_wait($id, '10 ms')"), "$id|||", 'one');
 	is(sql("SELECT * FROM jobqueue_wait($id, '0')"), "$id|||", 'no wait');
 	is(sql("SELECT * FROM jobqueue_wait(ARRAY[$id, $id], '0')"), "$id|||\n$id|||", 'many');
@@ -85,7 +85,7 @@ property 'errors' => sub {
 	like(sql_error('SELECT jobqueue_wait(1000000)'), qr/does not exist/, 'unknown');
 	like(sql_error('SELECT jobqueue_wait(NULL::bigint)'), qr/must not be null/, 'null');
 	like(sql_error("SELECT jobqueue_wait(1, '-1 s')"), qr/must not be negative/, 'negative');
-	my $id = enqueue('note', run_at => 'infinity', what => 'x', role => 'one');
+	my $id = enqueue('note', run_at => '2100-01-01', what => 'x', role => 'one');
 	like(sql_error("SELECT jobqueue_wait($id)", role => 'other'), qr/permission denied for job/, 'of another role');
 	sql("SELECT jobqueue_cancel($id)");
 	like(sql_error("SELECT jobqueue_wait($id)", role => 'other'), qr/permission denied for job/, 'in the history');
@@ -95,14 +95,14 @@ property 'errors' => sub {
 };
 
 property 'cancel, statement_timeout, terminate end a wait, and leave no trace' => sub {
-	my $id = enqueue('note', run_at => 'infinity', what => 'x');
+	my $id = enqueue('note', run_at => '2100-01-01', what => 'x');
 	like(sql_error("SET statement_timeout = 50; SELECT jobqueue_wait($id)"), qr/statement timeout/, 'timeout');
-	foreach my $how ('cancel', 'terminate')
+	foreach my $how ('pg_cancel_backend', 'pg_terminate_backend')
 	{
 		my $s = session();
 		send_sql($s, "SELECT jobqueue_wait($id, '1 hour')");
 		wait_asleep(1);
-		sql("SELECT pg_${how}_backend(pid) FROM pg_stat_activity WHERE query LIKE '%jobqueue_wait%' AND pid <> pg_backend_pid()");
+		sql("SELECT $how(pid) FROM pg_stat_activity WHERE query LIKE '%jobqueue_wait%' AND pid <> pg_backend_pid()");
 		wait_asleep(0);
 	}
 	# no cell is left: all of them can be taken
@@ -145,24 +145,66 @@ paused_property 'a row that is gone before its end is told' => sub {
 
 property 'jobs that wait do not starve the pool' => sub {
 	# two workers, both wait for jobs that only a third one can run
-	my $gate = close_gate(1);
-	my @child = map { enqueue('gate', gate => 1, priority => 5) } 1 .. 2;
-	my @parent = map { enqueue('parent', args => "{\"child\": $_}", priority => -5) } @child;
-	open_gate($gate);
+	sql("SELECT jobqueue_configure('child'), jobqueue_pause('child')");
+	my @child = map { enqueue('note', what => 'c', queue => 'child') } 1 .. 2;
+	my @parent = map { enqueue('parent', args => "{\"child\": $_}") } @child;
+	wait_for('SELECT count(*) FROM jobqueue_running', 2);
+	my $third = enqueue('parent', args => "{\"child\": $child[0]}", max_attempts => 1);
+	like(sql("SELECT error FROM jobqueue_wait($third)"), qr/too many jobs wait/, 'a third one may not wait');
+	sql("SELECT jobqueue_resume('child')");
 	is(sql(sprintf "SELECT string_agg(state || ' ' || result, ',') FROM jobqueue_wait(ARRAY[%s], '3 minutes')", join ',', @parent),
 		'completed "completed",completed "completed"', 'both');
+	wait_for('SELECT count(*) <= 2 FROM jobqueue_workers');
 	wait_drained();
 	forget();
 };
 
 property 'a row that is deleted ends the wait' => sub {
-	my $id = enqueue('note', run_at => 'infinity', what => 'x');
+	my $id = enqueue('note', run_at => '2100-01-01', what => 'x');
 	my $s = session();
 	send_sql($s, "SELECT state FROM jobqueue_wait($id, '1 hour')");
 	wait_asleep(1);
 	sql("DELETE FROM jobqueue_job WHERE id = $id");
 	wait_asleep(0);
 	pass('an error, but no wait');
+	$s->quit;
+	forget();
+};
+
+foreach my $how ('SIGKILL', 'SIGTERM')
+{
+	property "a waiter that is ended by $how" => sub {
+		my $id = enqueue('note', run_at => '2100-01-01', what => 'x');
+		my $s = session();
+		send_sql($s, "SELECT jobqueue_wait($id, '1 hour')");
+		wait_asleep(1);
+		my $pid = sql("SELECT pid FROM pg_stat_activity WHERE query LIKE '%jobqueue_wait%' AND pid <> pg_backend_pid()");
+		my $offset = crash_offset();
+		kill substr($how, 3), $pid;
+		wait_crash_restart($offset) if $how eq 'SIGKILL';
+		wait_asleep(0);
+		sql("SELECT jobqueue_cancel($id)");
+		is(sql("SELECT state FROM jobqueue_wait($id)"), 'cancelled', 'others may wait');
+		forget();
+	};
+}
+
+property 'an end is told once it is durable, as the one who waits asks for it' => sub {
+	my $id = enqueue('answer', args => '1');
+	is(sql("SELECT state, pg_current_wal_flush_lsn() >= (SELECT lsn FROM jobqueue_recent r WHERE r.id = w.id) FROM jobqueue_wait($id) w"),
+		'completed|t', 'flushed');
+	set_conf(synchronous_standby_names => 'nobody', synchronous_commit => 'local');
+	$id = enqueue('answer', args => '2');
+	wait_drained();
+	is(sql("SELECT state FROM jobqueue_wait($id)"), 'completed', 'no standby is asked for');
+	my $s = session();
+	$s->query_safe('SET synchronous_commit = on');
+	send_sql($s, "SELECT 'told ' || state FROM jobqueue_wait($id)");
+	wait_for("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", 1);
+	sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+	wait_for("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", 0);
+	unlike($s->query('SELECT 1'), qr/told/, 'not told without the standby');
+	set_conf(synchronous_standby_names => undef, synchronous_commit => undef);
 	$s->quit;
 	forget();
 };
