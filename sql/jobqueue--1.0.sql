@@ -221,12 +221,43 @@ CREATE TABLE jobqueue_queue (
 );
 ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
 
+-- Services, one row each; see src/service.c.
+CREATE TABLE jobqueue_service (
+	name		text COLLATE "C" NOT NULL,
+	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
+	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	home		bigint NOT NULL DEFAULT jobqueue_home(),
+	owner		jobqueue_role NOT NULL DEFAULT current_user::regrole,
+	func_owner	oid,
+	handler		text NOT NULL,
+	status		text NOT NULL DEFAULT 'running'
+				CHECK (status IN ('running', 'stopping', 'failed')),
+	restart		text NOT NULL DEFAULT 'permanent'
+				CHECK (restart IN ('permanent', 'transient', 'temporary')),
+	max_restarts int NOT NULL DEFAULT 3 CHECK (max_restarts BETWEEN 0 AND 1000),
+	within		interval NOT NULL DEFAULT '5 seconds' CHECK (within > '0'),
+	queue		text COLLATE "C" NOT NULL DEFAULT 'default',
+	timeout		interval CHECK (timeout >= '0'),
+	search_path	text,
+	settings	text[],
+	handled		bigint NOT NULL DEFAULT 0,
+	failed		bigint NOT NULL DEFAULT 0,
+	failures	timestamptz[] NOT NULL DEFAULT '{}',
+	last_error	text,
+	down_job	bigint,
+	state		jsonb NOT NULL,
+	CONSTRAINT jobqueue_service_pkey PRIMARY KEY (name),
+	CONSTRAINT jobqueue_service_id_key UNIQUE (id)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
+
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_unique', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_service', '');
 
 -- Rows that did not come through jobqueue_enqueue: may their writer act for
 -- the owner?  Memory is told of them at commit.
@@ -242,6 +273,9 @@ ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_gone;
 CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
+CREATE TRIGGER jobqueue_service_guard BEFORE INSERT OR UPDATE ON jobqueue_service
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_service ENABLE ALWAYS TRIGGER jobqueue_service_guard;
 -- A job with a unique_key lets go of it when its row is deleted by a statement.
 CREATE FUNCTION jobqueue_unique_trigger() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'jq_unique_trigger' LANGUAGE C;
@@ -265,6 +299,9 @@ CREATE POLICY jobqueue_job_owner ON jobqueue_job
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_archive ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
+	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
+ALTER TABLE jobqueue_service ENABLE ROW LEVEL SECURITY;
+CREATE POLICY jobqueue_service_owner ON jobqueue_service
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
@@ -413,6 +450,29 @@ CREATE FUNCTION jobqueue_unlock(key text) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'jq_unlock' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_whereis(key text) RETURNS int
 	AS 'MODULE_PATHNAME', 'jq_whereis' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_start_service(
+	name text,
+	handler text,
+	state jsonb,
+	restart text DEFAULT 'permanent',
+	max_restarts int DEFAULT 3,
+	within interval DEFAULT '5 seconds',
+	queue text DEFAULT 'default',
+	timeout interval DEFAULT NULL)
+RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_start_service' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_stop_service(name text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_stop_service' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_send(name text, message jsonb,
+	run_at timestamptz DEFAULT NULL) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_send' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE PROCEDURE jobqueue_call(name text, message jsonb,
+	INOUT reply jsonb DEFAULT NULL, timeout interval DEFAULT '5 seconds')
+	AS 'MODULE_PATHNAME', 'jq_call' LANGUAGE C;
+CREATE FUNCTION jobqueue_service_state(name text) RETURNS jsonb
+	AS 'MODULE_PATHNAME', 'jq_service_state' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_whereis_service(name text) RETURNS int
+	AS 'MODULE_PATHNAME', 'jq_whereis_service' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_grant(role regrole, level text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_revoke(role regrole, level text) RETURNS void
@@ -515,7 +575,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 	SELECT j.id, j.queue::text AS queue, j.owner::oid::regrole AS owner,
 		   CASE WHEN r.id IS NOT NULL THEN 'running'
 				WHEN j.home <> jobqueue_home() OR NOT jobqueue_at_home() THEN 'held'
-				WHEN w.waits THEN 'blocked'
+				WHEN w.waits OR (j.kind = 'm' AND j.run_at = 'infinity') THEN 'blocked'
 				WHEN j.run_at > clock_timestamp() THEN 'scheduled'
 				WHEN b.id IS NOT NULL OR k.key_hash IS NOT NULL THEN 'blocked'
 				ELSE 'ready' END AS state,
@@ -578,6 +638,23 @@ CREATE VIEW jobqueue_workers WITH (security_barrier) AS
 	SELECT pid, role::regrole AS role, state, job, queue, started_at, jobs
 	FROM jobqueue_processes() WHERE kind = 'worker';
 
+CREATE VIEW jobqueue_services WITH (security_barrier) AS
+	SELECT s.name::text AS name, s.owner::oid::regrole AS owner, s.handler,
+		   s.status, CASE WHEN x.sight = 2 THEN s.state END AS state,
+		   (SELECT count(*) FROM jobqueue_job j
+			WHERE pg_catalog.hashtextextended(j.key, 0) = pg_catalog.hashtextextended(k.key, 0)
+			  AND j.key = k.key) AS waiting,
+		   s.handled, s.failed, s.last_error, s.restart, s.max_restarts,
+		   s.within, s.queue::text AS queue,
+		   coalesce(s.timeout, q.timeout, '1 hour') AS timeout, s.started_at,
+		   r.pid
+	FROM jobqueue_service s
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(s.owner) AS sight) x
+		 CROSS JOIN LATERAL (SELECT 'jobqueue_service:' || s.id AS key) k
+		 LEFT JOIN jobqueue_running_jobs() r ON r.key = k.key
+		 LEFT JOIN jobqueue_queue q ON q.name = s.queue
+	WHERE x.sight > 0;
+
 -- ---------------------------------------------------------------------------
 -- Rights: nothing for PUBLIC, then what jobqueue_grant() hands out
 -- ---------------------------------------------------------------------------
@@ -591,7 +668,7 @@ BEGIN
 			   AND d.refobjid = (SELECT oid FROM pg_catalog.pg_extension
 								 WHERE extname = 'jobqueue')
 	LOOP
-		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+		EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
 	END LOOP;
 END
 $$;
@@ -599,7 +676,7 @@ $$;
 -- pg_monitor sees all, without arguments.
 GRANT SELECT ON jobqueue_status, jobqueue_jobs, jobqueue_running,
 	jobqueue_recent, jobqueue_history, jobqueue_keys, jobqueue_workers,
-	jobqueue_queues
+	jobqueue_queues, jobqueue_services
 	TO pg_monitor;
 GRANT EXECUTE ON FUNCTION jobqueue_home(), jobqueue_at_home(),
 	jobqueue_sight(oid), jobqueue_queue_stats(), jobqueue_counts(),
@@ -657,9 +734,10 @@ COMMENT ON COLUMN jobqueue_job.max_attempts IS
 COMMENT ON COLUMN jobqueue_job.crashes IS
 	'crashes of the server while it ran, since its last recorded failure';
 COMMENT ON COLUMN jobqueue_job.kind IS
-	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block';
+	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block; m: message to a service';
 COMMENT ON COLUMN jobqueue_job.queue IS 'name of its queue';
-COMMENT ON COLUMN jobqueue_job.command IS 'signature of the function, or SQL text';
+COMMENT ON COLUMN jobqueue_job.command IS
+	'signature of the function, SQL text, or name of the service';
 COMMENT ON COLUMN jobqueue_job.args IS 'argument of the function, or $1 of the text';
 COMMENT ON COLUMN jobqueue_job.key IS 'at most one job of a key runs at a time';
 COMMENT ON COLUMN jobqueue_job.search_path IS
@@ -854,6 +932,35 @@ COMMENT ON FUNCTION jobqueue_unlock(text) IS
 	'undo one jobqueue_lock() or jobqueue_try_lock() of this session when the transaction ends; false if there is none';
 COMMENT ON FUNCTION jobqueue_whereis(text) IS
 	'the process that holds a key, for a job or as a session; 0: one of a role that one may not see; NULL: nobody holds it';
+COMMENT ON TABLE jobqueue_service IS
+	'services, one row each; a row is a right to run its handler as its owner, so grant nothing on it; read the view jobqueue_services';
+COMMENT ON COLUMN jobqueue_service.id IS
+	'its key is jobqueue_service: and this number, which no other service gets';
+COMMENT ON COLUMN jobqueue_service.home IS
+	'identity of the installation it was started in';
+COMMENT ON COLUMN jobqueue_service.func_owner IS
+	'the role that owned the handler when the service was started';
+COMMENT ON COLUMN jobqueue_service.failures IS
+	'when messages failed, within the last period';
+COMMENT ON COLUMN jobqueue_service.down_job IS
+	'the job that is its last message';
+COMMENT ON TRIGGER jobqueue_service_guard ON jobqueue_service IS
+	'who writes a row must be a member of its owner';
+COMMENT ON POLICY jobqueue_service_owner ON jobqueue_service IS
+	'rows of roles that one is a member of';
+COMMENT ON FUNCTION jobqueue_start_service(text, text, jsonb, text, int,
+	interval, text, interval) IS
+	'start a service, a name with a state and a handler f(state, message) of its messages, or one that has failed again; returns its number';
+COMMENT ON FUNCTION jobqueue_stop_service(text) IS
+	'stop a service when the messages sent so far have been handled; false if that is on its way';
+COMMENT ON FUNCTION jobqueue_send(text, jsonb, timestamptz) IS
+	'send a message to a service in this transaction; returns the id of the job that it is';
+COMMENT ON PROCEDURE jobqueue_call(text, jsonb, jsonb, interval) IS
+	'send a message to a service, commit, and wait for the reply of its handler; an error after the timeout';
+COMMENT ON FUNCTION jobqueue_service_state(text) IS
+	'the state that the last message handled has left';
+COMMENT ON FUNCTION jobqueue_whereis_service(text) IS
+	'the process that handles a message of the service now; NULL: none does';
 COMMENT ON FUNCTION jobqueue_grant(regrole, text) IS
 	'give a role the level "use", "lock", "monitor" or "admin"';
 COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
@@ -1020,6 +1127,28 @@ COMMENT ON COLUMN jobqueue_keys.job IS
 	'the job it is held for; NULL: the session itself holds it';
 COMMENT ON COLUMN jobqueue_keys.waiting IS
 	'sessions that wait for it, and jobs as far as memory has found them, those that are left in the table included';
+COMMENT ON VIEW jobqueue_services IS
+	'services that are running, failed or being stopped';
+COMMENT ON COLUMN jobqueue_services.owner IS 'the role its handler runs as';
+COMMENT ON COLUMN jobqueue_services.handler IS
+	'the function that is called with state and message';
+COMMENT ON COLUMN jobqueue_services.status IS
+	'running; failed: its messages wait until it is started again; stopping: its last messages are being handled';
+COMMENT ON COLUMN jobqueue_services.state IS
+	'what the last message handled has left; shown to members of the owner only';
+COMMENT ON COLUMN jobqueue_services.waiting IS
+	'messages that wait, those sent for later and the one being handled included';
+COMMENT ON COLUMN jobqueue_services.handled IS 'messages handled';
+COMMENT ON COLUMN jobqueue_services.failed IS 'attempts that failed';
+COMMENT ON COLUMN jobqueue_services.last_error IS 'of the last one';
+COMMENT ON COLUMN jobqueue_services.restart IS
+	'what becomes of a message that failed: permanent: it is tried again; transient: it is dropped; temporary: the service ends';
+COMMENT ON COLUMN jobqueue_services.max_restarts IS
+	'with more failures than these within the period the service has failed';
+COMMENT ON COLUMN jobqueue_services.within IS
+	'the period of max_restarts';
+COMMENT ON COLUMN jobqueue_services.pid IS
+	'process that handles a message of it';
 COMMENT ON VIEW jobqueue_workers IS
 	'the worker processes of this database; reads memory only';
 COMMENT ON COLUMN jobqueue_workers.role IS 'the role whose jobs it runs';

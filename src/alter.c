@@ -122,6 +122,12 @@ alter_one(JqTable *t, int64 id, const char *set, Oid type, Datum value,
 	return done;
 }
 
+bool
+jq_job_run_now(JqTable *t, int64 id)
+{
+	return alter_one(t, id, SET_RUN_AT("2"), TIMESTAMPTZOID, (Datum) 0, true);
+}
+
 PG_FUNCTION_INFO_V1(jq_reschedule);
 Datum
 jq_reschedule(PG_FUNCTION_ARGS)

@@ -17,12 +17,12 @@ typedef enum JqVerdict
 	DROPPED,	  /* nothing to run; republished where needed */
 	PARKED,		  /* waits; the claim has ended already */
 	DOUBTFUL_ROW, /* somebody is deleting it, or one in its way */
-	EXPIRED,
-	FAILED,	 /* error in the job */
-	RERUN,	 /* error that does not count */
-	TROUBLE, /* error of ours, not of the job */
-	AGAIN,	 /* look at the row once more */
-	REFUSED	 /* another job has its unique_key */
+	EXPIRED,	  /* or cancelled for another reason; it was not started */
+	FAILED,		  /* error in the job */
+	RERUN,		  /* error that does not count */
+	TROUBLE,	  /* error of ours, not of the job */
+	AGAIN,		  /* look at the row once more */
+	REFUSED		  /* another job has its unique_key */
 } JqVerdict;
 
 typedef struct JqAttempt
@@ -42,7 +42,8 @@ typedef struct JqAttempt
 	TimestampTz ended_at; /* 0: when it is noted */
 	int attempt;		  /* this one, from 1 */
 	ErrorData *error;
-	char *result; /* text of the result, or NULL */
+	const char *reason; /* EXPIRED; NULL: it has */
+	char *result;		/* text of the result, or NULL */
 	int result_len;
 	JqQueueSettings settings;  /* of its queue, as it started */
 	JqRefusal refusal;		   /* REFUSED */

@@ -19,6 +19,7 @@
 #include "common/keywords.h"
 #include "compat.h"
 #include "jobtable.h"
+#include "keylock.h"
 #include "mb/pg_wchar.h"
 #include "nodes/parsenodes.h"
 #include "nodes/pg_list.h"
@@ -109,6 +110,19 @@ jq_check_key(int len)
 				 errhint(
 					 "A key has 1 to %d bytes; hash what is longer, for instance with md5().",
 					 JQ_KEY_MAX)));
+}
+
+void
+jq_check_user_key(const char *key, int len)
+{
+	jq_check_key(len);
+	if (jq_key_is_service(key, len))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_RESERVED_NAME),
+			 errmsg("keys that begin with \"%s\" are reserved", JQ_SERVICE_KEY),
+			 errhint(
+				 "They are those of services; send messages with jobqueue_send().")));
 }
 
 /* ------------------------------------------------------------- functions */
@@ -224,6 +238,50 @@ find_function(const char *command)
 					 "It must be on the search_path, or qualified, and take one jsonb argument or none.")));
 	}
 	return fn;
+}
+
+char *
+jq_command_handler(const char *name, Oid *func_owner)
+{
+	static const char *const hint =
+		"A handler is the name of a function f(state jsonb, message jsonb) that returns jsonb.";
+	Oid argtypes[2] = {JSONBOID, JSONBOID};
+	Oid fn = InvalidOid;
+	HeapTuple tup;
+	Form_pg_proc proc;
+
+	if (is_bare_name(name))
+		fn = find_signature(textToQualifiedNameList(cstring_to_text(name)), 2,
+							argtypes);
+	if (!OidIsValid(fn))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("there is no function \"%s\" of two jsonb", name),
+				 errhint("%s", hint)));
+	tup = SearchSysCache1(PROCOID, ObjectIdGetDatum(fn));
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for function %u", fn);
+	proc = (Form_pg_proc) GETSTRUCT(tup);
+	if (proc->prokind != PROKIND_FUNCTION || proc->proretset ||
+		proc->prorettype != JSONBOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" cannot be the handler of a service", name),
+				 errhint("%s", hint)));
+	if (isAnyTempNamespace(proc->pronamespace))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("function \"%s\" is temporary and cannot be a handler",
+					name),
+			 errhint(
+				 "Workers do not see the temporary objects of a session.")));
+	if (jq_proc_aclcheck(fn, GetUserId(), ACL_EXECUTE) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
+					   NameStr(proc->proname));
+	*func_owner = proc->proowner;
+	ReleaseSysCache(tup);
+	return format_procedure_qualified(fn);
 }
 
 static void

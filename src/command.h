@@ -23,6 +23,15 @@ extern const JqCommand *jq_command_resolve(const char *command);
 /* the kind of a text that is not a bare name; ERROR if it is no SQL */
 extern char jq_command_kind(const char *command);
 
+/* how the signature of the handler of a service ends */
+#define JQ_HANDLER_ARGS "(pg_catalog.jsonb,pg_catalog.jsonb)"
+
+/*
+ * The function that a name means as the handler of a service: its signature,
+ * palloc'd, and its owner.  ERROR if there is none that the caller can use.
+ */
+extern char *jq_command_handler(const char *name, Oid *func_owner);
+
 /* moves whenever functions, schemas or roles have changed */
 extern uint32 jq_command_generation(void);
 
@@ -30,5 +39,7 @@ extern uint32 jq_command_generation(void);
 extern void jq_check_queue_name(const char *name);
 /* SQLSTATE 22023 unless it has 1 to 255 bytes */
 extern void jq_check_key(int len);
+/* the same, and besides it is not one of those that services have */
+extern void jq_check_user_key(const char *key, int len);
 
 #endif /* JQ_COMMAND_H */

@@ -404,6 +404,12 @@ jq_adopt(PG_FUNCTION_ARGS)
 					 "UPDATE %s.jobqueue_archive SET home = $1"
 					 " WHERE home <> $1",
 					 1, types, values, NULL);
+	jq_owner_execute(t,
+					 "UPDATE %s.jobqueue_service s SET home = $1, func_owner ="
+					 " (SELECT p.proowner FROM pg_proc p"
+					 "  WHERE p.oid = to_regprocedure(s.handler)::oid)"
+					 " WHERE home <> $1",
+					 1, types, values, NULL);
 	jq_owner_execute(t, sql, 1, types, values, NULL);
 	n = SPI_processed;
 	for (i = 0; i < n; i++)

@@ -31,6 +31,9 @@ extern int64 jq_control_id(FunctionCallInfo fcinfo);
  */
 extern bool jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running);
 
+/* a waiting job gets its run_at taken away; see alter.c */
+extern bool jq_job_run_now(JqTable *t, int64 id);
+
 /*
  * The row has come back into the table in this transaction.  Whoever had claimed
  * the job that ended may have the claim still, and what is published while he has

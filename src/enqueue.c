@@ -99,8 +99,8 @@ out_of_range(const char *what, const char *range)
 					errhint("It must be %s.", range)));
 }
 
-static void
-check_interval(const char *what, Interval *i)
+void
+jq_check_interval(const char *what, Interval *i)
 {
 	Interval zero;
 
@@ -121,8 +121,8 @@ check_interval(const char *what, Interval *i)
 		out_of_range(what, "at most 100 years");
 }
 
-static void
-check_args_size(Datum args)
+void
+jq_check_args_size(Datum args)
 {
 	Size size = toast_raw_datum_size(args);
 
@@ -136,13 +136,13 @@ check_args_size(Datum args)
 				 "Store the data in a table and enqueue its key, or raise jobqueue.max_args_size.")));
 }
 
-static void
-check_session(void)
+JqTable *
+jq_enqueue_begin(const char *function)
 {
 	jq_shmem_check();
-	PreventCommandIfParallelMode("jobqueue_enqueue()");
-	PreventCommandDuringRecovery("jobqueue_enqueue()");
-	PreventCommandIfReadOnly("jobqueue_enqueue()");
+	PreventCommandIfParallelMode(function);
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfReadOnly(function);
 	if (InSecurityRestrictedOperation())
 		ereport(
 			ERROR,
@@ -157,6 +157,7 @@ check_session(void)
 				 errmsg(
 					 "there are more databases than jobqueue can look after"),
 				 errhint("Increase jobqueue.max_databases.")));
+	return jq_table_required();
 }
 
 /* what is the same for all jobs of a call */
@@ -211,7 +212,7 @@ fill_unique(Template *t, FunctionCallInfo fcinfo, int first)
 	if (!PG_ARGISNULL(first + 2))
 	{
 		memset(&zero, 0, sizeof(zero));
-		check_interval("unique_for", PG_GETARG_INTERVAL_P(first + 2));
+		jq_check_interval("unique_for", PG_GETARG_INTERVAL_P(first + 2));
 		if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
 											  PG_GETARG_DATUM(first + 2),
 											  IntervalPGetDatum(&zero))) == 0)
@@ -243,13 +244,12 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	Datum d;
 	TimestampTz now = GetCurrentTimestamp();
 
-	check_session();
+	t->table = jq_enqueue_begin("jobqueue_enqueue()");
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("command must not be null"),
 				 errhint("A command is the name of a function, or SQL text.")));
-	t->table = jq_table_required();
 	memset(t->nulls, true, sizeof(t->nulls));
 	command = jq_command_resolve(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 
@@ -287,7 +287,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	}
 	if (!PG_ARGISNULL(first + 3))
 	{
-		check_interval("timeout", PG_GETARG_INTERVAL_P(first + 3));
+		jq_check_interval("timeout", PG_GETARG_INTERVAL_P(first + 3));
 		SET(t, JQ_COL_TIMEOUT, PG_GETARG_DATUM(first + 3));
 	}
 	if (!PG_ARGISNULL(first + 4))
@@ -301,7 +301,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	}
 	if (!PG_ARGISNULL(first + 5))
 	{
-		check_interval("keep", PG_GETARG_INTERVAL_P(first + 5));
+		jq_check_interval("keep", PG_GETARG_INTERVAL_P(first + 5));
 		SET(t, JQ_COL_KEEP, PG_GETARG_DATUM(first + 5));
 	}
 	fill_unique(t, fcinfo, first + 6);
@@ -376,14 +376,14 @@ set_job(Template *t, const Job *job)
 	t->nulls[JQ_COL_ARGS - 1] = job->args_null;
 	if (!job->args_null)
 	{
-		check_args_size(job->args);
+		jq_check_args_size(job->args);
 		t->values[JQ_COL_ARGS - 1] = job->args;
 	}
 	t->nulls[JQ_COL_KEY - 1] = job->key == NULL;
 	t->item.keylen = 0;
 	if (job->key != NULL)
 	{
-		jq_check_key(VARSIZE_ANY_EXHDR(job->key));
+		jq_check_user_key(VARDATA_ANY(job->key), VARSIZE_ANY_EXHDR(job->key));
 		t->values[JQ_COL_KEY - 1] = PointerGetDatum(job->key);
 		t->item.keylen = VARSIZE_ANY_EXHDR(job->key);
 		t->item.key = VARDATA_ANY(job->key);

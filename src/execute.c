@@ -25,6 +25,7 @@
 #include "nodes/params.h"
 #include "parser/parser.h"
 #include "runjob.h"
+#include "service.h"
 #include "tcop/dest.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -53,6 +54,7 @@ typedef struct CachedFunction
 	bool direct;
 	bool is_procedure;
 	bool takes_args;
+	int nargs;
 	Oid rettype;
 	FmgrInfo finfo;
 	FmgrInfo to_jsonb;
@@ -244,14 +246,16 @@ lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 	/* as regprocedure's input does, with the rights of the job's role */
 	if (paren == NULL ||
 		(strcmp(paren, "()") != 0 && strcmp(paren, "(pg_catalog.jsonb)") != 0 &&
-		 strcmp(paren, "(jsonb)") != 0))
+		 strcmp(paren, "(jsonb)") != 0 && strcmp(paren, JQ_HANDLER_ARGS) != 0))
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("invalid function signature \"%s\"", command),
 						errhint("Enqueue the job with jobqueue_enqueue().")));
 	name = pnstrdup(command, paren - command);
 	names = textToQualifiedNameList(cstring_to_text(name));
-	nargs = strcmp(paren, "()") == 0 ? 0 : 1;
-	argtypes[0] = JSONBOID;
+	nargs = strcmp(paren, "()") == 0			? 0 :
+			strcmp(paren, JQ_HANDLER_ARGS) == 0 ? 2 :
+												  1;
+	argtypes[0] = argtypes[1] = JSONBOID;
 	f->oid = InvalidOid;
 	for (c = FuncnameGetCandidates(names, nargs, NIL, false, false, false,
 								   false);
@@ -294,6 +298,7 @@ lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 					   NameStr(proc->proname));
 	f->is_procedure = proc->prokind == PROKIND_PROCEDURE;
 	f->takes_args = nargs == 1;
+	f->nargs = nargs;
 	f->rettype = proc->prorettype;
 	f->direct =
 		!f->is_procedure && !proc->proretset && proc->prorettype != RECORDOID;
@@ -482,6 +487,38 @@ run_statements(const char *text, Datum args, bool args_null, bool *isnull)
 	return value_to_jsonb(first.value, first.type);
 }
 
+Datum
+jq_execute_handler(const char *handler, Oid func_owner, Datum state,
+				   Datum message, bool message_null, bool *isnull)
+{
+	CachedFunction *f = get_function(handler, func_owner);
+	LOCAL_FCINFO(fcinfo, 2);
+	PgStat_FunctionCallUsage usage;
+	Datum result;
+
+	if (f->nargs != 2 || !f->direct || f->rettype != JSONBOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("function %s cannot be the handler of a service",
+						handler),
+				 errhint("It was changed after the service was started.")));
+	InvokeFunctionExecuteHook(f->oid);
+	*isnull = true;
+	if (message_null && f->finfo.fn_strict)
+		return (Datum) 0;
+	InitFunctionCallInfoData(*fcinfo, &f->finfo, 2, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = state;
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value =
+		message_null ? (Datum) 0 : PointerGetDatum(PG_DETOAST_DATUM(message));
+	fcinfo->args[1].isnull = message_null;
+	pgstat_init_function_usage(fcinfo, &usage);
+	result = FunctionCallInvoke(fcinfo);
+	pgstat_end_function_usage(&usage, true);
+	*isnull = fcinfo->isnull;
+	return result;
+}
+
 static Datum
 execute(JqRow *row, bool *isnull)
 {
@@ -493,11 +530,17 @@ execute(JqRow *row, bool *isnull)
 
 	if (!args_null)
 		args = PointerGetDatum(PG_DETOAST_DATUM(JQ_ROW(row, JQ_COL_ARGS)));
+	if (DatumGetChar(JQ_ROW(row, JQ_COL_KIND)) == JQ_KIND_MESSAGE)
+		return jq_service_handle(row, isnull);
 	if (DatumGetChar(JQ_ROW(row, JQ_COL_KIND)) != JQ_KIND_FUNCTION)
 		return run_statements(command, args, args_null, isnull);
 	if (!JQ_ROW_NULL(row, JQ_COL_FUNC_OWNER))
 		owner = DatumGetObjectId(JQ_ROW(row, JQ_COL_FUNC_OWNER));
 	f = get_function(command, owner);
+	if (f->nargs > 1)
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg("invalid function signature \"%s\"", command),
+						errhint("Enqueue the job with jobqueue_enqueue().")));
 	if (f->direct)
 		return call_function(f, args, args_null, isnull);
 

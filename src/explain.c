@@ -299,6 +299,15 @@ is_scheduled(JqExplain *e)
 	when = DatumGetTimestampTz(JQ_ROW(&e->row, JQ_COL_RUN_AT));
 	if (when <= e->now)
 		return false;
+	if (when == DT_NOEND && !JQ_ROW_NULL(&e->row, JQ_COL_KIND) &&
+		DatumGetChar(JQ_ROW(&e->row, JQ_COL_KIND)) == JQ_KIND_MESSAGE)
+	{
+		appendStringInfo(&e->out,
+						 "waits until service \"%s\", which has failed, is "
+						 "started again",
+						 jq_row_cstring(&e->row, JQ_COL_COMMAND));
+		return true;
+	}
 	appendStringInfo(&e->out, "due in %s, at %s", jq_explain_span(e->now, when),
 					 jq_explain_time(when));
 	if (attempt == 0)

@@ -15,6 +15,7 @@
 #include "ondead.h"
 #include "publish.h"
 #include "quota.h"
+#include "service.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -135,6 +136,7 @@ typedef struct Locked
 	int attempt;
 	int max_attempts;
 	int crashes;
+	char *service;			  /* key of a message, else NULL; palloc'd */
 	JqQueueSettings settings; /* backoff only */
 } Locked;
 
@@ -146,14 +148,17 @@ lock_row(JqTable *t, int64 id, Locked *l)
 	JqOwnerState state;
 	bool found;
 	bool isnull;
+	MemoryContext context = CurrentMemoryContext;
 
 	values[0] = Int64GetDatum(id);
+	l->service = NULL;
 	jq_owner_begin(t, &state);
 	jq_owner_execute(
 		t,
 		"SELECT j.attempt::int, coalesce(j.max_attempts, q.max_attempts,"
 		" CASE j.kind WHEN 'x' THEN 1 ELSE 10 END)::int, j.crashes::int,"
-		" q.backoff, q.backoff_base, q.backoff_max"
+		" q.backoff, q.backoff_base, q.backoff_max,"
+		" CASE j.kind WHEN 'm' THEN j.key END"
 		" FROM %s.jobqueue_job j LEFT JOIN %s.jobqueue_queue q ON q.name = j.queue"
 		" WHERE j.id = $1 FOR UPDATE OF j",
 		1, types, values, NULL);
@@ -176,6 +181,10 @@ lock_row(JqTable *t, int64 id, Locked *l)
 		l->attempt = DatumGetInt32(SPI_getbinval(tup, desc, 1, &isnull));
 		l->max_attempts = DatumGetInt32(SPI_getbinval(tup, desc, 2, &isnull));
 		l->crashes = DatumGetInt32(SPI_getbinval(tup, desc, 3, &isnull));
+		backoff = SPI_getbinval(tup, desc, 7, &isnull);
+		if (!isnull)
+			l->service =
+				MemoryContextStrdup(context, TextDatumGetCString(backoff));
 	}
 	jq_owner_end(&state);
 	return found;
@@ -202,12 +211,28 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f, TimestampTz *run_at)
 	Locked l;
 	int attempt;
 	bool dead;
+	const char *reason = f->reason;
 
 	if (!lock_row(t, id, &l))
 		return JQ_RECORD_GONE;
 	attempt = Min(l.attempt + 1, PG_INT16_MAX);
 	dead = f->final || attempt >= l.max_attempts;
 	*run_at = GetCurrentTimestamp() + jq_backoff(attempt, &l.settings);
+	if (l.service != NULL)
+		switch (jq_service_failed(t, id, l.service, f, &reason))
+		{
+			case JQ_SERVICE_RETRY:
+				*run_at = GetCurrentTimestamp();
+				dead = false;
+				break;
+			case JQ_SERVICE_STALL:
+				*run_at = DT_NOEND;
+				dead = false;
+				break;
+			case JQ_SERVICE_DROP:
+				dead = true;
+				break;
+		}
 
 	values[0] = Int64GetDatum(id);
 	values[1] = Int16GetDatum(attempt);
@@ -224,8 +249,8 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f, TimestampTz *run_at)
 	if (!dead)
 		return JQ_RECORD_RETRY;
 	jq_archive(t, id, "dead",
-			   f->reason != NULL ?
-				   f->reason :
+			   reason != NULL ?
+				   reason :
 				   psprintf("attempt %d of %d failed", attempt, l.max_attempts),
 			   f->started_at, (Datum) 0);
 	return JQ_RECORD_DEAD;

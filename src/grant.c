@@ -37,7 +37,7 @@
 #define VIEWS                                                                  \
 	"jobqueue_status", "jobqueue_jobs", "jobqueue_running", "jobqueue_recent", \
 		"jobqueue_history", "jobqueue_keys", "jobqueue_workers",               \
-		"jobqueue_queues"
+		"jobqueue_queues", "jobqueue_services"
 #define VIEW_FUNCTIONS                                                         \
 	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
 		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
@@ -61,6 +61,12 @@ static const char *const use_members[] = {"jobqueue_enqueue",
 										  "jobqueue_progress",
 										  "jobqueue_snooze",
 										  "jobqueue_discard",
+										  "jobqueue_start_service",
+										  "jobqueue_stop_service",
+										  "jobqueue_send",
+										  "jobqueue_call",
+										  "jobqueue_service_state",
+										  "jobqueue_whereis_service",
 										  "jobqueue_wait",
 										  VIEW_FUNCTIONS,
 										  VIEWS,
@@ -201,7 +207,7 @@ change_members(JqTable *t, const char *const *list, const char *role,
 
 			if (name != NULL && is_listed(list, name))
 			{
-				right = "EXECUTE ON FUNCTION";
+				right = "EXECUTE ON ROUTINE";
 				what = format_procedure_qualified(d->objid);
 			}
 		}

@@ -54,6 +54,7 @@ enum
 #define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
 #define JQ_KIND_SQL 's'		 /* text, in the job's transaction */
 #define JQ_KIND_OUTSIDE 'x'	 /* one statement outside a transaction block */
+#define JQ_KIND_MESSAGE 'm'	 /* to a service; see service.c */
 
 #define JQ_DEFAULT_MAX_ATTEMPTS 10
 #define JQ_DEFAULT_TIMEOUT_US USECS_PER_HOUR

@@ -17,6 +17,19 @@
 #define JQ_SUSPECT_DB InvalidOid
 #define JQ_SUSPECT_KEY "suspect"
 
+/*
+ * Keys of services begin so, and those of users do not: jq_check_user_key().  On
+ * such a key jobs run one by one and in order, whatever their queue's settings.
+ */
+#define JQ_SERVICE_KEY "jobqueue_service:"
+
+static inline bool
+jq_key_is_service(const char *key, int len)
+{
+	return len >= (int) strlen(JQ_SERVICE_KEY) &&
+		   memcmp(key, JQ_SERVICE_KEY, strlen(JQ_SERVICE_KEY)) == 0;
+}
+
 typedef struct JqKeyInfo
 {
 	char key[JQ_KEY_MAX + 1];

@@ -50,7 +50,12 @@ jq_key_rules(const JqKey *k, uint32 hash, int lane, JqKeyRules *r)
 	jq_queue_settings(jq_lanes[lane].queue_ix, &s);
 	r->limit = s.key_limit;
 	r->ordered = s.ordered;
-	if (s.ordered)
+	if (jq_key_is_service(k->tag.text, (int) k->tag.len))
+	{
+		r->limit = 1;
+		r->ordered = true;
+	}
+	if (r->ordered)
 		r->queue = jq_key_queue_hash(jq_lanes[lane].queue);
 	r->limited = s.key_rate > 0;
 	if (r->limited)

@@ -323,7 +323,8 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 		case EXPIRED:
 			a->attempt = 0; /* it was never started */
 			a->started_at = 0;
-			note_end(a, JQ_CANCELLED, "expired");
+			note_end(a, JQ_CANCELLED,
+					 a->reason != NULL ? a->reason : "expired");
 			free_keys(a);
 			break;
 		case DROPPED:

@@ -93,7 +93,15 @@ check_values(HeapTuple tup, TupleDesc desc)
 		jq_check_queue_name(TextDatumGetCString(d));
 	d = column(tup, desc, "key", &isnull);
 	if (!isnull)
-		jq_check_key(VARSIZE_ANY_EXHDR(DatumGetTextPP(d)));
+	{
+		text *key = DatumGetTextPP(d);
+		char kind = DatumGetChar(column(tup, desc, "kind", &isnull));
+
+		if (isnull || kind != JQ_KIND_MESSAGE)
+			jq_check_user_key(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+		else
+			jq_check_key(VARSIZE_ANY_EXHDR(key));
+	}
 }
 
 static void
@@ -134,7 +142,9 @@ check_command(char kind, const char *command)
 {
 	bool ok;
 
-	if (kind == JQ_KIND_FUNCTION)
+	if (kind == JQ_KIND_MESSAGE)
+		ok = true;
+	else if (kind == JQ_KIND_FUNCTION)
 	{
 		const char *paren = strrchr(command, '(');
 
@@ -184,8 +194,8 @@ check_row(HeapTuple tup, TupleDesc desc)
 	bool isnull;
 	Datum d = column(tup, desc, "kind", &isnull);
 
-	if (!isnull && strchr("fsx", DatumGetChar(d)) == NULL)
-		refuse("kind", "f, s, x or null");
+	if (!isnull && strchr("fsxm", DatumGetChar(d)) == NULL)
+		refuse("kind", "f, s, x, m or null");
 	if (!isnull)
 	{
 		char kind = DatumGetChar(d);

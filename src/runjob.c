@@ -51,6 +51,7 @@
 #include "publish.h"
 #include "recent.h"
 #include "runjob.h"
+#include "service.h"
 #include "session.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -272,6 +273,8 @@ jq_attempt_is_ordered(const JqAttempt *a)
 
 	if (a->job->keylen == 0)
 		return false;
+	if (jq_key_is_service(a->job->key, a->job->keylen))
+		return true;
 	jq_queue_settings(a->queue_ix, &s);
 	return s.ordered;
 }
@@ -304,6 +307,9 @@ waits_for_order(JqAttempt *a, JqTable *t, TimestampTz *put_off)
 			*put_off = Max(run_at, GetCurrentTimestamp() + USECS_PER_SEC);
 			return true;
 		}
+		/* not for ever: that is for one whose failure is to be recorded */
+		if (run_at == DT_NOEND)
+			run_at = GetCurrentTimestamp() + USECS_PER_DAY;
 		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
 							   a->queue, pos, run_at);
 		JQ_PAUSE("order-noted");
@@ -631,6 +637,38 @@ put_off_row(JqAttempt *a, TimestampTz until)
 	RESUME_INTERRUPTS();
 }
 
+/*
+ * Its service has failed: it waits in the table until that is started again, and
+ * later ones of the key wait for it.
+ */
+static JqVerdict
+put_off_message(JqAttempt *a, JqRow *row)
+{
+	JqTable *t;
+	bool done = false;
+
+	jq_begin_bookkeeping();
+	MemoryContextSwitchTo(jq_job_context);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	t = jq_table();
+	if (t != NULL)
+		done =
+			jq_service_put_off(t, a->job->id, jq_row_cstring(row, JQ_COL_KEY));
+	PopActiveSnapshot();
+	JQ_PAUSE("message-before-put-off");
+	/* between this commit and the end of the claim nothing may come */
+	HOLD_INTERRUPTS();
+	CommitTransactionCommand();
+	if (done)
+	{
+		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+		jq_unique_let_go();
+		jq_claim_end();
+	}
+	RESUME_INTERRUPTS();
+	return done ? PARKED : give_back(a, row);
+}
+
 /* the transaction of the attempt; errors are caught by the caller */
 static JqVerdict
 attempt_it(JqAttempt *a)
@@ -726,8 +764,32 @@ attempt_it(JqAttempt *a)
 		}
 	}
 
-	begin_running(a, &row);
 	kind = kind_of(&row);
+	if (kind == JQ_KIND_MESSAGE)
+	{
+		JqServiceLook look;
+
+		PushActiveSnapshot(snapshot);
+		look = jq_service_look(t, &row);
+		if (look == JQ_SERVICE_GONE)
+		{
+			UnregisterSnapshot(snapshot);
+			a->reason = "its service has ended";
+			jq_archive(t, a->job->id, "cancelled", a->reason, 0, (Datum) 0);
+			PopActiveSnapshot();
+			CommitTransactionCommand();
+			return EXPIRED;
+		}
+		PopActiveSnapshot();
+		if (look == JQ_SERVICE_FAILED)
+		{
+			UnregisterSnapshot(snapshot);
+			CommitTransactionCommand();
+			return put_off_message(a, &row);
+		}
+	}
+
+	begin_running(a, &row);
 	if (kind == JQ_KIND_OUTSIDE)
 	{
 		a->outside = true;
@@ -749,7 +811,8 @@ attempt_it(JqAttempt *a)
 		CommitTransactionCommand();
 		return COMPLETED;
 	}
-	if (kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL)
+	if (kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL &&
+		kind != JQ_KIND_MESSAGE)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("job has unknown kind \"%c\"", kind)));
 	run_and_finish(a, t, &row, snapshot, false);

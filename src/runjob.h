@@ -31,6 +31,14 @@ extern JqCurrent jq_current_job;
  */
 extern Datum jq_execute(JqRow *row, bool *isnull);
 
+/*
+ * The same of the handler of a service, whose signature it is; NULL is for the
+ * caller to judge.
+ */
+extern Datum jq_execute_handler(const char *handler, Oid func_owner,
+								Datum state, Datum message, bool message_null,
+								bool *isnull);
+
 /* let the search_path and settings of the row hold to the transaction's end */
 extern void jq_apply_environment(JqRow *row);
 /* the same until the present nesting level of settings ends */

@@ -131,7 +131,9 @@ worker_exit(int code, Datum arg)
 		jq_queue_settings(queue_ix, &settings);
 		strlcpy(queue, jq_lanes[s->claim_lane].queue, sizeof(queue));
 		/* until that is recorded nothing may overtake it */
-		if (settings.ordered && s->claim_state == JQ_CLAIM_RUNNING &&
+		if ((settings.ordered ||
+			 jq_key_is_service(s->claim_key, s->claim_keylen)) &&
+			s->claim_state == JQ_CLAIM_RUNNING &&
 			jq_keylock_mine(args.db, s->claim_key, s->claim_keylen))
 			jq_keylock_order_begin(args.db, s->claim_key, s->claim_keylen,
 								   queue, s->claim_pos, DT_NOEND);
