@@ -80,7 +80,7 @@ CREATE TABLE jobqueue_job (
 	crashes		smallint NOT NULL DEFAULT 0,
 	kind		"char",
 	queue		text COLLATE "C" NOT NULL DEFAULT 'default',
-	command		text NOT NULL,
+	command		text,
 	args		jsonb,
 	key			text COLLATE "C",
 	search_path	text,
@@ -108,7 +108,10 @@ CREATE TABLE jobqueue_job (
 		toast.autovacuum_vacuum_cost_delay = 0);
 ALTER SEQUENCE jobqueue_job_id_seq OWNED BY jobqueue_job.id;
 CREATE INDEX jobqueue_job_ready ON jobqueue_job (queue, owner, priority, id)
-	WHERE run_at IS NULL;
+	WHERE run_at IS NULL AND command IS NOT NULL;
+-- the same for outside consumers, who fetch jobs of all owners
+CREATE INDEX jobqueue_job_fetch ON jobqueue_job (queue, priority, id)
+	WHERE run_at IS NULL AND command IS NULL;
 -- what waits for a key, where memory does not hold all that does
 CREATE INDEX jobqueue_job_key ON jobqueue_job
 	(pg_catalog.hashtextextended(key, 0), priority, id)
@@ -138,7 +141,7 @@ CREATE TABLE jobqueue_archive (
 	kind		"char",
 	state		text NOT NULL CHECK (state IN ('completed', 'cancelled', 'dead')),
 	queue		text COLLATE "C" NOT NULL,
-	command		text NOT NULL,
+	command		text,
 	args		jsonb,
 	key			text COLLATE "C",
 	search_path	text,
@@ -394,6 +397,26 @@ CREATE FUNCTION jobqueue_revoke(role regrole, level text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_revoke' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 -- ---------------------------------------------------------------------------
+-- Outside consumers
+-- ---------------------------------------------------------------------------
+CREATE FUNCTION jobqueue_fetch(queue text, max int DEFAULT 1,
+	wait interval DEFAULT '0', lease interval DEFAULT NULL,
+	OUT id bigint, OUT args jsonb, OUT key text, OUT attempt int,
+	OUT priority int, OUT tags text[], OUT enqueued_at timestamptz,
+	OUT token uuid)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_fetch' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
+CREATE FUNCTION jobqueue_complete(id bigint, result jsonb DEFAULT NULL,
+	token uuid DEFAULT NULL) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_complete' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_fail(id bigint, error text DEFAULT NULL,
+	retry_in interval DEFAULT NULL, token uuid DEFAULT NULL) RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'jq_fail' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_release(id bigint, token uuid DEFAULT NULL)
+	RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_release' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+-- ---------------------------------------------------------------------------
 -- What memory knows; each function shows only what its caller may see
 -- ---------------------------------------------------------------------------
 -- 2: everything about the jobs of that role, 1: all but arguments, 0: nothing
@@ -631,9 +654,10 @@ COMMENT ON COLUMN jobqueue_job.max_attempts IS
 COMMENT ON COLUMN jobqueue_job.crashes IS
 	'crashes of the server while it ran, since its last recorded failure';
 COMMENT ON COLUMN jobqueue_job.kind IS
-	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block';
+	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block; n: no command';
 COMMENT ON COLUMN jobqueue_job.queue IS 'name of its queue';
-COMMENT ON COLUMN jobqueue_job.command IS 'signature of the function, or SQL text';
+COMMENT ON COLUMN jobqueue_job.command IS
+	'signature of the function, or SQL text; NULL: an outside consumer fetches it';
 COMMENT ON COLUMN jobqueue_job.args IS 'argument of the function, or $1 of the text';
 COMMENT ON COLUMN jobqueue_job.key IS 'at most one job of a key runs at a time';
 COMMENT ON COLUMN jobqueue_job.search_path IS
@@ -667,6 +691,8 @@ COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
 	'rows of roles that one is a member of';
+COMMENT ON INDEX jobqueue_job_fetch IS
+	'what outside consumers may fetch';
 COMMENT ON INDEX jobqueue_job_key IS
 	'what waits for a key, where memory does not hold all that does';
 COMMENT ON INDEX jobqueue_job_tried IS
@@ -818,6 +844,15 @@ COMMENT ON FUNCTION jobqueue_grant(regrole, text) IS
 	'give a role the level "use", "monitor" or "admin"';
 COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
 	'take the privileges of a level from a role';
+
+COMMENT ON FUNCTION jobqueue_fetch(text, int, interval, interval) IS
+	'for outside consumers: take up to max jobs without a command from a queue, waiting for the first; they are this session''s, or with a lease the token''s, until completed, failed or released';
+COMMENT ON FUNCTION jobqueue_complete(bigint, jsonb, uuid) IS
+	'a fetched job is done: it leaves the queue with this transaction';
+COMMENT ON FUNCTION jobqueue_fail(bigint, text, interval, uuid) IS
+	'an attempt of a fetched job has failed; returns when it is tried again, NULL: it is dead';
+COMMENT ON FUNCTION jobqueue_release(bigint, uuid) IS
+	'give a fetched job back, as if it had not been fetched';
 
 COMMENT ON FUNCTION jobqueue_sight(oid) IS
 	'internal: what the current role sees of the jobs of that role; 2: all, 1: all but arguments and results, 0: nothing';

@@ -170,8 +170,9 @@ set_on_dead(const char *queue, int n, const char **given, Oid *types,
 	Oid func_owner = InvalidOid;
 
 	if (!none)
-		values[n - 1] = CStringGetTextDatum(jq_on_dead_resolve(
-			queue, TextDatumGetCString(values[n - 1]), &func_owner));
+		values[n - 1] = CStringGetTextDatum(
+			jq_on_dead_resolve(queue, TextDatumGetCString(values[n - 1]),
+							   &func_owner));
 	given[n] = "on_dead_owner";
 	types[n] = OIDOID;
 	values[n] = ObjectIdGetDatum(GetUserId());
@@ -257,10 +258,12 @@ jq_drop_queue(PG_FUNCTION_ARGS)
 {
 	static const char *const drop =
 		"DELETE FROM %s.jobqueue_queue WHERE name = $1";
-	/* each half has an index of its own */
+	/* each part has an index of its own */
 	static const char *const live =
 		"SELECT WHERE EXISTS (SELECT FROM %s.jobqueue_job"
-		"  WHERE queue = $1 AND run_at IS NULL)"
+		"  WHERE queue = $1 AND run_at IS NULL AND command IS NOT NULL)"
+		" OR EXISTS (SELECT FROM %s.jobqueue_job"
+		"  WHERE queue = $1 AND run_at IS NULL AND command IS NULL)"
 		" OR EXISTS (SELECT FROM %s.jobqueue_job"
 		"  WHERE queue = $1 AND run_at IS NOT NULL)";
 	char *queue;

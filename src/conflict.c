@@ -168,7 +168,7 @@ update(JqTable *t, const Datum *values, const bool *nulls, JqHeldJob *h)
 	h->item.priority = DatumGetInt16(VALUE(JQ_COL_PRIORITY));
 	h->item.flags = TIMESTAMP_IS_NOBEGIN(run_at) ? 0 : JQ_E_DUE;
 	if (DatumGetInt64(JQ_ROW(&h->row, JQ_COL_HOME)) == t->home)
-		jq_publish_row(h->owner, h->queue, &h->item, run_at);
+		jq_publish_row(h->lane_role, h->queue, &h->item, run_at);
 	CommandCounterIncrement();
 	return true;
 }

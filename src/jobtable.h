@@ -54,6 +54,10 @@ enum
 #define JQ_KIND_FUNCTION 'f' /* called directly, or by SELECT or CALL */
 #define JQ_KIND_SQL 's'		 /* text, in the job's transaction */
 #define JQ_KIND_OUTSIDE 'x'	 /* one statement outside a transaction block */
+#define JQ_KIND_NONE 'n'	 /* no command: outside consumers fetch it */
+
+/* SQL: the role of its lane */
+#define JQ_LANE_ROLE "CASE WHEN command IS NULL THEN 1::oid ELSE owner::oid END"
 
 #define JQ_DEFAULT_MAX_ATTEMPTS 10
 #define JQ_DEFAULT_TIMEOUT_US USECS_PER_HOUR
@@ -67,6 +71,7 @@ typedef struct JqTable
 	Oid job;
 	Oid pk;
 	Oid ready;
+	Oid fetch;
 	Oid due;
 	Oid expiry;
 	Oid key;
@@ -132,6 +137,8 @@ extern JqFetch jq_row_fetch(JqTable *t, int64 id, ItemPointer tid,
 extern bool jq_row_delete(JqTable *t, int64 id, JqRow *row,
 						  struct SnapshotData *snapshot);
 
+/* the role of its lane */
+extern Oid jq_row_lane_role(const JqRow *row);
 /* is a row due (and not expired), and where does it stand */
 extern JqPos jq_row_pos(const JqRow *row);
 extern char *jq_row_cstring(const JqRow *row, int col); /* palloc'd, or NULL */

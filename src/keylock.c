@@ -52,6 +52,7 @@ typedef struct JqMyKey
 	uint32 hash;
 	int64 job;
 	bool pushed;		/* we are not a holder, but its pusher */
+	bool of_claim;		/* nor are we: the claim of an outside consumer is */
 	bool unused;		/* a token was taken that has not been used */
 	JqKeyBucket bucket; /* of the token */
 } JqMyKey;
@@ -162,7 +163,7 @@ note_mine(const JqKeyTag *tag, uint32 hash)
 	m->tag = *tag;
 	m->hash = hash;
 	m->job = 0;
-	m->pushed = m->unused = false;
+	m->pushed = m->of_claim = m->unused = false;
 	n_my_keys++;
 	return m;
 }
@@ -263,7 +264,7 @@ holds(const JqKey *k)
 
 /* false: there is no memory for one more */
 static bool
-add_holder(JqKey *k, int64 job, int lane, int32 limit)
+add_holder(JqKey *k, int procno, int pid, int64 job, int lane, int32 limit)
 {
 	uint32 next = JQ_NIL;
 
@@ -274,8 +275,8 @@ add_holder(JqKey *k, int64 job, int lane, int32 limit)
 			return false;
 		*JQ_HOLDER(next) = k->holder;
 	}
-	k->holder.procno = jq_my_procno();
-	k->holder.pid = MyProcPid;
+	k->holder.procno = procno;
+	k->holder.pid = pid;
 	k->holder.job = job;
 	k->holder.since = GetCurrentTimestamp();
 	k->holder.limit = limit;
@@ -300,20 +301,28 @@ set_limit(JqKey *k)
 	}
 }
 
-/* false: this process is none */
 static bool
-remove_holder(JqKey *k)
+is_mine(const JqHolder *h, const JqMyKey *my)
 {
-	JqHolder *h = &k->holder;
+	if (my->of_claim)
+		return h->procno == JQ_CLAIM_HOLDS && h->job == my->job;
+	return h->procno == jq_my_procno() && h->pid == MyProcPid;
+}
+
+/* false: this process, or the claim, is none */
+static bool
+remove_holder(JqKey *k, const JqMyKey *my)
+{
+	JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
 	uint32 *link = NULL; /* to h */
 
-	if (!holds(k))
-		return false;
-	while (h->procno != jq_my_procno() || h->pid != MyProcPid)
+	while (h != NULL && !is_mine(h, my))
 	{
 		link = &h->next;
-		h = JQ_HOLDER(h->next);
+		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
 	}
+	if (h == NULL)
+		return false;
 	if (h->next != JQ_NIL)
 	{
 		/* the next one takes its place */
@@ -434,10 +443,14 @@ enter_key(const JqKeyTag *tag, uint32 hash)
 	return k;
 }
 
+/* claim_pid: for a claim, of a session with that pid; -1: for this process */
 static JqKeyResult
-take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
-	 uint32 *next)
+take(JqKey *k, uint32 hash, int64 job, int claim_pid, int lane, uint32 ix,
+	 bool *ask, uint32 *next)
 {
+	bool of_claim = claim_pid >= 0;
+	int procno = of_claim ? JQ_CLAIM_HOLDS : jq_my_procno();
+	int pid = of_claim ? claim_pid : MyProcPid;
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until;
 	JqKeyRules r;
@@ -451,11 +464,12 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 	if (ix == JQ_NIL)
 	{
 		if (k->nholders > 0 &&
-			(k->nholders >= Min(r.limit, k->limit) || holds(k)))
+			(k->nholders >= Min(r.limit, k->limit) || (!of_claim && holds(k))))
 			return JQ_KEY_BUSY;
-		if (!add_holder(k, job, -1, r.limit))
+		if (!add_holder(k, procno, pid, job, of_claim ? lane : -1, r.limit))
 			return JQ_KEY_BUSY;
-		note_mine(&k->tag, hash)->job = job;
+		if (!of_claim)
+			note_mine(&k->tag, hash)->job = job;
 		return JQ_KEY_TAKEN;
 	}
 	if (k->brought > 0)
@@ -481,21 +495,25 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 			*ask |= jq_key_wants_refill(k);
 		return result;
 	}
-	if (jq_key_behind(k, hash, lane, pos, now) || holds(k))
+	if (jq_key_behind(k, hash, lane, pos, now) || (!of_claim && holds(k)))
 	{
 		/* somebody else may be able to go; if so, the launcher sees to it */
 		jq_key_wake_by(k, hash, now);
 		return wait_for(k, ix);
 	}
-	if (!add_holder(k, job, lane, r.limit))
+	if (!add_holder(k, procno, pid, job, lane, r.limit))
 		return wait_for(k, ix); /* there are others, who let it go */
-	m = note_mine(&k->tag, hash);
-	m->job = job;
+	m = of_claim ? NULL : note_mine(&k->tag, hash);
+	if (m != NULL)
+		m->job = job;
 	if (r.limited)
 	{
 		jq_keyrate_take(&r.bucket, now);
-		m->unused = true;
-		m->bucket = r.bucket;
+		if (m != NULL)
+		{
+			m->unused = true;
+			m->bucket = r.bucket;
+		}
 	}
 	if (k->turn_ends != 0 && jq_pos_cmp(pos, k->turn) == 0)
 	{
@@ -511,16 +529,16 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 	return JQ_KEY_TAKEN;
 }
 
-JqKeyResult
-jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
-				uint32 entry, bool *ask, uint32 *next)
+static JqKeyResult
+take_key(Oid db, const char *key, int len, int64 job, int claim_pid, int lane,
+		 uint32 entry, bool *ask, uint32 *next)
 {
 	JqKeyTag tag;
 	uint32 hash;
 	JqKey *k;
 	JqKeyResult result;
 
-	Assert(n_my_keys < max_my_keys);
+	Assert(claim_pid >= 0 || n_my_keys < max_my_keys);
 	*next = JQ_NIL;
 	make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
@@ -536,11 +554,25 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
 		result = JQ_KEY_FULL;
 	else
 	{
-		result = take(k, hash, job, lane, entry, ask, next);
+		result = take(k, hash, job, claim_pid, lane, entry, ask, next);
 		jq_key_check(k);
 	}
 	LWLockRelease(jq_key_partition(hash));
 	return result;
+}
+
+JqKeyResult
+jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
+				uint32 entry, bool *ask, uint32 *next)
+{
+	return take_key(db, key, len, job, -1, lane, entry, ask, next);
+}
+
+JqKeyResult
+jq_keylock_take_for_claim(Oid db, const char *key, int len, int64 job, int pid,
+						  int lane, uint32 entry, bool *ask, uint32 *next)
+{
+	return take_key(db, key, len, job, pid, lane, entry, ask, next);
 }
 
 static int
@@ -625,7 +657,7 @@ let_go(JqKey *k, JqMyKey *my)
 	}
 	if (my->unused)
 		jq_keyrate_give_back(&my->bucket);
-	if (!remove_holder(k))
+	if (!remove_holder(k, my))
 		return false;
 	/* unless its failure is still to be recorded */
 	if (k->norders > 0)
@@ -797,6 +829,19 @@ jq_keylock_release(Oid db, const char *key, int len)
 
 	if (i >= 0)
 		release_at(i);
+}
+
+void
+jq_keylock_release_of_claim(Oid db, const char *key, int len, int64 job)
+{
+	JqMyKey my;
+
+	memset(&my, 0, offsetof(JqMyKey, bucket));
+	make_tag(&my.tag, db, key, len);
+	my.hash = tag_hash_text(&my.tag, 0);
+	my.job = job;
+	my.of_claim = true;
+	advance(&my.tag, my.hash, &my);
 }
 
 void

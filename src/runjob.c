@@ -191,8 +191,7 @@ matches(JqAttempt *a, JqRow *row, JqItem *item, TimestampTz *run_at)
 			*run_at = DT_NOBEGIN;
 	}
 	item_of_row(item, row);
-	return *run_at == DT_NOBEGIN &&
-		   DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)) == a->role &&
+	return *run_at == DT_NOBEGIN && jq_row_lane_role(row) == a->role &&
 		   text_equals(JQ_ROW(row, JQ_COL_QUEUE), a->queue, strlen(a->queue)) &&
 		   item->priority == a->job->pos.priority &&
 		   item->keylen == a->job->keylen &&
@@ -226,8 +225,7 @@ as_expected(JqAttempt *a, JqTable *t, JqRow *row)
 	/* our own claim must be gone first, or the entry would be dropped */
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_claim_end();
-	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
-				   queue, &item, run_at);
+	jq_publish_now(MyDatabaseId, jq_row_lane_role(row), queue, &item, run_at);
 	return false;
 }
 

@@ -147,6 +147,7 @@ jq_sched_rows(int *n)
 		r->run_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(d);
 		if (!isnull)
 			r->item.flags = JQ_E_DUE;
+		r->lane_role = DatumGetObjectId(SPI_getbinval(tup, desc, 8, &isnull));
 	}
 	MemoryContextSwitchTo(old);
 	return rows;
