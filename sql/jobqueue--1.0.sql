@@ -191,6 +191,16 @@ CREATE TABLE jobqueue_dependency (
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job);
 
+-- Jobs that outside consumers have fetched with a lease; see src/lease.h.
+CREATE TABLE jobqueue_lease (
+	job			bigint NOT NULL,
+	token		uuid NOT NULL,
+	leased_until timestamptz NOT NULL,
+	leased_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	CONSTRAINT jobqueue_lease_pkey PRIMARY KEY (job)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
+
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;
 CREATE TABLE jobqueue_queue (
@@ -228,6 +238,7 @@ SELECT pg_catalog.pg_extension_config_dump('jobqueue_job', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_unique', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_lease', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
 
@@ -269,6 +280,7 @@ ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_unique ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_dependency ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_lease ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue
@@ -406,12 +418,19 @@ CREATE FUNCTION jobqueue_fetch(queue text, max int DEFAULT 1,
 	OUT token uuid)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_fetch' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
+CREATE PROCEDURE jobqueue_fetch_wait(queue text, max int DEFAULT 1,
+	wait interval DEFAULT '1 minute', lease interval DEFAULT NULL,
+	INOUT jobs jsonb DEFAULT NULL)
+	AS 'MODULE_PATHNAME', 'jq_fetch_wait' LANGUAGE C;
 CREATE FUNCTION jobqueue_complete(id bigint, result jsonb DEFAULT NULL,
 	token uuid DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_complete' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_fail(id bigint, error text DEFAULT NULL,
 	retry_in interval DEFAULT NULL, token uuid DEFAULT NULL) RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'jq_fail' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_extend(id bigint, lease interval, token uuid)
+	RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'jq_extend' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_release(id bigint, token uuid DEFAULT NULL)
 	RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_release' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -589,7 +608,7 @@ BEGIN
 			   AND d.refobjid = (SELECT oid FROM pg_catalog.pg_extension
 								 WHERE extname = 'jobqueue')
 	LOOP
-		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+		EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
 	END LOOP;
 END
 $$;
@@ -726,6 +745,14 @@ COMMENT ON COLUMN jobqueue_unique.expires_at IS
 	'free from then on; NULL: when the job gives it free';
 COMMENT ON INDEX jobqueue_unique_expiry IS
 	'what is to be pruned';
+COMMENT ON TABLE jobqueue_lease IS
+	'jobs that outside consumers have fetched with a lease; written by jobqueue alone';
+COMMENT ON COLUMN jobqueue_lease.job IS 'the job';
+COMMENT ON COLUMN jobqueue_lease.token IS
+	'whoever has it may complete the job';
+COMMENT ON COLUMN jobqueue_lease.leased_until IS
+	'the attempt has failed if the job has not ended by then';
+COMMENT ON COLUMN jobqueue_lease.leased_at IS 'when it was fetched';
 COMMENT ON TABLE jobqueue_queue IS
 	'settings of queues, as jobqueue_configure() and jobqueue_pause() left them; read the view jobqueue_queues';
 COMMENT ON COLUMN jobqueue_queue.name IS 'name of the queue';
@@ -847,10 +874,14 @@ COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
 
 COMMENT ON FUNCTION jobqueue_fetch(text, int, interval, interval) IS
 	'for outside consumers: take up to max jobs without a command from a queue, waiting for the first; they are this session''s, or with a lease the token''s, until completed, failed or released';
+COMMENT ON PROCEDURE jobqueue_fetch_wait(text, int, interval, interval, jsonb) IS
+	'as jobqueue_fetch(), but no snapshot is held while it waits; the jobs come as an array of objects';
 COMMENT ON FUNCTION jobqueue_complete(bigint, jsonb, uuid) IS
 	'a fetched job is done: it leaves the queue with this transaction';
 COMMENT ON FUNCTION jobqueue_fail(bigint, text, interval, uuid) IS
 	'an attempt of a fetched job has failed; returns when it is tried again, NULL: it is dead';
+COMMENT ON FUNCTION jobqueue_extend(bigint, interval, uuid) IS
+	'the lease of a fetched job ends that long from now; returns when';
 COMMENT ON FUNCTION jobqueue_release(bigint, uuid) IS
 	'give a fetched job back, as if it had not been fetched';
 

@@ -18,6 +18,7 @@
 #include "fetchxact.h"
 #include "fmgr.h"
 #include "lane.h"
+#include "lease.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "publish.h"
@@ -88,6 +89,8 @@ jq_complete(PG_FUNCTION_ARGS)
 	JqFetched f;
 
 	jq_fetchxact_pin(id, token_argument(fcinfo, 2), false, &f);
+	if (f.leased)
+		jq_lease_delete(t, id);
 	if (!finish_row(t, &f, result))
 	{
 		jq_row_must_be_gone(t, id);
@@ -129,6 +132,8 @@ jq_fail(PG_FUNCTION_ARGS)
 	}
 	jq_fetchxact_pin(id, token_argument(fcinfo, 3), false, &f);
 	failure.started_at = f.started_at;
+	if (f.leased)
+		jq_lease_delete(t, id);
 	recorded = jq_record_failure(t, id, &failure, &run_at);
 	if (recorded == JQ_RECORD_GONE)
 	{
@@ -148,12 +153,35 @@ PG_FUNCTION_INFO_V1(jq_release);
 Datum
 jq_release(PG_FUNCTION_ARGS)
 {
-	int64 id;
+	JqTable *t = jq_control_begin("jobqueue_release()");
+	int64 id = jq_control_id(fcinfo);
 	JqFetched f;
 
-	(void) jq_control_begin("jobqueue_release()");
-	id = jq_control_id(fcinfo);
 	jq_fetchxact_pin(id, token_argument(fcinfo, 1), false, &f);
+	if (f.leased)
+		jq_lease_delete(t, id);
 	jq_fetchxact_end(id, JQ_FETCH_RELEASED, 0, NULL);
 	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(jq_extend);
+Datum
+jq_extend(PG_FUNCTION_ARGS)
+{
+	JqTable *t = jq_control_begin("jobqueue_extend()");
+	int64 id = jq_control_id(fcinfo);
+	TimestampTz until;
+	JqFetched f;
+	int64 us = PG_ARGISNULL(1) ? 0 : jq_interval_us(PG_GETARG_INTERVAL_P(1));
+
+	if (us <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
+				 errmsg("lease must be more than 0"),
+				 errhint("Give the time from now that is still needed.")));
+	jq_fetchxact_pin(id, token_argument(fcinfo, 2), true, &f);
+	until = GetCurrentTimestamp() + us;
+	jq_lease_write(t, &id, 1, &f.token, until);
+	jq_fetchxact_end(id, JQ_FETCH_EXTENDED, until, NULL);
+	PG_RETURN_TIMESTAMPTZ(until);
 }

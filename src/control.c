@@ -404,6 +404,11 @@ jq_adopt(PG_FUNCTION_ARGS)
 					 "UPDATE %s.jobqueue_archive SET home = $1"
 					 " WHERE home <> $1",
 					 1, types, values, NULL);
+	/* whoever leased them did so elsewhere */
+	jq_owner_execute(t,
+					 "DELETE FROM %s.jobqueue_lease WHERE job IN"
+					 " (SELECT id FROM %s.jobqueue_job WHERE home <> $1)",
+					 1, types, values, NULL);
 	jq_owner_execute(t, sql, 1, types, values, NULL);
 	n = SPI_processed;
 	for (i = 0; i < n; i++)

@@ -13,6 +13,7 @@
 
 #include "database.h"
 #include "directory.h"
+#include "fetched.h"
 #include "guc.h"
 #include "keylock.h"
 #include "lane.h"
@@ -584,6 +585,13 @@ jq_dir_purge_db(Oid db)
 			jq_lane_clear(i, JQ_POS_ALL);
 		LWLockRelease(jq_lane_lock(i));
 	}
+	if (dbix >= 0)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		jq_dbs[dbix].leases_read = false;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+	}
+	jq_fetched_purge(db);
 	jq_keylock_order_forget(db, true);
 	jq_keylock_purge(db);
 }

@@ -16,12 +16,14 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "after.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "command.h"
 #include "compat.h"
+#include "conflict.h"
 #include "consumer.h"
 #include "database.h"
 #include "executor/spi.h"
@@ -29,44 +31,30 @@
 #include "fetchxact.h"
 #include "funcapi.h"
 #include "guc.h"
+#include "jobscan.h"
 #include "keylock.h"
 #include "lane.h"
-#include "lib/stringinfo.h"
+#include "lease.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pause.h"
 #include "publish.h"
+#include "queue.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
+#include "utils/numeric.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker.h"
 
 #define MAX_WAIT_US USECS_PER_MINUTE
 #define TAKE_AT_ONCE 64
-
-/* what is asked for */
-typedef struct Request
-{
-	char queue[JQ_QUEUE_NAME_MAX + 1];
-	int max;
-	int64 wait_us;
-	bool leased;
-	int64 lease_us;
-	pg_uuid_t token;
-} Request;
-
-/* a job that is given to the consumer */
-typedef struct Given
-{
-	int64 id;
-	JqRow row;
-	int attempt;
-} Given;
 
 /* -------------------------------------------------------------- arguments */
 
@@ -85,7 +73,7 @@ interval_argument(FunctionCallInfo fcinfo, int n, const char *what)
 
 /* arguments queue, max, wait, lease */
 static void
-get_request(FunctionCallInfo fcinfo, Request *r)
+get_request(FunctionCallInfo fcinfo, JqFetchRequest *r)
 {
 	char *queue;
 
@@ -118,10 +106,26 @@ get_request(FunctionCallInfo fcinfo, Request *r)
 	}
 }
 
-static JqTable *
-check_session(const Request *r, const char *function)
+static void
+make_token(JqFetchRequest *r)
+{
+	if (r->leased)
+	{
+		if (!pg_strong_random(r->token.data, UUID_LEN))
+			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+							errmsg("could not generate random values")));
+		/* as gen_random_uuid() does */
+		r->token.data[6] = (r->token.data[6] & 0x0f) | 0x40;
+		r->token.data[8] = (r->token.data[8] & 0x3f) | 0x80;
+	}
+}
+
+void
+jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
+				 const char *function)
 {
 	jq_shmem_check();
+	get_request(fcinfo, r);
 	PreventCommandIfParallelMode(function);
 	PreventCommandDuringRecovery(function);
 	if (r->leased)
@@ -133,157 +137,52 @@ check_session(const Request *r, const char *function)
 			 errmsg("a job cannot fetch jobs for its session"),
 			 errhint(
 				 "Its session goes on to other jobs; give a lease to fetch with.")));
-	return jq_table_required();
-}
-
-/* ------------------------------------------------------------------- look */
-
-static void
-item_of_row(JqItem *item, const JqRow *row)
-{
-	memset(item, 0, sizeof(*item));
-	item->id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	item->priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
-	item->tid = row->tid;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-		item->flags = JQ_E_DUE;
-	if (!JQ_ROW_NULL(row, JQ_COL_KEY))
-	{
-		text *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
-
-		item->key = VARDATA_ANY(key);
-		item->keylen = Min(VARSIZE_ANY_EXHDR(key), JQ_KEY_MAX);
-	}
-}
-
-/* is the row what the entry said?  *run_at: DT_NOBEGIN if it is due */
-static bool
-matches(const JqTaken *job, const JqRow *row, const JqItem *item,
-		TimestampTz *run_at)
-{
-	char *queue = jq_row_cstring(row, JQ_COL_QUEUE);
-
-	*run_at = DT_NOBEGIN;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-	{
-		*run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-		if (*run_at <= GetCurrentTimestamp())
-			*run_at = DT_NOBEGIN;
-	}
-	return *run_at == DT_NOBEGIN && jq_row_lane_role(row) == JQ_CONSUMER_ROLE &&
-		   strcmp(queue, jq_lanes[job->lane].queue) == 0 &&
-		   item->priority == job->pos.priority && item->keylen == job->keylen &&
-		   (item->keylen == 0 ||
-			memcmp(item->key, job->key, item->keylen) == 0);
-}
-
-JqLook
-jq_fetch_look(JqTable *t, const JqTaken *job, JqRow *row)
-{
-	char queue[JQ_QUEUE_NAME_MAX + 1];
-	int dbix = jq_lanes[job->lane].dbix;
-	TransactionId xid = InvalidTransactionId;
-	TimestampTz run_at;
-	JqItem item;
-	ItemPointerData tid = job->tid;
-
-	/* the lane stays what it is while the job is claimed */
-	strlcpy(queue, jq_lanes[job->lane].queue, sizeof(queue));
-	switch (jq_row_fetch(t, job->id, &tid, NULL, row, &xid, NULL))
-	{
-		case JQ_FETCH_GONE:
-			pg_atomic_fetch_add_u64(
-				&jq_queues[jq_lanes[job->lane].queue_ix].wasted, 1);
-			jq_fetchxact_drop(job->id, false);
-			jq_after_ended(dbix, job->id);
-			return JQ_LOOK_DROPPED;
-		case JQ_FETCH_DOUBTFUL:
-			/* without room to note it, its turn comes again */
-			if (jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
-									   job->id, xid))
-			{
-				jq_fetchxact_drop(job->id, false);
-				jq_db_request(dbix, JQ_REQ_FAILED);
-			}
-			else
-				jq_fetchxact_drop(job->id, true);
-			return JQ_LOOK_DROPPED;
-		case JQ_FETCH_FOUND:
-			break;
-	}
-	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home ||
-		t->meta_database != MyDatabaseId)
-	{
-		jq_fetchxact_drop(job->id, false); /* held: adopt publishes it */
-		return JQ_LOOK_DROPPED;
-	}
-	item_of_row(&item, row);
-	if (!matches(job, row, &item, &run_at))
-	{
-		jq_fetchxact_drop(job->id, false);
-		jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
-					   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
-		return JQ_LOOK_DROPPED;
-	}
-	if (!JQ_ROW_NULL(row, JQ_COL_EXPIRES_AT) &&
-		DatumGetTimestampTz(JQ_ROW(row, JQ_COL_EXPIRES_AT)) <=
-			GetCurrentTimestamp())
-	{
-		/* the scheduler ends it */
-		jq_fetchxact_drop(job->id, false);
-		jq_db_expiry(dbix,
-					 Max(DatumGetTimestampTz(JQ_ROW(row, JQ_COL_EXPIRES_AT)),
-						 DT_NOBEGIN + 1));
-		return JQ_LOOK_DROPPED;
-	}
-	return JQ_LOOK_GIVE;
+	(void) jq_table_required();
+	make_token(r);
 }
 
 /* ----------------------------------------------------------------- taking */
 
-static TimestampTz
-ready_at(const JqRow *row)
-{
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-		return DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-	if (!JQ_ROW_NULL(row, JQ_COL_AFTER_RUN_AT))
-		return DatumGetTimestampTz(JQ_ROW(row, JQ_COL_AFTER_RUN_AT));
-	return DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
-}
-
 static void
-describe(const Request *r, Given *g)
+describe(JqFetchRequest *r, JqGiven *g)
 {
 	JqRow *row = &g->row;
 
+	if (r->leased && r->until == 0)
+		r->until = GetCurrentTimestamp() + r->lease_us;
 	g->attempt = DatumGetInt16(JQ_ROW(row, JQ_COL_ATTEMPT)) + 1;
 	jq_fetched_describe(g->id, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
 						g->attempt,
 						DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT)),
-						ready_at(row), r->leased ? &r->token : NULL,
-						r->leased ? GetCurrentTimestamp() + r->lease_us : 0);
+						jq_fetch_ready_at(row), r->leased ? &r->token : NULL,
+						r->until);
 }
 
 /* take what there is, up to max jobs, with the place that was given to us */
 static int
-take(JqTable *t, const Request *r, JqPlace *place, Given *given)
+take(JqTable *t, JqFetchRequest *r, JqPlace *place, JqGiven *given)
 {
 	JqTaken taken[TAKE_AT_ONCE];
 	bool full = false;
 	int got = 0;
 	int n, i;
 
+	if (!jobqueue_enabled)
+	{
+		jq_limit_give(place);
+		return 0;
+	}
 	do
 	{
 		jq_fetchxact_reserve(TAKE_AT_ONCE);
-		n = jq_fetched_take(r->queue, Min(r->max - got, TAKE_AT_ONCE), place,
-							taken, &full);
+		n = jq_fetched_take(r->queue, Min(r->max - got, TAKE_AT_ONCE),
+							r->leased, place, taken, &full);
 		JQ_PAUSE("fetch-taken");
 		for (i = 0; i < n; i++)
 		{
-			Given *g = &given[got];
+			JqGiven *g = &given[got];
 
-			if (jq_fetch_look(t, &taken[i], &g->row) != JQ_LOOK_GIVE)
+			if (jq_fetch_look(t, &taken[i], r->leased, &g->row) != JQ_LOOK_GIVE)
 				continue;
 			g->id = taken[i].id;
 			describe(r, g);
@@ -303,7 +202,7 @@ take(JqTable *t, const Request *r, JqPlace *place, Given *given)
 }
 
 static bool
-may_take(const Request *r)
+may_take(const JqFetchRequest *r)
 {
 	int dbix = jq_dir_db(MyDatabaseId, true);
 
@@ -312,8 +211,8 @@ may_take(const Request *r)
 }
 
 /* sleep until there may be a job, or it is that late */
-static void
-await(const Request *r, TimestampTz until, JqPlace *place)
+void
+jq_fetch_await(const JqFetchRequest *r, TimestampTz until, JqPlace *place)
 {
 	static uint32 wait_event;
 
@@ -350,7 +249,7 @@ await(const Request *r, TimestampTz until, JqPlace *place)
 
 /* others wait, and there is more: whoever was woken takes what it wants alone */
 static void
-call_for_help(const Request *r)
+call_for_help(const JqFetchRequest *r)
 {
 	int lane = jq_dir_lane(MyDatabaseId, JQ_CONSUMER_ROLE, r->queue, false);
 
@@ -358,33 +257,46 @@ call_for_help(const Request *r)
 		jq_lane_call(lane, 1);
 }
 
+/* one statement for all */
+static void
+write_leases(JqTable *t, const JqFetchRequest *r, const JqGiven *given, int n)
+{
+	int64 *ids = palloc(n * sizeof(int64));
+	int i;
+
+	for (i = 0; i < n; i++)
+		ids[i] = given[i].id;
+	jq_lease_write(t, ids, n, &r->token, r->until);
+	JQ_PAUSE("fetch-leased");
+}
+
+/* what there is now; the place was given to us */
+int
+jq_fetch_now(JqTable *t, JqFetchRequest *r, JqPlace *place, JqGiven *given)
+{
+	int n = take(t, r, place, given);
+
+	if (n > 0)
+		call_for_help(r);
+	if (n > 0 && r->leased)
+		write_leases(t, r, given, n);
+	return n;
+}
+
 static int
-fetch(JqTable *t, Request *r, Given *given)
+fetch(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
 	TimestampTz until = GetCurrentTimestamp() + r->wait_us;
 	JqPlace place = JQ_NO_PLACE;
-	int n = 0;
+	int n;
 
-	if (r->leased)
-	{
-		if (!pg_strong_random(r->token.data, UUID_LEN))
-			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
-							errmsg("could not generate random values")));
-		/* as gen_random_uuid() does */
-		r->token.data[6] = (r->token.data[6] & 0x0f) | 0x40;
-		r->token.data[8] = (r->token.data[8] & 0x3f) | 0x80;
-	}
 	for (;;)
 	{
-		if (jobqueue_enabled)
-			n = take(t, r, &place, given);
+		n = jq_fetch_now(t, r, &place, given);
 		if (n > 0 || GetCurrentTimestamp() >= until)
-			break;
-		await(r, until, &place);
+			return n;
+		jq_fetch_await(r, until, &place);
 	}
-	if (n > 0)
-		call_for_help(r);
-	return n;
 }
 
 /* ---------------------------------------------------------- the functions */
@@ -394,13 +306,13 @@ Datum
 jq_fetch(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Request r;
+	JqFetchRequest r;
 	JqTable *t;
-	Given *given;
+	JqGiven *given;
 	int n, i;
 
-	get_request(fcinfo, &r);
-	t = check_session(&r, "jobqueue_fetch()");
+	jq_fetch_request(fcinfo, &r, "jobqueue_fetch()");
+	t = jq_table_required();
 	/*
 	 * The snapshot of such a transaction is older than what is fetched now: it
 	 * would not see what the jobs, and those before them of their keys, are
@@ -415,7 +327,7 @@ jq_fetch(PG_FUNCTION_ARGS)
 			 errhint(
 				 "Fetch in a transaction of isolation level READ COMMITTED.")));
 	InitMaterializedSRF(fcinfo, 0);
-	given = palloc(r.max * sizeof(Given));
+	given = palloc(r.max * sizeof(JqGiven));
 	n = fetch(t, &r, given);
 	for (i = 0; i < n; i++)
 	{

@@ -9,16 +9,51 @@
 #include "fmgr.h"
 #include "jobtable.h"
 
+/* what is asked for */
+typedef struct JqFetchRequest
+{
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	int max;
+	int64 wait_us;
+	bool leased;
+	int64 lease_us;
+	pg_uuid_t token;
+	TimestampTz until; /* of the lease, once jobs have been taken */
+} JqFetchRequest;
+
+/* a job that is given to the consumer */
+typedef struct JqGiven
+{
+	int64 id;
+	JqRow row;
+	int attempt;
+} JqGiven;
+
+/* arguments queue, max, wait, lease; and may this session fetch so? */
+extern void jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
+							 const char *function);
 /*
- * What keeps a job that was just taken from being given to the consumer; see
- * fetch.c.
+ * Take up to max jobs, with the place that was given to us (or none).  Returns
+ * how many there are.
  */
+extern int jq_fetch_now(JqTable *t, JqFetchRequest *r, JqPlace *place,
+						JqGiven *given);
+/* sleep until there may be a job, or it is that late */
+extern void jq_fetch_await(const JqFetchRequest *r, TimestampTz until,
+						   JqPlace *place);
+
+/* ---- fetchlook.c ---- */
+
 typedef enum JqLook
 {
-	JQ_LOOK_GIVE,	/* nothing; its claim says what it is */
-	JQ_LOOK_DROPPED /* it is not ours any more */
+	JQ_LOOK_GIVE,	/* the consumer may have it */
+	JQ_LOOK_DROPPED /* it is not ours any more, or ends with the transaction */
 } JqLook;
 
-extern JqLook jq_fetch_look(JqTable *t, const JqTaken *job, JqRow *row);
+/* is the job that was just taken to be given to the consumer? */
+extern JqLook jq_fetch_look(JqTable *t, const JqTaken *job, bool leased,
+							JqRow *row);
+/* since when could it start? */
+extern TimestampTz jq_fetch_ready_at(const JqRow *row);
 
 #endif /* JQ_FETCH_H */

@@ -29,8 +29,8 @@
 #include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
-#include "queue.h"
 #include "pause.h"
+#include "queue.h"
 #include "slot.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
@@ -247,8 +247,8 @@ lock_lane(const char *queue)
 }
 
 int
-jq_fetched_take(const char *queue, int max, JqPlace *place, JqTaken *out,
-				bool *full)
+jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
+				JqTaken *out, bool *full)
 {
 	int room;
 	int n = 0;
@@ -309,8 +309,8 @@ jq_fetched_take(const char *queue, int max, JqPlace *place, JqTaken *out,
 		{
 			JqKeyResult r =
 				jq_keylock_take_for_claim(MyDatabaseId, t->key, t->keylen,
-										  e->id, MyProcPid, lane, ix, &ask,
-										  &next);
+										  e->id, leased ? 0 : MyProcPid, lane,
+										  ix, &ask, &next);
 
 			if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
 				continue;

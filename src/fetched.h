@@ -111,8 +111,8 @@ extern int jq_fetched_count(Oid db);
  * to a consumer of the queue, and is none afterwards.  *full: there is no room
  * for more claims.
  */
-extern int jq_fetched_take(const char *queue, int max, JqPlace *place,
-						   JqTaken *out, bool *full);
+extern int jq_fetched_take(const char *queue, int max, bool leased,
+						   JqPlace *place, JqTaken *out, bool *full);
 
 /* what the row says, of a claim of ours that is being taken */
 extern void jq_fetched_describe(int64 id, Oid owner, int attempt,

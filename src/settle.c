@@ -22,6 +22,7 @@
 #include "injob.h"
 #include "keylock.h"
 #include "lane.h"
+#include "lease.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "publish.h"
@@ -224,6 +225,8 @@ settle_lost(JqFetched *h)
 	f.message = text;
 	f.started_at = h->started_at;
 	t = jq_sched_begin();
+	if (t != NULL && h->leased)
+		jq_lease_delete(t, h->id);
 	if (t != NULL && cancelled)
 		jq_archive(t, h->id, "cancelled", text, h->started_at, (Datum) 0);
 	else if (t != NULL)

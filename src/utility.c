@@ -9,6 +9,7 @@
  *								user may do what he asks for
  *		CREATE DATABASE, CREATE EXTENSION
  *								the launcher looks for new databases
+ *		DISCARD ALL				what the session has fetched is lost
  *		in a worker				statements that leave something in the session
  */
 #include "postgres.h"
@@ -21,6 +22,7 @@
 #include "compat.h"
 #include "database.h"
 #include "executor/spi.h"
+#include "fetched.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "prepared.h"
@@ -296,6 +298,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			get_rolespec_oid(((AlterRoleSetStmt *) stmt)->role, false));
 	else if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
 		jq_publish_recycle(InvalidOid);
+	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
+		jq_fetched_lose_mine(); /* the session is somebody else's now */
 	if (IsA(stmt, DropdbStmt) && dbix >= 0)
 	{
 		jq_dir_purge_db(db);
