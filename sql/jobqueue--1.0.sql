@@ -201,6 +201,12 @@ CREATE TABLE jobqueue_lease (
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
 
+-- Who may fetch from which queue; '' stands for all.
+CREATE TABLE jobqueue_consumer (
+	role		jobqueue_role NOT NULL,
+	queue		text COLLATE "C" NOT NULL
+);
+
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;
 CREATE TABLE jobqueue_queue (
@@ -239,6 +245,7 @@ SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_unique', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_lease', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_consumer', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
 
@@ -281,6 +288,7 @@ ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_unique ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_dependency ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_lease ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_consumer ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue
@@ -403,9 +411,11 @@ CREATE FUNCTION jobqueue_resume(queue text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_resume_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_drop_queue(queue text) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_drop_queue' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-CREATE FUNCTION jobqueue_grant(role regrole, level text) RETURNS void
+CREATE FUNCTION jobqueue_grant(role regrole, level text,
+	queue text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-CREATE FUNCTION jobqueue_revoke(role regrole, level text) RETURNS void
+CREATE FUNCTION jobqueue_revoke(role regrole, level text,
+	queue text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_revoke' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 -- ---------------------------------------------------------------------------
@@ -463,7 +473,8 @@ CREATE FUNCTION jobqueue_counts(
 CREATE FUNCTION jobqueue_running_jobs(
 	OUT id bigint, OUT queue text, OUT owner oid, OUT key text, OUT pid int,
 	OUT attempt int, OUT started_at timestamptz, OUT command text,
-	OUT progress float8, OUT progress_message text)
+	OUT progress float8, OUT progress_message text,
+	OUT leased_until timestamptz)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_running_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key text,
@@ -569,7 +580,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 
 CREATE VIEW jobqueue_running WITH (security_barrier) AS
 	SELECT id, queue, owner::regrole AS owner, command, key, pid, attempt, started_at,
-		   progress, progress_message
+		   progress, progress_message, leased_until
 	FROM jobqueue_running_jobs();
 
 CREATE VIEW jobqueue_recent WITH (security_barrier) AS
@@ -745,6 +756,11 @@ COMMENT ON COLUMN jobqueue_unique.expires_at IS
 	'free from then on; NULL: when the job gives it free';
 COMMENT ON INDEX jobqueue_unique_expiry IS
 	'what is to be pruned';
+COMMENT ON TABLE jobqueue_consumer IS
+	'which roles may fetch from which queues, as jobqueue_grant() left them';
+COMMENT ON COLUMN jobqueue_consumer.role IS 'the role';
+COMMENT ON COLUMN jobqueue_consumer.queue IS
+	'name of the queue; empty: all of them';
 COMMENT ON TABLE jobqueue_lease IS
 	'jobs that outside consumers have fetched with a lease; written by jobqueue alone';
 COMMENT ON COLUMN jobqueue_lease.job IS 'the job';
@@ -867,10 +883,10 @@ COMMENT ON FUNCTION jobqueue_resume(text) IS
 	'start jobs of the queue again after jobqueue_pause()';
 COMMENT ON FUNCTION jobqueue_drop_queue(text) IS
 	'forget the settings of a queue that has no jobs';
-COMMENT ON FUNCTION jobqueue_grant(regrole, text) IS
-	'give a role the level "use", "monitor" or "admin"';
-COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
-	'take the privileges of a level from a role';
+COMMENT ON FUNCTION jobqueue_grant(regrole, text, text) IS
+	'give a role the level "use", "consume" (of a queue; null: of all), "monitor" or "admin"';
+COMMENT ON FUNCTION jobqueue_revoke(regrole, text, text) IS
+	'take the privileges of a level from a role; of "consume", those of a queue (null: of all)';
 
 COMMENT ON FUNCTION jobqueue_fetch(text, int, interval, interval) IS
 	'for outside consumers: take up to max jobs without a command from a queue, waiting for the first; they are this session''s, or with a lease the token''s, until completed, failed or released';
@@ -994,7 +1010,7 @@ COMMENT ON COLUMN jobqueue_jobs.owner IS 'the role it runs as';
 COMMENT ON COLUMN jobqueue_jobs.state IS
 	'held, scheduled, ready, blocked, running, completed, cancelled or dead';
 COMMENT ON COLUMN jobqueue_jobs.command IS
-	'signature of the function, or SQL text';
+	'signature of the function, or SQL text; NULL: outside consumers fetch it';
 COMMENT ON COLUMN jobqueue_jobs.args IS
 	'shown to members of the owner only';
 COMMENT ON COLUMN jobqueue_jobs.run_at IS
@@ -1012,7 +1028,11 @@ COMMENT ON COLUMN jobqueue_jobs.unique_key IS
 COMMENT ON COLUMN jobqueue_jobs.after IS
 	'jobs that it waits, or has waited, for';
 COMMENT ON VIEW jobqueue_running IS
-	'jobs that run now; reads memory only';
+	'jobs that workers run and that outside consumers have fetched; reads memory only';
+COMMENT ON COLUMN jobqueue_running.pid IS
+	'process of its worker, or of the session that has fetched it; NULL: it is leased';
+COMMENT ON COLUMN jobqueue_running.leased_until IS
+	'of a job that was fetched with a lease';
 COMMENT ON COLUMN jobqueue_running.command IS
 	'the first 127 bytes of the command';
 COMMENT ON COLUMN jobqueue_running.attempt IS 'this attempt, from 1';
@@ -1041,7 +1061,7 @@ COMMENT ON COLUMN jobqueue_history.expires_at IS 'when the row is deleted';
 COMMENT ON VIEW jobqueue_keys IS
 	'keys that are held or waited for, a row for each holder; reads memory only';
 COMMENT ON COLUMN jobqueue_keys.pid IS
-	'process that holds it; NULL: nobody does, though jobs wait for it, or for its rate, or for a job of it that failed';
+	'process that holds it; NULL with a job: that is leased; NULL: nobody does, though jobs wait for it, or for its rate, or for a job of it that failed';
 COMMENT ON COLUMN jobqueue_keys.job IS 'the job it is held for';
 COMMENT ON COLUMN jobqueue_keys.waiting IS
 	'jobs that wait for it, as far as memory has found them, those that are left in the table included';

@@ -30,6 +30,7 @@
 #include "fetch.h"
 #include "fetchxact.h"
 #include "funcapi.h"
+#include "grant.h"
 #include "guc.h"
 #include "jobscan.h"
 #include "keylock.h"
@@ -138,6 +139,13 @@ jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 			 errhint(
 				 "Its session goes on to other jobs; give a lease to fetch with.")));
 	(void) jq_table_required();
+	if (!jq_may_consume(r->queue))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to fetch from queue \"%s\"", r->queue),
+			 errhint(
+				 "An administrator gives it by jobqueue_grant(role, 'consume', queue).")));
 	make_token(r);
 }
 

@@ -107,6 +107,20 @@ jq_fetched_get(Oid db, int64 id, JqFetched *out)
 	return f != NULL;
 }
 
+int
+jq_fetched_key(Oid db, int64 id, char *buf)
+{
+	JqFetched *f;
+	int len;
+
+	/* the entry is the claim's as long as that can be found */
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	f = find(db, id);
+	len = f != NULL ? jq_entry_key(f->entry, buf) : 0;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return len;
+}
+
 JqFetched *
 jq_fetched_list(Oid db, int *n)
 {
@@ -476,7 +490,7 @@ jq_fetched_undo(int64 id, JqFetchedFate was)
 		int dbix = jq_dir_db(MyDatabaseId, false);
 
 		if (dbix >= 0)
-			jq_db_request(dbix, JQ_REQ_FAILED);
+			jq_db_request(dbix, JQ_REQ_LEASES);
 	}
 }
 

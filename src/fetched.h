@@ -100,6 +100,8 @@ extern int jq_fetched_max(void);
 /* is the job claimed so?  Any lock but its own may be held. */
 extern bool jq_fetched_has(Oid db, int64 id);
 extern bool jq_fetched_get(Oid db, int64 id, JqFetched *out);
+/* its key, as jq_entry_key; 0: it has none, or is not fetched */
+extern int jq_fetched_key(Oid db, int64 id, char *buf);
 /* all of a database; palloc'd */
 extern JqFetched *jq_fetched_list(Oid db, int *n);
 /* how many are of sessions that live */

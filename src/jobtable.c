@@ -47,6 +47,7 @@
 #include "utils/syscache.h"
 
 bool jq_bookkeeping = false;
+uint32 jq_table_consumers_generation = 0;
 
 static JqTable table;
 static bool table_valid;
@@ -69,6 +70,8 @@ static void
 relcache_callback(Datum arg, Oid relid)
 {
 	(void) arg;
+	if (relid == InvalidOid || relid == table.consumer)
+		jq_table_consumers_generation++;
 	if (relid == InvalidOid || relid == table.job || relid == table.pk ||
 		relid == table.ready || relid == table.fetch || relid == table.due ||
 		relid == table.expiry || relid == table.key || relid == table.tried ||
@@ -210,6 +213,7 @@ lookup(JqTable *t)
 	t->unique_pk = member(t->schema, t->extension, "jobqueue_unique_pkey");
 	t->unique_expiry =
 		member(t->schema, t->extension, "jobqueue_unique_expiry");
+	t->consumer = member(t->schema, t->extension, "jobqueue_consumer");
 	meta = member(t->schema, t->extension, "jobqueue_meta");
 	if (!OidIsValid(t->job) || !OidIsValid(meta))
 		return false; /* CREATE EXTENSION is under way */
@@ -218,7 +222,7 @@ lookup(JqTable *t)
 		!OidIsValid(t->tried) || !OidIsValid(t->sequence) ||
 		!OidIsValid(t->archive) || !OidIsValid(t->queue_version) ||
 		!OidIsValid(t->unique) || !OidIsValid(t->unique_pk) ||
-		!OidIsValid(t->unique_expiry))
+		!OidIsValid(t->unique_expiry) || !OidIsValid(t->consumer))
 	{
 		if (creating_extension)
 			return false;

@@ -79,6 +79,7 @@ typedef struct JqTable
 	Oid sequence;
 	Oid archive;
 	Oid queue_version; /* sequence */
+	Oid consumer;
 	Oid unique;
 	Oid unique_pk;
 	Oid unique_expiry;
@@ -111,6 +112,8 @@ typedef enum JqFetch
 
 /* the tables of this database, or NULL: the extension is not here */
 extern JqTable *jq_table(void);
+/* moves when jobqueue_consumer may have changed */
+extern uint32 jq_table_consumers_generation;
 /* is it one of the tables that jobs are in?  Looks nothing up. */
 extern bool jq_table_is_queue(Oid relid);
 /* ERROR if the extension is not here */
