@@ -21,6 +21,7 @@
 #include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "fetched.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "grant.h"
@@ -136,8 +137,17 @@ wait_a_moment(void)
 void
 jq_control_await(JqTable *t, int64 id)
 {
+	JqFetched f;
+
 	if (!jq_claim_has(MyDatabaseId, id) || jq_publish_is_held(id))
 		return; /* ours is let go before the row is published */
+	if (jq_fetched_get(MyDatabaseId, id, &f) && f.fate != JQ_FATE_NONE &&
+		f.fate_pid == MyProcPid)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
+						errmsg("job " INT64_FORMAT
+							   " is ended by its consumer in this transaction",
+							   id),
+						errhint("Commit that first.")));
 	/* of a session it is let go with its locks */
 	lock_job(t, id);
 	while (jq_claim_has(MyDatabaseId, id) && !jq_publish_is_held(id))

@@ -166,9 +166,9 @@ describe(JqFetchRequest *r, JqGiven *g)
 						r->until);
 }
 
-/* take what there is, up to max jobs, with the place that was given to us */
+/* take what there is, up to max jobs */
 static int
-take(JqTable *t, JqFetchRequest *r, JqPlace *place, JqGiven *given)
+take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
 	JqTaken taken[TAKE_AT_ONCE];
 	bool full = false;
@@ -177,14 +177,18 @@ take(JqTable *t, JqFetchRequest *r, JqPlace *place, JqGiven *given)
 
 	if (!jobqueue_enabled)
 	{
-		jq_limit_give(place);
+		jq_consumer_leave();
 		return 0;
 	}
 	do
 	{
+		JqPlace place;
+
 		jq_fetchxact_reserve(TAKE_AT_ONCE);
+		/* the place that we were given while we slept, if any */
+		(void) jq_consumer_stop(&place);
 		n = jq_fetched_take(r->queue, Min(r->max - got, TAKE_AT_ONCE),
-							r->leased, place, taken, &full);
+							r->leased, &place, taken, &full);
 		JQ_PAUSE("fetch-taken");
 		for (i = 0; i < n; i++)
 		{
@@ -220,7 +224,7 @@ may_take(const JqFetchRequest *r)
 
 /* sleep until there may be a job, or it is that late */
 void
-jq_fetch_await(const JqFetchRequest *r, TimestampTz until, JqPlace *place)
+jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 {
 	static uint32 wait_event;
 
@@ -229,30 +233,20 @@ jq_fetch_await(const JqFetchRequest *r, TimestampTz until, JqPlace *place)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("there are more queues than jobqueue can look after"),
 				 errhint("Increase jobqueue.max_lanes.")));
-	PG_TRY();
+	JQ_PAUSE("fetch-before-sleep");
+	while (!jq_consumer_called() && !may_take(r))
 	{
-		JQ_PAUSE("fetch-before-sleep");
-		while (!jq_consumer_called() && !may_take(r))
-		{
-			TimestampTz now = GetCurrentTimestamp();
+		TimestampTz now = GetCurrentTimestamp();
 
-			if (now >= until)
-				break;
-			(void) WaitLatch(MyLatch,
-							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 TimestampDifferenceMilliseconds(now, until),
-							 jq_wait_event(&wait_event, "JobqueueFetch"));
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
+		if (now >= until)
+			break;
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 TimestampDifferenceMilliseconds(now, until),
+						 jq_wait_event(&wait_event, "JobqueueFetch"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
 	}
-	PG_CATCH();
-	{
-		jq_consumer_leave();
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	(void) jq_consumer_stop(place);
 }
 
 /* others wait, and there is more: whoever was woken takes what it wants alone */
@@ -278,11 +272,10 @@ write_leases(JqTable *t, const JqFetchRequest *r, const JqGiven *given, int n)
 	JQ_PAUSE("fetch-leased");
 }
 
-/* what there is now; the place was given to us */
 int
-jq_fetch_now(JqTable *t, JqFetchRequest *r, JqPlace *place, JqGiven *given)
+jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
-	int n = take(t, r, place, given);
+	int n = take(t, r, given);
 
 	if (n > 0)
 		call_for_help(r);
@@ -295,15 +288,14 @@ static int
 fetch(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
 	TimestampTz until = GetCurrentTimestamp() + r->wait_us;
-	JqPlace place = JQ_NO_PLACE;
 	int n;
 
 	for (;;)
 	{
-		n = jq_fetch_now(t, r, &place, given);
+		n = jq_fetch_now(t, r, given);
 		if (n > 0 || GetCurrentTimestamp() >= until)
 			return n;
-		jq_fetch_await(r, until, &place);
+		jq_fetch_await(r, until);
 	}
 }
 

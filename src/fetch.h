@@ -32,15 +32,13 @@ typedef struct JqGiven
 /* arguments queue, max, wait, lease; and may this session fetch so? */
 extern void jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 							 const char *function);
+/* Take up to max jobs.  Returns how many there are. */
+extern int jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given);
 /*
- * Take up to max jobs, with the place that was given to us (or none).  Returns
- * how many there are.
+ * Sleep until there may be a job, or it is that late; jq_fetch_now is to follow.
+ * If an error comes in between, the abort lets go what we were given.
  */
-extern int jq_fetch_now(JqTable *t, JqFetchRequest *r, JqPlace *place,
-						JqGiven *given);
-/* sleep until there may be a job, or it is that late */
-extern void jq_fetch_await(const JqFetchRequest *r, TimestampTz until,
-						   JqPlace *place);
+extern void jq_fetch_await(const JqFetchRequest *r, TimestampTz until);
 
 /* ---- fetchlook.c ---- */
 

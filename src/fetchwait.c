@@ -155,7 +155,6 @@ jq_fetch_wait(PG_FUNCTION_ARGS)
 	MemoryContext old;
 	JqFetchRequest r;
 	TimestampTz until;
-	JqPlace place = JQ_NO_PLACE;
 	JqGiven *given;
 	TupleDesc desc;
 	Jsonb *jobs;
@@ -185,13 +184,13 @@ jq_fetch_wait(PG_FUNCTION_ARGS)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
 		old = MemoryContextSwitchTo(caller);
-		n = jq_fetch_now(jq_table_required(), &r, &place, given);
+		n = jq_fetch_now(jq_table_required(), &r, given);
 		MemoryContextSwitchTo(old);
 		PopActiveSnapshot();
 		if (n > 0 || GetCurrentTimestamp() >= until)
 			break;
 		begin_anew();
-		jq_fetch_await(&r, until, &place);
+		jq_fetch_await(&r, until);
 	}
 	SPI_finish();
 	MemoryContextSwitchTo(caller);

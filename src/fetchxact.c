@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "after.h"
+#include "consumer.h"
 #include "database.h"
 #include "fetchxact.h"
 #include "lane.h"
@@ -65,7 +66,6 @@ undo(Step *s)
 		jq_fetched_undo(s->id, s->was);
 }
 
-/* a cancelled job that its consumer was told of is his no more */
 static void
 undo_from(int nest)
 {
@@ -156,6 +156,7 @@ xact_callback(XactEvent event, void *arg)
 				forget();
 			break;
 		case XACT_EVENT_ABORT:
+			jq_consumer_leave();
 			undo_from(0);
 			forget();
 			break;
@@ -184,7 +185,10 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 	(void) parent;
 	(void) arg;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		jq_consumer_leave();
 		undo_from(nest);
+	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 		for (i = nsteps - 1; i >= 0 && steps[i].nest >= nest; i--)
 			steps[i].nest = nest - 1;

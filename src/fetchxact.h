@@ -24,7 +24,10 @@ typedef enum JqFetchEnd
 	JQ_FETCH_EXTENDED
 } JqFetchEnd;
 
-/* make room to note that many jobs as fetched; allocates */
+/*
+ * Make room to note that many jobs as fetched; allocates.  From now on an abort
+ * also ends a wait of this session (consumer.h).
+ */
 extern void jq_fetchxact_reserve(int n);
 /* the job has been taken; cannot fail */
 extern void jq_fetchxact_taken(int64 id);

@@ -9,7 +9,8 @@ use JobqueueTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('lease');
+# room for 64 claims
+my $node = new_node('lease', conf => "jobqueue.max_ready_jobs = 512\n");
 
 # a job without a command, in the queue
 sub put
@@ -295,6 +296,45 @@ property 'a job may fetch with a lease only' => sub {
 	$job = enqueue(q{SELECT id FROM jobqueue_fetch('j', lease => '1 h')});
 	wait_state($job, 'completed');
 	sql("SELECT jobqueue_complete(job, token => token) FROM jobqueue_lease");
+	clean();
+};
+
+property 'more than memory has room for: an error that says so' => sub {
+	sql("SELECT count(jobqueue_enqueue(NULL, queue => 'l')) FROM generate_series(1, 70)");
+	my $s = session();
+	is($s->query_safe("SELECT count(*) FROM jobqueue_fetch('l', 100)"), '64', 'so many');
+	like(sql_error("SELECT * FROM jobqueue_fetch('l')"), qr/too many jobs are fetched/, 'and no more');
+	my $worker = enqueue('note', what => 'runs');
+	wait_state($worker, 'completed');
+	is($s->query_safe("SELECT count(*) FROM (SELECT jobqueue_complete(id) FROM jobqueue_running WHERE pid = pg_backend_pid() OFFSET 0) x"), '64', 'completed');
+	is($s->query_safe("SELECT count(*) FROM jobqueue_fetch('l', 100)"), '6', 'then the others');
+	$s->query_safe("SELECT jobqueue_release(id) FROM jobqueue_running WHERE pid = pg_backend_pid()");
+	$s->quit;
+	forget();
+	clean();
+};
+
+property 'a job that this transaction ends cannot come back in it' => sub {
+	my $id = put('l', max_attempts => 1);
+	like(sql_error("BEGIN; SELECT id FROM jobqueue_fetch('l'); SELECT jobqueue_fail($id); SELECT jobqueue_retry($id)"), qr/is ended by its consumer in this transaction/, 'refused');
+	is(sql("BEGIN; SELECT count(*) FROM jobqueue_fetch('l'); SELECT jobqueue_fail($id); COMMIT; SELECT jobqueue_retry($id)"), "1\n\nt", 'after the commit it may');
+	wait_state($id, 'ready');
+	clean();
+};
+
+paused_property 'terminated while it carries out its commit: the job is gone' => sub {
+	my $id = put('l', key => 'k');
+	my $s = session();
+	is(fetch($s, 'l'), $id, 'fetched');
+	arm('fetch-before-carry-out');
+	send_sql($s, "SELECT jobqueue_complete($id)");
+	my $pid = caught('fetch-before-carry-out');
+	is(sql("SELECT count(*) FROM jobqueue_job"), '0', 'it has committed');
+	sql("SELECT pg_terminate_backend($pid)");
+	release('fetch-before-carry-out');
+	wait_gone($pid);
+	is(sql("SELECT outcome FROM jobqueue_recent WHERE id = $id"), 'completed', 'completed');
+	is(sql('SELECT count(*) FROM jobqueue_keys'), '0', 'its key is free');
 	clean();
 };
 
