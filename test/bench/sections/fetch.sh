@@ -5,8 +5,8 @@
 #          transaction, beside DELETE ... FOR UPDATE SKIP LOCKED on a plain table;
 #          and how long after a commit a waiting consumer has the job
 
-fetch_jobs=100000
-[ "$short" = no ] || fetch_jobs=2000
+fetch_transactions=20000
+[ "$short" = no ] || fetch_transactions=200
 wake_samples=1000
 [ "$short" = no ] || wake_samples=30
 
@@ -14,11 +14,10 @@ wake_samples=1000
 fetch_rate()
 {
 	local each=$3
-	local transactions=$((fetch_jobs / each / 2))
 	local tps
 
 	printf '%s\n' "$2" >"$dir/fetch.sql"
-	pgbench_fetch $transactions
+	pgbench_fetch $((fetch_jobs / each / 2))
 	# transactions a second
 	tps=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$dir/fetch.out")
 	record "$1" "$(calc "$tps * $each")" jobs/s
@@ -33,18 +32,19 @@ pgbench_fetch()
 
 section_fetch()
 {
-	local each
+	local each fetch_jobs
 
 	for each in 1 50; do
+		fetch_jobs=$((fetch_transactions * each / (each > 1 ? 10 : 1)))
 		quiesce_fetch
 		sql -c "SELECT count(*) FROM jobqueue_enqueue_many(NULL,
-			(SELECT array_agg('{\"a\": 1}'::jsonb) FROM generate_series(1, $fetch_jobs)), queue => 'fetch')"
+			(SELECT array_agg('{\"a\": 1}'::jsonb) FROM generate_series(1, $fetch_jobs)), queue => 'fetch')"\
+			>/dev/null
 		fetch_rate "fetch and complete, $each in a transaction" \
 			"SELECT count(jobqueue_complete(id)) FROM jobqueue_fetch('fetch', $each);" $each
 		[ "$(sql -c 'SELECT count(*) FROM jobqueue_job')" = 0 ] ||
 			die "fetch: jobs are left"
-		sql -c 'DROP TABLE IF EXISTS skiplocked' \
-			-c "CREATE TABLE skiplocked (id bigserial PRIMARY KEY, priority int NOT NULL DEFAULT 0, args jsonb)" \
+		sql -c "CREATE TABLE skiplocked (id bigserial PRIMARY KEY, priority int NOT NULL DEFAULT 0, args jsonb)" \
 			-c 'CREATE INDEX ON skiplocked (priority, id)' \
 			-c "INSERT INTO skiplocked (args) SELECT '{\"a\": 1}' FROM generate_series(1, $fetch_jobs)" \
 			-c 'VACUUM ANALYZE skiplocked'
@@ -66,7 +66,7 @@ fetch_wake()
 {
 	local consumer
 
-	sql -c 'CREATE TABLE IF NOT EXISTS fetch_wake (at float8)' -c 'TRUNCATE fetch_wake'
+	sql -c 'CREATE TABLE fetch_wake (at float8)'
 	cat >"$dir/consume.sql" <<-'END'
 		WITH f AS (SELECT id, args FROM jobqueue_fetch('wake', 1, '10 s'))
 		INSERT INTO fetch_wake SELECT extract(epoch FROM clock_timestamp()) - (args->>'at')::float8
@@ -88,6 +88,7 @@ fetch_wake()
 	record "wake-up of a consumer, p99" "$(sql -c 'SELECT round((1000 * percentile_cont(0.99) WITHIN GROUP (ORDER BY at))::numeric, 3) FROM fetch_wake')" ms
 	[ "$(sql -c 'SELECT count(*) FROM fetch_wake')" = "$wake_samples" ] ||
 		die "fetch: not $wake_samples wake-ups"
+	sql -c 'DROP TABLE fetch_wake'
 }
 
 rows_fetch()
@@ -102,6 +103,7 @@ rows_fetch()
 
 notes_fetch()
 {
-	echo "- fetch: $fetch_jobs jobs, two clients; each transaction is one statement."
+	echo "- fetch: $fetch_transactions transactions of one job, a tenth of that of fifty; two"
+	echo "  clients, each transaction is one statement and is flushed."
 	echo "  Wake-up: $wake_samples samples, one by one, without a flush, by one clock."
 }
