@@ -15,7 +15,6 @@ CREATE AGGREGATE is_aggregate(jsonb) (SFUNC = jsonb_concat, STYPE = jsonb);
 CREATE FUNCTION pg_temp.temporary() RETURNS void LANGUAGE sql AS $$ SELECT 1 $$;
 
 -- the command
-CALL raises($$ SELECT jobqueue_enqueue(NULL) $$);
 CALL raises($$ SELECT jobqueue_enqueue('') $$);
 CALL raises($$ SELECT jobqueue_enqueue('  -- only a comment') $$);
 CALL raises($$ SELECT jobqueue_enqueue(';') $$);
@@ -88,7 +87,6 @@ RESET jobqueue.max_args_size;
 CALL raises($$ SELECT jobqueue_enqueue_many('ok', NULL) $$);
 CALL raises($$ SELECT jobqueue_enqueue_many('ok', '{1,2}', keys => '{a}') $$);
 CALL raises($$ SELECT jobqueue_enqueue_many('ok', '{1,2}', keys => '{a,""}') $$);
-CALL raises($$ SELECT jobqueue_enqueue_many(NULL, '{1}') $$);
 CALL raises($$ SELECT jobqueue_enqueue_many('ok', '{1}', queue => 'a b') $$);
 CALL raises($$ SELECT jobqueue_enqueue_many('ok', '{1}', priority => 32768) $$);
 SELECT count(*) FROM jobqueue_job WHERE run_at IS NULL;
@@ -172,6 +170,31 @@ SET ROLE regress_jq_user;
 CALL raises($$ SET jobqueue.capture_settings = 'a' $$);
 CALL raises($$ SET jobqueue.max_args_size = '1GB' $$);
 RESET ROLE;
+
+-- outside consumers
+CALL raises($$ SELECT jobqueue_fetch(NULL) $$);
+CALL raises($$ SELECT jobqueue_fetch('a b') $$);
+CALL raises($$ SELECT jobqueue_fetch('q', 0) $$);
+CALL raises($$ SELECT jobqueue_fetch('q', 1001) $$);
+CALL raises($$ SELECT jobqueue_fetch('q', wait => '-1 s') $$);
+CALL raises($$ SELECT jobqueue_fetch('q', lease => '0') $$);
+CALL raises($$ CALL jobqueue_fetch_wait('q') $$);
+CALL raises($$ SELECT jobqueue_complete(NULL) $$);
+CALL raises($$ SELECT jobqueue_complete(1) $$);
+CALL raises($$ SELECT jobqueue_complete(1, token => '00000000-0000-0000-0000-000000000000') $$);
+CALL raises($$ SELECT jobqueue_fail(1, retry_in => '-1 s') $$);
+CALL raises($$ SELECT jobqueue_fail(1) $$);
+CALL raises($$ SELECT jobqueue_release(1) $$);
+CALL raises($$ SELECT jobqueue_extend(1, NULL, NULL) $$);
+CALL raises($$ SELECT jobqueue_extend(1, '1 s', NULL) $$);
+CALL raises($$ SELECT jobqueue_grant('regress_jq_user', 'use', 'q') $$);
+CALL raises($$ SELECT jobqueue_grant('regress_jq_user', 'consume', 'a b') $$);
+SELECT jobqueue_grant('regress_jq_user', 'consume', 'mine');
+SET ROLE regress_jq_user;
+CALL raises($$ SELECT jobqueue_fetch('other') $$);
+CALL raises($$ SELECT jobqueue_fetch('mine') $$);
+RESET ROLE;
+SELECT jobqueue_revoke('regress_jq_user', 'consume');
 
 SELECT count(*) FROM jobqueue_job WHERE run_at IS NULL;
 SELECT count(jobqueue_cancel(id)) FROM jobqueue_job;

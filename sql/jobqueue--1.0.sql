@@ -80,7 +80,7 @@ CREATE TABLE jobqueue_job (
 	crashes		smallint NOT NULL DEFAULT 0,
 	kind		"char",
 	queue		text COLLATE "C" NOT NULL DEFAULT 'default',
-	command		text NOT NULL,
+	command		text,
 	args		jsonb,
 	key			text COLLATE "C",
 	search_path	text,
@@ -108,7 +108,10 @@ CREATE TABLE jobqueue_job (
 		toast.autovacuum_vacuum_cost_delay = 0);
 ALTER SEQUENCE jobqueue_job_id_seq OWNED BY jobqueue_job.id;
 CREATE INDEX jobqueue_job_ready ON jobqueue_job (queue, owner, priority, id)
-	WHERE run_at IS NULL;
+	WHERE run_at IS NULL AND command IS NOT NULL;
+-- the same for outside consumers, who fetch jobs of all owners
+CREATE INDEX jobqueue_job_fetch ON jobqueue_job (queue, priority, id)
+	WHERE run_at IS NULL AND command IS NULL;
 -- what waits for a key, where memory does not hold all that does
 CREATE INDEX jobqueue_job_key ON jobqueue_job
 	(pg_catalog.hashtextextended(key, 0), priority, id)
@@ -138,7 +141,7 @@ CREATE TABLE jobqueue_archive (
 	kind		"char",
 	state		text NOT NULL CHECK (state IN ('completed', 'cancelled', 'dead')),
 	queue		text COLLATE "C" NOT NULL,
-	command		text NOT NULL,
+	command		text,
 	args		jsonb,
 	key			text COLLATE "C",
 	search_path	text,
@@ -187,6 +190,22 @@ CREATE TABLE jobqueue_dependency (
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX jobqueue_dependency_job ON jobqueue_dependency (job, dep);
+
+-- Jobs that outside consumers have fetched with a lease; see src/lease.h.
+CREATE TABLE jobqueue_lease (
+	job			bigint NOT NULL,
+	token		uuid NOT NULL,
+	leased_until timestamptz NOT NULL,
+	leased_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	CONSTRAINT jobqueue_lease_pkey PRIMARY KEY (job)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
+
+-- Who may fetch from which queue; '' stands for all.
+CREATE TABLE jobqueue_consumer (
+	role		jobqueue_role NOT NULL,
+	queue		text COLLATE "C" NOT NULL
+);
 
 -- Settings of queues; one without a row has the defaults.
 CREATE SEQUENCE jobqueue_queue_version_seq;
@@ -255,6 +274,8 @@ SELECT pg_catalog.pg_extension_config_dump('jobqueue_job', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_unique', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_lease', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_consumer', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_service', '');
@@ -307,6 +328,8 @@ ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_unique ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_dependency ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_lease ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_consumer ENABLE ROW LEVEL SECURITY;
 
 -- ---------------------------------------------------------------------------
 -- Enqueue
@@ -473,10 +496,39 @@ CREATE FUNCTION jobqueue_service_state(name text) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_service_state' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_whereis_service(name text) RETURNS int
 	AS 'MODULE_PATHNAME', 'jq_whereis_service' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-CREATE FUNCTION jobqueue_grant(role regrole, level text) RETURNS void
+CREATE FUNCTION jobqueue_grant(role regrole, level text,
+	queue text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-CREATE FUNCTION jobqueue_revoke(role regrole, level text) RETURNS void
+CREATE FUNCTION jobqueue_revoke(role regrole, level text,
+	queue text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_revoke' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+-- ---------------------------------------------------------------------------
+-- Outside consumers
+-- ---------------------------------------------------------------------------
+CREATE FUNCTION jobqueue_fetch(queue text, max int DEFAULT 1,
+	wait interval DEFAULT '0', lease interval DEFAULT NULL,
+	OUT id bigint, OUT args jsonb, OUT key text, OUT attempt int,
+	OUT priority int, OUT tags text[], OUT enqueued_at timestamptz,
+	OUT token uuid)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'jq_fetch' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
+CREATE PROCEDURE jobqueue_fetch_wait(queue text, max int DEFAULT 1,
+	wait interval DEFAULT '1 minute', lease interval DEFAULT NULL,
+	INOUT jobs jsonb DEFAULT NULL)
+	AS 'MODULE_PATHNAME', 'jq_fetch_wait' LANGUAGE C;
+CREATE FUNCTION jobqueue_complete(id bigint, result jsonb DEFAULT NULL,
+	token uuid DEFAULT NULL) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_complete' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_fail(id bigint, error text DEFAULT NULL,
+	retry_in interval DEFAULT NULL, token uuid DEFAULT NULL) RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'jq_fail' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_extend(id bigint, lease interval, token uuid)
+	RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'jq_extend' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_release(id bigint, token uuid DEFAULT NULL)
+	RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_release' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 -- ---------------------------------------------------------------------------
 -- What memory knows; each function shows only what its caller may see
@@ -506,7 +558,8 @@ CREATE FUNCTION jobqueue_counts(
 CREATE FUNCTION jobqueue_running_jobs(
 	OUT id bigint, OUT queue text, OUT owner oid, OUT key text, OUT pid int,
 	OUT attempt int, OUT started_at timestamptz, OUT command text,
-	OUT progress float8, OUT progress_message text)
+	OUT progress float8, OUT progress_message text,
+	OUT leased_until timestamptz)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'jq_running_jobs' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 CREATE FUNCTION jobqueue_blocked_jobs(OUT id bigint, OUT key_hash bigint,
@@ -612,7 +665,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 
 CREATE VIEW jobqueue_running WITH (security_barrier) AS
 	SELECT id, queue, owner::regrole AS owner, command, key, pid, attempt, started_at,
-		   progress, progress_message
+		   progress, progress_message, leased_until
 	FROM jobqueue_running_jobs();
 
 CREATE VIEW jobqueue_recent WITH (security_barrier) AS
@@ -734,10 +787,10 @@ COMMENT ON COLUMN jobqueue_job.max_attempts IS
 COMMENT ON COLUMN jobqueue_job.crashes IS
 	'crashes of the server while it ran, since its last recorded failure';
 COMMENT ON COLUMN jobqueue_job.kind IS
-	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block; m: message to a service';
+	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block; m: message to a service; n: no command';
 COMMENT ON COLUMN jobqueue_job.queue IS 'name of its queue';
 COMMENT ON COLUMN jobqueue_job.command IS
-	'signature of the function, SQL text, or name of the service';
+	'signature of the function, SQL text, or name of the service; NULL: an outside consumer fetches it';
 COMMENT ON COLUMN jobqueue_job.args IS 'argument of the function, or $1 of the text';
 COMMENT ON COLUMN jobqueue_job.key IS 'at most one job of a key runs at a time';
 COMMENT ON COLUMN jobqueue_job.search_path IS
@@ -771,6 +824,8 @@ COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
 	'rows of roles that one is a member of';
+COMMENT ON INDEX jobqueue_job_fetch IS
+	'what outside consumers may fetch';
 COMMENT ON INDEX jobqueue_job_key IS
 	'what waits for a key, where memory does not hold all that does';
 COMMENT ON INDEX jobqueue_job_tried IS
@@ -804,6 +859,19 @@ COMMENT ON COLUMN jobqueue_unique.expires_at IS
 	'free from then on; NULL: when the job gives it free';
 COMMENT ON INDEX jobqueue_unique_expiry IS
 	'what is to be pruned';
+COMMENT ON TABLE jobqueue_consumer IS
+	'which roles may fetch from which queues, as jobqueue_grant() left them';
+COMMENT ON COLUMN jobqueue_consumer.role IS 'the role';
+COMMENT ON COLUMN jobqueue_consumer.queue IS
+	'name of the queue; empty: all of them';
+COMMENT ON TABLE jobqueue_lease IS
+	'jobs that outside consumers have fetched with a lease; written by jobqueue alone';
+COMMENT ON COLUMN jobqueue_lease.job IS 'the job';
+COMMENT ON COLUMN jobqueue_lease.token IS
+	'whoever has it may complete the job';
+COMMENT ON COLUMN jobqueue_lease.leased_until IS
+	'the attempt has failed if the job has not ended by then';
+COMMENT ON COLUMN jobqueue_lease.leased_at IS 'when it was fetched';
 COMMENT ON TABLE jobqueue_queue IS
 	'settings of queues, as jobqueue_configure() and jobqueue_pause() left them; read the view jobqueue_queues';
 COMMENT ON COLUMN jobqueue_queue.name IS 'name of the queue';
@@ -961,10 +1029,23 @@ COMMENT ON FUNCTION jobqueue_service_state(text) IS
 	'the state that the last message handled has left';
 COMMENT ON FUNCTION jobqueue_whereis_service(text) IS
 	'the process that handles a message of the service now; NULL: none does';
-COMMENT ON FUNCTION jobqueue_grant(regrole, text) IS
-	'give a role the level "use", "lock", "monitor" or "admin"';
-COMMENT ON FUNCTION jobqueue_revoke(regrole, text) IS
-	'take the privileges of a level from a role';
+COMMENT ON FUNCTION jobqueue_grant(regrole, text, text) IS
+	'give a role the level "use", "consume" (of a queue; null: of all), "lock", "monitor" or "admin"';
+COMMENT ON FUNCTION jobqueue_revoke(regrole, text, text) IS
+	'take the privileges of a level from a role; of "consume", those of a queue (null: of all)';
+
+COMMENT ON FUNCTION jobqueue_fetch(text, int, interval, interval) IS
+	'for outside consumers: take up to max jobs without a command from a queue, waiting for the first; they are this session''s, or with a lease the token''s, until completed, failed or released';
+COMMENT ON PROCEDURE jobqueue_fetch_wait(text, int, interval, interval, jsonb) IS
+	'as jobqueue_fetch(), but no snapshot is held while it waits; the jobs come as an array of objects';
+COMMENT ON FUNCTION jobqueue_complete(bigint, jsonb, uuid) IS
+	'a fetched job is done: it leaves the queue with this transaction';
+COMMENT ON FUNCTION jobqueue_fail(bigint, text, interval, uuid) IS
+	'an attempt of a fetched job has failed; returns when it is tried again, NULL: it is dead';
+COMMENT ON FUNCTION jobqueue_extend(bigint, interval, uuid) IS
+	'the lease of a fetched job ends that long from now; returns when';
+COMMENT ON FUNCTION jobqueue_release(bigint, uuid) IS
+	'give a fetched job back, as if it had not been fetched';
 
 COMMENT ON FUNCTION jobqueue_sight(oid) IS
 	'internal: what the current role sees of the jobs of that role; 2: all, 1: all but arguments and results, 0: nothing';
@@ -1075,7 +1156,7 @@ COMMENT ON COLUMN jobqueue_jobs.owner IS 'the role it runs as';
 COMMENT ON COLUMN jobqueue_jobs.state IS
 	'held, scheduled, ready, blocked, running, completed, cancelled or dead';
 COMMENT ON COLUMN jobqueue_jobs.command IS
-	'signature of the function, or SQL text';
+	'signature of the function, or SQL text; NULL: outside consumers fetch it';
 COMMENT ON COLUMN jobqueue_jobs.args IS
 	'shown to members of the owner only';
 COMMENT ON COLUMN jobqueue_jobs.run_at IS
@@ -1093,7 +1174,11 @@ COMMENT ON COLUMN jobqueue_jobs.unique_key IS
 COMMENT ON COLUMN jobqueue_jobs.after IS
 	'jobs that it waits, or has waited, for';
 COMMENT ON VIEW jobqueue_running IS
-	'jobs that run now; reads memory only';
+	'jobs that workers run and that outside consumers have fetched; reads memory only';
+COMMENT ON COLUMN jobqueue_running.pid IS
+	'process of its worker, or of the session that has fetched it; NULL: it is leased';
+COMMENT ON COLUMN jobqueue_running.leased_until IS
+	'of a job that was fetched with a lease';
 COMMENT ON COLUMN jobqueue_running.command IS
 	'the first 127 bytes of the command';
 COMMENT ON COLUMN jobqueue_running.attempt IS 'this attempt, from 1';
@@ -1122,7 +1207,7 @@ COMMENT ON COLUMN jobqueue_history.expires_at IS 'when the row is deleted';
 COMMENT ON VIEW jobqueue_keys IS
 	'keys that are held or waited for, a row for each holder; reads memory only';
 COMMENT ON COLUMN jobqueue_keys.pid IS
-	'process that holds it; NULL: nobody does, though jobs wait for it, or for its rate, or for a job of it that failed';
+	'process that holds it; NULL with a job: that is leased; NULL: nobody does, though jobs wait for it, or for its rate, or for a job of it that failed';
 COMMENT ON COLUMN jobqueue_keys.job IS
 	'the job it is held for; NULL: the session itself holds it';
 COMMENT ON COLUMN jobqueue_keys.waiting IS

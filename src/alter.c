@@ -114,7 +114,7 @@ alter_one(JqTable *t, int64 id, const char *set, Oid type, Datum value,
 			run_at = DatumGetTimestampTz(d);
 		}
 		if (home == t->home)
-			jq_publish_row(h.owner, h.queue, &h.item, run_at);
+			jq_publish_row(h.lane_role, h.queue, &h.item, run_at);
 	}
 	jq_owner_end(&state);
 	if (!done)

@@ -29,6 +29,7 @@
 #include "claim.h"
 #include "compat.h"
 #include "database.h"
+#include "fetched.h"
 #include "keylock.h"
 #include "lane.h"
 #include "storage/shmem.h"
@@ -89,6 +90,29 @@ claim_count(Oid db, int64 id)
 	return &claim_counts[v >> (64 - CLAIM_COUNTS_BITS)];
 }
 
+void
+jq_claim_count_up(Oid db, int64 id)
+{
+	pg_atomic_fetch_add_u32(claim_count(db, id), 1);
+}
+
+void
+jq_claim_count_down(Oid db, int64 id)
+{
+	uint32 was PG_USED_FOR_ASSERTS_ONLY;
+
+	was = pg_atomic_fetch_sub_u32(claim_count(db, id), 1);
+	Assert(was > 0);
+}
+
+/* by an outside consumer? */
+static bool
+claimed_by_consumer(Oid db, int64 id)
+{
+	return pg_atomic_read_u32(claim_count(db, id)) != 0 &&
+		   jq_fetched_has(db, id);
+}
+
 static void
 held_key(JqHeld *key, Oid db, int64 id)
 {
@@ -137,7 +161,7 @@ jq_claim_is_out(Oid db, int64 id)
 	JqHeld key;
 	bool found;
 
-	if (claimed_by_slot(db, id))
+	if (claimed_by_slot(db, id) || claimed_by_consumer(db, id))
 		return true;
 	if (pg_atomic_read_u32(&jq_shared->nheld) == 0)
 		return false;
@@ -155,7 +179,7 @@ jq_claim_has(Oid db, int64 id)
 	JqHeld *h;
 	bool has;
 
-	if (claimed_by_slot(db, id))
+	if (claimed_by_slot(db, id) || claimed_by_consumer(db, id))
 		return true;
 	if (pg_atomic_read_u32(&jq_shared->nheld) == 0)
 		return false;
@@ -694,6 +718,15 @@ jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
 	}
 	if (claimed_by_slot(db, id))
 		result = JQ_HOLD_RUNNING;
+	else if (claimed_by_consumer(db, id))
+	{
+		JqFetched f;
+
+		/* one that is lost waits for its failure to be recorded */
+		result = jq_fetched_get(db, id, &f) && f.state != JQ_FETCHED_LOST ?
+					 JQ_HOLD_RUNNING :
+					 JQ_HOLD_OTHER;
+	}
 	else
 	{
 		held_key(&key, db, id);
@@ -734,6 +767,28 @@ jq_claim_unhold(Oid db, int64 id)
 	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
 }
 
+bool
+jq_claim_hold_doubtful(Oid db, Oid role, const char *queue, int64 id,
+					   TransactionId xid)
+{
+	JqHeld key;
+	JqHeld *h;
+	bool found;
+
+	held_key(&key, db, id);
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
+	h = hash_search(jq_held, &key, HASH_ENTER_NULL, &found);
+	if (h != NULL)
+	{
+		held_fill(h, JQ_HELD_DOUBTFUL, role, queue);
+		h->xid = xid;
+		if (!found)
+			pg_atomic_fetch_add_u32(&jq_shared->nheld, 1);
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	return h != NULL;
+}
+
 JqHeld *
 jq_claim_list(Oid db, int *n)
 {
@@ -756,6 +811,8 @@ jq_claim_cancel(Oid db, int64 id)
 {
 	int i;
 
+	if (jq_fetched_cancel(db, id))
+		return true;
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
 		JqSlot *s = &jq_slots[i];
@@ -806,11 +863,18 @@ jq_claim_cancel(Oid db, int64 id)
 int64 *
 jq_claim_running(Oid db, int *n)
 {
-	int64 *ids = palloc(jq_shared->nslots * (JQ_BATCH_MAX + 1) * sizeof(int64));
+	int nfetched;
+	JqFetched *list = jq_fetched_list(db, &nfetched);
+	int64 *ids =
+		palloc((jq_shared->nslots * (JQ_BATCH_MAX + 1) + nfetched + 1) *
+			   sizeof(int64));
 	int i;
 	uint32 k;
 
 	*n = 0;
+	for (i = 0; i < nfetched; i++)
+		ids[(*n)++] = list[i].id;
+	pfree(list);
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
 		JqClaimCell *c = &jq_claim_cells[i];
@@ -859,7 +923,7 @@ jq_claim_count(Oid db)
 	for (i = 0; i < jq_shared->nslots; i++)
 		if (jq_claim_cells[i].db == db)
 			n += (jq_claim_cells[i].id != 0) + jq_claim_cells[i].nothers;
-	return n;
+	return n + jq_fetched_count(db);
 }
 
 void

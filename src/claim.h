@@ -2,7 +2,8 @@
  * claim.h
  *		Claims: every job that has been taken out of its lane and has not ended.
  *
- * A running job is claimed by its worker's slot.  All other claims stand in one
+ * A running job is claimed by its worker's slot, one that an outside consumer
+ * has fetched in a table of its own (fetched.h).  All other claims stand in one
  * small table: jobs that a session's control function holds until the end of
  * its transaction, jobs whose worker died and whose failure is not recorded
  * yet, and rows that somebody is deleting in a transaction still open.  What is
@@ -130,14 +131,21 @@ extern bool jq_claim_find_held(Oid db, int64 id, JqHeld *out);
 extern bool jq_claim_cancel_asked(int64 id);
 /* interrupt the worker that runs it; false: it does not run */
 extern bool jq_claim_cancel(Oid db, int64 id);
-/* ids of the jobs that workers have; palloc'd */
+/* somebody's uncommitted delete has been met; false: no room to note it */
+extern bool jq_claim_hold_doubtful(Oid db, Oid role, const char *queue,
+								   int64 id, TransactionId xid);
+/* ids of the jobs that workers and outside consumers have; palloc'd */
 extern int64 *jq_claim_running(Oid db, int *n);
 /* of all that is claimed, but for what waits for the end of a transaction */
 extern int64 *jq_claim_ids(Oid db, int *n);
 /* is the job among those? */
 extern bool jq_claim_has(Oid db, int64 id);
-/* number of claims of workers in a database */
+/* number of claims of workers, and of sessions that fetched, in a database */
 extern int jq_claim_count(Oid db);
+
+/* fetched.c: a claim of a consumer comes, before it can be found; goes */
+extern void jq_claim_count_up(Oid db, int64 id);
+extern void jq_claim_count_down(Oid db, int64 id);
 
 /* lanes that found no room may ask again, if there are any */
 extern void jq_claim_unstarve(void);

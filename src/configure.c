@@ -258,10 +258,12 @@ jq_drop_queue(PG_FUNCTION_ARGS)
 {
 	static const char *const drop =
 		"DELETE FROM %s.jobqueue_queue WHERE name = $1";
-	/* each half has an index of its own */
+	/* each part has an index of its own */
 	static const char *const live =
 		"SELECT WHERE EXISTS (SELECT FROM %s.jobqueue_job"
-		"  WHERE queue = $1 AND run_at IS NULL)"
+		"  WHERE queue = $1 AND run_at IS NULL AND command IS NOT NULL)"
+		" OR EXISTS (SELECT FROM %s.jobqueue_job"
+		"  WHERE queue = $1 AND run_at IS NULL AND command IS NULL)"
 		" OR EXISTS (SELECT FROM %s.jobqueue_job"
 		"  WHERE queue = $1 AND run_at IS NOT NULL)";
 	char *queue;

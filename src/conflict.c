@@ -32,6 +32,7 @@
 #include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "fetched.h"
 #include "keylock.h"
 #include "miscadmin.h"
 #include "pause.h"
@@ -168,7 +169,7 @@ update(JqTable *t, const Datum *values, const bool *nulls, JqHeldJob *h)
 	h->item.priority = DatumGetInt16(VALUE(JQ_COL_PRIORITY));
 	h->item.flags = TIMESTAMP_IS_NOBEGIN(run_at) ? 0 : JQ_E_DUE;
 	if (DatumGetInt64(JQ_ROW(&h->row, JQ_COL_HOME)) == t->home)
-		jq_publish_row(h->owner, h->queue, &h->item, run_at);
+		jq_publish_row(h->lane_role, h->queue, &h->item, run_at);
 	CommandCounterIncrement();
 	return true;
 }
@@ -339,6 +340,17 @@ make_digest(char *digest, const JqRow *row)
 	pg_cryptohash_free(ctx);
 }
 
+int
+jq_unique_digest(char *digest, const JqRow *row)
+{
+	if (JQ_ROW_NULL(row, JQ_COL_UNIQUE_KEY) ||
+		(until_of(row) != JQ_WHILE_EXECUTING &&
+		 until_of(row) != JQ_UNTIL_AND_WHILE_EXECUTING))
+		return 0;
+	make_digest(digest, row);
+	return DIGEST_LEN;
+}
+
 /* false: *holder executes */
 static bool
 take_digest(const char *digest, int64 id, int64 *holder)
@@ -442,15 +454,14 @@ refuse(const JqRow *row, int64 holder, bool at_work, JqRefusal *r)
 	return JQ_UNIQUE_REFUSED;
 }
 
+static JqUniqueStart start_lock(JqTable *t, const JqRow *row,
+								JqRefusal *refusal);
+
 JqUniqueStart
 jq_unique_start(JqTable *t, const JqRow *row, JqRefusal *refusal)
 {
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	Datum queue = JQ_ROW(row, JQ_COL_QUEUE);
-	Datum key = JQ_ROW(row, JQ_COL_UNIQUE_KEY);
 	char until = until_of(row);
-	bool wrote = false;
-	JqUniqueLock lock;
 
 	if (!is_executing &&
 		(until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING))
@@ -467,6 +478,60 @@ jq_unique_start(JqTable *t, const JqRow *row, JqRefusal *refusal)
 		}
 		is_executing = true;
 	}
+	return start_lock(t, row, refusal);
+}
+
+JqUniqueStart
+jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
+						JqRefusal *refusal)
+{
+	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	char digest[DIGEST_LEN];
+	int len = jq_unique_digest(digest, row);
+	int64 holder = 0;
+	bool taken = len == 0;
+	bool ask = false;
+	uint32 next;
+
+	while (!taken && holder == 0) /* else it was given free just now */
+	{
+		switch (jq_keylock_take_for_claim(MyDatabaseId, digest, len, id,
+										  leased ? 0 : MyProcPid, -1, JQ_NIL,
+										  &ask, &next))
+		{
+			case JQ_KEY_TAKEN:
+				jq_fetched_set_digest(id, digest, len);
+				taken = true;
+				break;
+			case JQ_KEY_FULL:
+				ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+								errmsg("too many keys are held")));
+				break;
+			default:
+				holder = jq_keylock_job(MyDatabaseId, digest, len);
+				break;
+		}
+	}
+	if (!taken)
+	{
+		if (jq_unique_job_is_gone(t, holder))
+			return JQ_UNIQUE_LATER;
+		return refuse(row, holder, true, refusal);
+	}
+	return start_lock(t, row, refusal);
+}
+
+/* what its lock in the table has to do with its start */
+static JqUniqueStart
+start_lock(JqTable *t, const JqRow *row, JqRefusal *refusal)
+{
+	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	Datum queue = JQ_ROW(row, JQ_COL_QUEUE);
+	Datum key = JQ_ROW(row, JQ_COL_UNIQUE_KEY);
+	char until = until_of(row);
+	bool wrote = false;
+	JqUniqueLock lock;
+
 	if (on_conflict_of(row) == JQ_CONFLICT_RESCHEDULED &&
 		jq_unique_locks(until))
 	{

@@ -76,6 +76,21 @@ extern void jq_unique_ends_with_commit(void);
 /* others may execute now */
 extern void jq_unique_let_go(void);
 
+/* ---- outside consumers ---- */
+
+/*
+ * What stands for the unique_key of the job in the key table while it executes
+ * (JQ_DIGEST_MAX bytes have room for it); its length, 0: others may execute, too.
+ */
+extern int jq_unique_digest(char *digest, const JqRow *row);
+/*
+ * As jq_unique_start, for a job that the open transaction is fetching: its claim
+ * keeps others from executing.  JQ_UNIQUE_AGAIN: it may be fetched, and its lock
+ * is let go with the transaction.
+ */
+extern JqUniqueStart jq_unique_start_fetched(JqTable *t, const JqRow *row,
+											 bool leased, JqRefusal *refusal);
+
 /* ---- jobqueue_run(), jobqueue_retry() ---- */
 
 /* as at a start, in the transaction of the caller; ERROR if it may not run */

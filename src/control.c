@@ -21,6 +21,7 @@
 #include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "fetched.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "grant.h"
@@ -93,6 +94,7 @@ describe(JqHeldJob *h)
 	char *key = jq_row_cstring(&h->row, JQ_COL_KEY);
 
 	h->owner = DatumGetObjectId(JQ_ROW(&h->row, JQ_COL_OWNER));
+	h->lane_role = jq_row_lane_role(&h->row);
 	h->queue = jq_row_cstring(&h->row, JQ_COL_QUEUE);
 	memset(&h->item, 0, sizeof(h->item));
 	h->item.id = DatumGetInt64(JQ_ROW(&h->row, JQ_COL_ID));
@@ -136,8 +138,17 @@ wait_a_moment(void)
 void
 jq_control_await(JqTable *t, int64 id)
 {
+	JqFetched f;
+
 	if (!jq_claim_has(MyDatabaseId, id) || jq_publish_is_held(id))
 		return; /* ours is let go before the row is published */
+	if (jq_fetched_get(MyDatabaseId, id, &f) && f.fate != JQ_FATE_NONE &&
+		f.fate_pid == MyProcPid)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
+						errmsg("job " INT64_FORMAT
+							   " is ended by its consumer in this transaction",
+							   id),
+						errhint("Commit that first.")));
 	/* of a session it is let go with its locks */
 	lock_job(t, id);
 	while (jq_claim_has(MyDatabaseId, id) && !jq_publish_is_held(id))
@@ -160,10 +171,10 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 			return false;
 		describe(h);
 		check_owner(h->owner, id);
-		switch (jq_claim_hold(MyDatabaseId, h->owner, h->queue, id))
+		switch (jq_claim_hold(MyDatabaseId, h->lane_role, h->queue, id))
 		{
 			case JQ_HOLD_DONE:
-				jq_publish_held(h->owner, h->queue, &h->item, h->run_at);
+				jq_publish_held(h->lane_role, h->queue, &h->item, h->run_at);
 				/* it may have run and ended before we had the claim */
 				if (jq_row_fetch(t, id, NULL, NULL, &h->row, &xid, NULL) ==
 					JQ_FETCH_GONE)
@@ -238,7 +249,7 @@ jq_retry(PG_FUNCTION_ARGS)
 		" timeout, keep, tags, errors, unique_key, unique_until, unique_for,"
 		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END, after FROM back"
 		" RETURNING queue, owner::oid, priority, key, ctid, home,"
-		" after IS NOT NULL";
+		" after IS NOT NULL, " JQ_LANE_ROLE;
 	JqTable *t = jq_control_begin("jobqueue_retry()");
 	int64 id = jq_control_id(fcinfo);
 	Oid types[1] = {INT8OID};
@@ -246,6 +257,7 @@ jq_retry(PG_FUNCTION_ARGS)
 	JqOwnerState state;
 	JqItem item;
 	Oid owner;
+	Oid lane_role;
 	char *queue;
 	char *key = NULL;
 	bool isnull;
@@ -294,6 +306,7 @@ jq_retry(PG_FUNCTION_ARGS)
 			SPI_getbinval(tup, desc, 5, &isnull));
 		mine = DatumGetInt64(SPI_getbinval(tup, desc, 6, &isnull)) == t->home;
 		after = DatumGetBool(SPI_getbinval(tup, desc, 7, &isnull));
+		lane_role = DatumGetObjectId(SPI_getbinval(tup, desc, 8, &isnull));
 	}
 	jq_owner_end(&state);
 	if (key != NULL)
@@ -308,7 +321,7 @@ jq_retry(PG_FUNCTION_ARGS)
 	if (mine && nwaiting > 0)
 		jq_publish_waiting(id);
 	else if (mine)
-		jq_publish_row(owner, queue, &item, DT_NOBEGIN);
+		jq_publish_row(lane_role, queue, &item, DT_NOBEGIN);
 	PG_RETURN_BOOL(true);
 }
 
@@ -349,6 +362,11 @@ jq_run(PG_FUNCTION_ARGS)
 						" is held because it comes from another database",
 						id),
 				 errhint("Run jobqueue_adopt().")));
+	if (JQ_ROW_NULL(&h.row, JQ_COL_COMMAND))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("job " INT64_FORMAT " has no command", id),
+				 errhint("Outside consumers fetch it by jobqueue_fetch().")));
 	if (jq_row_waits(&h.row) && jq_after_open(t, id, &dep, 1) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -373,7 +391,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 		"UPDATE %s.jobqueue_job j SET home = $1, func_owner = CASE kind WHEN 'f'"
 		" THEN (SELECT p.proowner FROM pg_proc p"
 		"       WHERE p.oid = to_regprocedure(j.command)::oid) END"
-		" WHERE home <> $1 RETURNING queue, owner::oid";
+		" WHERE home <> $1 RETURNING queue, " JQ_LANE_ROLE;
 	JqTable *t = jq_control_begin("jobqueue_adopt()");
 	Oid types[2] = {INT8OID, OIDOID};
 	Datum values[2];
@@ -409,6 +427,11 @@ jq_adopt(PG_FUNCTION_ARGS)
 					 " (SELECT p.proowner FROM pg_proc p"
 					 "  WHERE p.oid = to_regprocedure(s.handler)::oid)"
 					 " WHERE home <> $1",
+					 1, types, values, NULL);
+	/* whoever leased them did so elsewhere */
+	jq_owner_execute(t,
+					 "DELETE FROM %s.jobqueue_lease WHERE job IN"
+					 " (SELECT id FROM %s.jobqueue_job WHERE home <> $1)",
 					 1, types, values, NULL);
 	jq_owner_execute(t, sql, 1, types, values, NULL);
 	n = SPI_processed;

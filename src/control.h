@@ -13,6 +13,7 @@ typedef struct JqHeldJob
 {
 	JqRow row;
 	Oid owner;
+	Oid lane_role; /* of its lane */
 	char *queue;
 	JqItem item;
 	TimestampTz run_at; /* DT_NOBEGIN: it is ready */

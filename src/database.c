@@ -100,6 +100,12 @@ jq_db_due(int dbix, TimestampTz when)
 }
 
 void
+jq_db_lease(int dbix, TimestampTz when)
+{
+	note_moment(dbix, &jq_dbs[dbix].next_lease, when, JQ_REQ_LEASES);
+}
+
+void
 jq_db_expiry(int dbix, TimestampTz when)
 {
 	note_moment(dbix, &jq_dbs[dbix].next_expiry, when, JQ_REQ_EXPIRY);
@@ -202,7 +208,11 @@ jq_db_take_requests(int dbix, TimestampTz *due_from, TimestampTz *expiry_from)
 		requests |= JQ_REQ_EXPIRY;
 		*expiry_from = d->next_expiry;
 	}
+	if (d->next_lease <= now)
+		requests |= JQ_REQ_LEASES;
 	/* whoever commits an earlier one from now on lowers it again */
+	if (requests & JQ_REQ_LEASES)
+		d->next_lease = DT_NOEND;
 	if (requests & JQ_REQ_DUE)
 		d->next_due = DT_NOEND;
 	if (requests & JQ_REQ_EXPIRY)
@@ -272,6 +282,7 @@ jq_db_set_absent(int dbix, bool absent)
 	{
 		d->requests = 0;
 		d->next_due = d->next_expiry = d->next_prune = DT_NOEND;
+		d->next_lease = DT_NOEND;
 		d->loaded = false;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));

@@ -18,6 +18,8 @@ extern void jq_db_request_quietly(int dbix, uint32 requests);
 /* a row waits until then; or expires then */
 extern void jq_db_due(int dbix, TimestampTz when);
 extern void jq_db_expiry(int dbix, TimestampTz when);
+/* a lease ends then */
+extern void jq_db_lease(int dbix, TimestampTz when);
 /* a row leaves the history then, or some minutes later */
 extern void jq_db_prune(int dbix, TimestampTz when);
 
@@ -25,7 +27,8 @@ extern void jq_db_prune(int dbix, TimestampTz when);
 static inline TimestampTz
 jq_db_next(const JqDb *d)
 {
-	return Min(Min(d->next_due, d->next_expiry), d->next_prune);
+	return Min(Min(d->next_due, d->next_expiry),
+			   Min(d->next_prune, d->next_lease));
 }
 
 /* ---- scheduler ---- */

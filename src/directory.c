@@ -17,6 +17,7 @@
 
 #include "database.h"
 #include "directory.h"
+#include "fetched.h"
 #include "guc.h"
 #include "keylock.h"
 #include "lane.h"
@@ -211,6 +212,7 @@ db_add(Oid db)
 			memset(d, 0, sizeof(*d));
 			d->oid = db;
 			d->next_due = d->next_expiry = d->next_prune = DT_NOEND;
+			d->next_lease = DT_NOEND;
 			d->sched_procno = -1;
 			d->requests = JQ_REQ_ALL;
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
@@ -251,10 +253,21 @@ jq_dir_db(Oid db, bool create)
 
 /* ------------------------------------------------------ groups and queues */
 
-static int
-group_get(Oid db, Oid role, int dbix)
+/*
+ * Workers take jobs from all lanes of their group, consumers from the one of a
+ * queue: that has a group of its own.
+ */
+static const char *
+group_name(Oid role, const char *queue)
 {
-	int ix = dir_get(JQ_DIR_GROUP, db, role, "");
+	return role == JQ_CONSUMER_ROLE ? queue : "";
+}
+
+static int
+group_get(Oid db, Oid role, const char *queue, int dbix)
+{
+	const char *name = group_name(role, queue);
+	int ix = dir_get(JQ_DIR_GROUP, db, role, name);
 	int i;
 
 	if (ix >= 0)
@@ -271,21 +284,23 @@ group_get(Oid db, Oid role, int dbix)
 			bool reuse;
 
 			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
-			reuse = g->first_lane < 0 && g->nworkers == 0;
+			reuse = g->first_lane < 0 && g->nworkers == 0 && g->nidle == 0;
 			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 			if (!reuse)
 				continue;
-			dir_drop(JQ_DIR_GROUP, g->db, g->role, "");
+			dir_drop(JQ_DIR_GROUP, g->db, g->role, g->queue);
 			g->db = InvalidOid;
 		}
-		if (!dir_put(JQ_DIR_GROUP, db, role, "", i))
+		if (!dir_put(JQ_DIR_GROUP, db, role, name, i))
 			return -1;
 		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 		memset(g, 0, sizeof(*g));
 		g->db = db;
 		g->role = role;
+		strlcpy(g->queue, name, sizeof(g->queue));
 		g->dbix = dbix;
 		g->first_lane = -1;
+		g->first_waiter = g->last_waiter = -1;
 		pg_atomic_init_u32(&g->lanes_generation, 1);
 		pg_atomic_init_u64(&g->vtime, 0);
 		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
@@ -493,7 +508,7 @@ lane_add(Oid db, Oid role, const char *queue)
 
 found:
 	/* after a lane has gone, its queue and group may have, too */
-	group = group_get(db, role, dbix);
+	group = group_get(db, role, queue, dbix);
 	queue_ix = jq_dir_queue(dbix, queue, true);
 	if (group < 0 || queue_ix < 0)
 		return -1;
@@ -630,6 +645,13 @@ jq_dir_purge_db(Oid db)
 			jq_lane_clear(i, JQ_POS_ALL);
 		LWLockRelease(jq_lane_lock(i));
 	}
+	if (dbix >= 0)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		jq_dbs[dbix].leases_read = false;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+	}
+	jq_fetched_purge(db);
 	jq_keylock_order_forget(db, true);
 	jq_keylock_purge(db);
 }

@@ -31,7 +31,8 @@
 /* jobs that others wait for, see after.h; and all rows that wait for others */
 #define JQ_REQ_AFTER 0x400
 #define JQ_REQ_AFTER_ALL 0x800
-#define JQ_REQ_ALL 0xfff
+#define JQ_REQ_LEASES 0x1000 /* some may be over; after a start: read them */
+#define JQ_REQ_ALL 0x1fff
 
 typedef enum JqSchedState
 {
@@ -62,12 +63,16 @@ typedef struct JqDb
 	bool leave;				/* a statement wants it empty */
 	Oid relid;				/* jobqueue_job when last seen */
 	TimestampTz next_prune; /* DT_NOEND = nothing is to leave the history */
+	TimestampTz next_lease; /* DT_NOEND = no lease ends */
+	bool leases_read;		/* memory has the leases of the table */
 } JqDb;
 
 typedef struct JqGroup
 {
-	Oid db;							   /* JQ_LOCK_DIR; 0 = free */
-	Oid role;						   /* JQ_LOCK_DIR */
+	Oid db;	  /* JQ_LOCK_DIR; 0 = free */
+	Oid role; /* JQ_LOCK_DIR */
+	/* JQ_LOCK_DIR; of consumers: "" is the group of a role's workers */
+	char queue[JQ_QUEUE_NAME_MAX + 1];
 	int dbix;						   /* JQ_LOCK_DIR */
 	int first_lane;					   /* JQ_LOCK_DIR; -1 = none */
 	pg_atomic_uint32 lanes_generation; /* moves when its lanes change */
@@ -81,6 +86,9 @@ typedef struct JqGroup
 	TimestampTz not_before;	 /* after a failed start */
 	TimestampTz last_served; /* when a worker was last started */
 	bool called; /* a limit had room, and nobody was idle: start one for it */
+	/* consumers that wait, nidle of them, by procno; see consumer.c */
+	int first_waiter;
+	int last_waiter;
 } JqGroup;
 
 /* why nothing is taken from the lanes of a queue */

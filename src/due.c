@@ -113,7 +113,7 @@ jq_sched_publish_due(TimestampTz from)
 			int src[JQ_SCHED_BATCH];
 			int m = 0;
 
-			for (j = i; j < n && rows[j].owner == rows[i].owner &&
+			for (j = i; j < n && rows[j].lane_role == rows[i].lane_role &&
 						strcmp(rows[j].queue, rows[i].queue) == 0;
 				 j++)
 				if (!jq_claim_is_out(MyDatabaseId, rows[j].item.id))
@@ -123,7 +123,7 @@ jq_sched_publish_due(TimestampTz from)
 				}
 			if (m == 0)
 				continue;
-			jq_lane_publish_due(MyDatabaseId, rows[i].owner, rows[i].queue,
+			jq_lane_publish_due(MyDatabaseId, rows[i].lane_role, rows[i].queue,
 								items, m);
 			while (m-- > 0)
 				rows[src[m]].item.flags = items[m].flags;
@@ -135,7 +135,7 @@ jq_sched_publish_due(TimestampTz from)
 			if (rows[i].item.flags & JQ_E_REFUSED)
 			{
 				rows[i].item.flags = 0;
-				jq_lane_publish(MyDatabaseId, rows[i].owner, rows[i].queue,
+				jq_lane_publish(MyDatabaseId, rows[i].lane_role, rows[i].queue,
 								&rows[i].item, 1);
 			}
 		if (n > 0)
@@ -190,21 +190,21 @@ jq_sched_end_expired(TimestampTz from)
 			bool isnull;
 
 			last_id = rows[n - 1].item.id;
-			last = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[n - 1],
-													 SPI_tuptable->tupdesc, 8,
-													 &isnull));
+			last = DatumGetTimestampTz(
+				SPI_getbinval(SPI_tuptable->vals[n - 1], SPI_tuptable->tupdesc,
+							  JQ_SCHED_NCOLUMNS + 1, &isnull));
 		}
 		jq_owner_end(&state);
 		for (i = 0; i < n; i++)
 		{
 			/* what runs was started in time */
-			if (jq_claim_hold(MyDatabaseId, rows[i].owner, rows[i].queue,
+			if (jq_claim_hold(MyDatabaseId, rows[i].lane_role, rows[i].queue,
 							  rows[i].item.id) != JQ_HOLD_DONE)
 			{
 				all = false;
 				continue;
 			}
-			jq_publish_held(rows[i].owner, rows[i].queue, &rows[i].item,
+			jq_publish_held(rows[i].lane_role, rows[i].queue, &rows[i].item,
 							rows[i].run_at);
 			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0,
 					   (Datum) 0);

@@ -169,6 +169,7 @@ typedef struct Template
 	TimestampTz run_at;
 	bool waits; /* for other jobs */
 	Oid owner;
+	Oid lane_role;
 	char until; /* of those with a unique_key */
 	char on_conflict;
 	Datum unique_for; /* 0 = none */
@@ -236,7 +237,8 @@ fill_unique(Template *t, FunctionCallInfo fcinfo, int first)
 static void
 fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 {
-	const JqCommand *command;
+	static const JqCommand no_command = {JQ_KIND_NONE, NULL, InvalidOid};
+	const JqCommand *command = &no_command;
 	char *name;
 	int priority = PG_ARGISNULL(first) ? 0 : PG_GETARG_INT32(first);
 	const char *path;
@@ -245,13 +247,10 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	TimestampTz now = GetCurrentTimestamp();
 
 	t->table = jq_enqueue_begin("jobqueue_enqueue()");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("command must not be null"),
-				 errhint("A command is the name of a function, or SQL text.")));
 	memset(t->nulls, true, sizeof(t->nulls));
-	command = jq_command_resolve(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	/* without one it waits for an outside consumer */
+	if (!PG_ARGISNULL(0))
+		command = jq_command_resolve(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 
 	strcpy(t->queue, "default");
 	if (!PG_ARGISNULL(queue_arg))
@@ -264,6 +263,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 		out_of_range("priority", "between -32768 and 32767");
 
 	t->owner = GetUserId();
+	t->lane_role = command->stored == NULL ? JQ_CONSUMER_ROLE : t->owner;
 	t->run_at = DT_NOBEGIN;
 	if (!PG_ARGISNULL(first + 1))
 	{
@@ -343,13 +343,17 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	SET(t, JQ_COL_CRASHES, Int16GetDatum(0));
 	SET(t, JQ_COL_KIND, CharGetDatum(command->kind));
 	SET(t, JQ_COL_QUEUE, CStringGetTextDatum(t->queue));
-	SET(t, JQ_COL_COMMAND, CStringGetTextDatum(command->stored));
-	path = jq_captured_search_path();
-	if (path != NULL)
-		SET(t, JQ_COL_SEARCH_PATH, CStringGetTextDatum(path));
-	d = jq_captured_settings(&isnull);
-	if (!isnull)
-		SET(t, JQ_COL_SETTINGS, d);
+	if (command->stored != NULL)
+	{
+		/* what it runs with */
+		SET(t, JQ_COL_COMMAND, CStringGetTextDatum(command->stored));
+		path = jq_captured_search_path();
+		if (path != NULL)
+			SET(t, JQ_COL_SEARCH_PATH, CStringGetTextDatum(path));
+		d = jq_captured_settings(&isnull);
+		if (!isnull)
+			SET(t, JQ_COL_SETTINGS, d);
+	}
 	memset(&t->item, 0, sizeof(t->item));
 	t->item.priority = priority;
 	if (t->run_at != DT_NOBEGIN)
@@ -459,7 +463,7 @@ runs_inline(Template *t, const Job *job)
 {
 	int64 dep;
 
-	if (job->admission == JQ_ADMIT_LATER)
+	if (job->admission == JQ_ADMIT_LATER || t->nulls[JQ_COL_COMMAND - 1])
 		return false;
 	if (!t->waits)
 		return true;
@@ -483,7 +487,7 @@ write_job(Template *t, Job *job, TimestampTz run_at)
 		}
 		jq_quota_take_written(t->table, t->owner, 1);
 	}
-	jq_publish_row(t->owner, t->queue, &t->item, run_at);
+	jq_publish_row(t->lane_role, t->queue, &t->item, run_at);
 	if (t->waits)
 		jq_publish_waiting(job->id);
 	if (!t->nulls[JQ_COL_EXPIRES_AT - 1])

@@ -29,6 +29,7 @@
 #include "dependency.h"
 #include "executor/spi.h"
 #include "explain.h"
+#include "fetched.h"
 #include "fmgr.h"
 #include "grant.h"
 #include "guc.h"
@@ -174,6 +175,35 @@ is_running(JqExplain *e)
 		return true;
 	}
 	return false;
+}
+
+/* by an outside consumer */
+static bool
+is_fetched(JqExplain *e)
+{
+	JqFetched f;
+
+	if (!jq_fetched_get(MyDatabaseId, e->id, &f))
+		return false;
+	if (f.state == JQ_FETCHED_LOST)
+	{
+		appendStringInfo(&e->out,
+						 "lost by its consumer at %s, which is to be recorded",
+						 jq_explain_time(f.since));
+		return true;
+	}
+	if (f.leased)
+		appendStringInfo(&e->out, "leased until %s",
+						 jq_explain_time(f.leased_until));
+	else
+		appendStringInfo(&e->out, "fetched by pid %d since %s", f.pid,
+						 jq_explain_time(f.started_at));
+	if (f.attempt > 0)
+		appendStringInfo(&e->out, ", attempt %d of %d", f.attempt,
+						 jq_row_max_attempts(&e->row, &e->settings));
+	if (f.cancel)
+		appendStringInfoString(&e->out, ", being cancelled");
+	return true;
 }
 
 static bool
@@ -377,7 +407,7 @@ queue_is_held_back(JqExplain *e)
 	if (e->lane < 0)
 		return false;
 	LWLockAcquire(jq_lane_lock(e->lane), LW_SHARED);
-	if (jq_lane_is(&jq_lanes[e->lane], MyDatabaseId, e->owner, e->queue))
+	if (jq_lane_is(&jq_lanes[e->lane], MyDatabaseId, e->lane_role, e->queue))
 		back = jq_lanes[e->lane].held_back > 0;
 	LWLockRelease(jq_lane_lock(e->lane));
 	if (back)
@@ -393,10 +423,13 @@ queue_is_held_back(JqExplain *e)
 static bool
 role_cannot_run(JqExplain *e)
 {
-	HeapTuple tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(e->owner));
+	HeapTuple tup;
 	bool login PG_USED_FOR_ASSERTS_ONLY;
 	const char *role;
 
+	if (e->lane_role == JQ_CONSUMER_ROLE)
+		return false; /* it runs nothing */
+	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(e->owner));
 	if (!HeapTupleIsValid(tup))
 	{
 		appendStringInfo(
@@ -449,7 +482,7 @@ workers_do_not_start(JqExplain *e)
 	int failed;
 	TimestampTz again;
 
-	if (e->group < 0)
+	if (e->group < 0 || e->lane_role == JQ_CONSUMER_ROLE)
 		return false;
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
 	failed = jq_groups[e->group].nfailed;
@@ -563,6 +596,26 @@ keeps_order(JqExplain *e, const JqKeyLook *k)
 	return true;
 }
 
+/* who has fetched the job that has the key */
+static void
+say_consumer(JqExplain *e, const JqKeyLook *k)
+{
+	const char *since = jq_explain_time(k->since);
+	JqFetched f;
+
+	if (!jq_fetched_get(MyDatabaseId, k->job, &f) || jq_sight_of(f.owner) == 0)
+		appendStringInfo(&e->out, "held by another role since %s", since);
+	else if (f.leased)
+		appendStringInfo(&e->out,
+						 "held by job " INT64_FORMAT ", leased since %s",
+						 k->job, since);
+	else
+		appendStringInfo(&e->out,
+						 "held by job " INT64_FORMAT
+						 ", fetched by pid %d since %s",
+						 k->job, k->pid, since);
+}
+
 static bool
 waits_for_key(JqExplain *e)
 {
@@ -603,7 +656,9 @@ waits_for_key(JqExplain *e)
 	else
 	{
 		since = jq_explain_time(k.since);
-		if (!jq_explain_may_see(k.procno))
+		if (k.procno == JQ_CLAIM_HOLDS)
+			say_consumer(e, &k);
+		else if (!jq_explain_may_see(k.procno))
 			appendStringInfo(&e->out, "held by another role since %s", since);
 		else if (k.job != 0)
 			appendStringInfo(&e->out,
@@ -625,6 +680,8 @@ waits_for_ids(JqExplain *e)
 	bool throttled = false;
 	int i;
 
+	if (e->lane_role == JQ_CONSUMER_ROLE)
+		return false;
 	if (jq_xids_stopped())
 	{
 		appendStringInfoString(
@@ -651,7 +708,7 @@ say_ready(JqExplain *e)
 	bool known = true;
 
 	LWLockAcquire(jq_lane_lock(e->lane), LW_SHARED);
-	if (jq_lane_is(&jq_lanes[e->lane], MyDatabaseId, e->owner, e->queue))
+	if (jq_lane_is(&jq_lanes[e->lane], MyDatabaseId, e->lane_role, e->queue))
 		known = jq_pos_cmp(e->pos, jq_lanes[e->lane].frontier) < 0;
 	LWLockRelease(jq_lane_lock(e->lane));
 	if (!known)
@@ -672,7 +729,7 @@ no_worker_is_free(JqExplain *e)
 	int total = 0, busy = 0, idle = 0, mine = 0, of_role = 0, role_busy = 0;
 	int i;
 
-	if (e->lane < 0 || e->group < 0)
+	if (e->lane < 0 || e->group < 0 || e->lane_role == JQ_CONSUMER_ROLE)
 		return false;
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
 	for (i = 0; i < jq_shared->nslots; i++)
@@ -736,6 +793,8 @@ is_ready(JqExplain *e)
 		return true;
 	}
 	say_ready(e);
+	if (e->lane_role == JQ_CONSUMER_ROLE)
+		appendStringInfoString(&e->out, "; it waits for a consumer");
 	return true;
 }
 
@@ -743,6 +802,7 @@ static const JqExplainCheck checks[] = {
 	/* somebody has it */
 	enqueued_here,
 	is_running,
+	is_fetched,
 	is_held,
 	/* the job itself */
 	is_standby,
@@ -889,16 +949,17 @@ look_around(JqExplain *e)
 	JqRow *row = &e->row;
 	int i;
 
+	e->lane_role = jq_row_lane_role(row);
 	e->queue = jq_row_cstring(row, JQ_COL_QUEUE);
 	e->key = jq_row_cstring(row, JQ_COL_KEY);
 	e->pos = jq_row_pos(row);
 	e->now = GetCurrentTimestamp();
 	e->dbix = jq_dir_db(MyDatabaseId, false);
-	e->lane = jq_dir_lane(MyDatabaseId, e->owner, e->queue, false);
+	e->lane = jq_dir_lane(MyDatabaseId, e->lane_role, e->queue, false);
 	e->queue_ix = e->group = -1;
 	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
 	if (e->lane >= 0 &&
-		!jq_lane_is(&jq_lanes[e->lane], MyDatabaseId, e->owner, e->queue))
+		!jq_lane_is(&jq_lanes[e->lane], MyDatabaseId, e->lane_role, e->queue))
 		e->lane = -1; /* it was, and is another one now */
 	if (e->lane >= 0)
 		e->group = jq_lanes[e->lane].group;

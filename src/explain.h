@@ -19,7 +19,8 @@ typedef struct JqExplain
 	bool doubtful;	   /* somebody is changing the row: */
 	TransactionId xid; /* this one */
 	Oid owner;
-	int sight; /* jq_sight_of(owner) */
+	Oid lane_role; /* JQ_CONSUMER_ROLE: it has no command */
+	int sight;	   /* jq_sight_of(owner) */
 	char *queue;
 	char *key; /* NULL = none */
 	JqPos pos;

@@ -217,7 +217,9 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f, TimestampTz *run_at)
 		return JQ_RECORD_GONE;
 	attempt = Min(l.attempt + 1, PG_INT16_MAX);
 	dead = f->final || attempt >= l.max_attempts;
-	*run_at = GetCurrentTimestamp() + jq_backoff(attempt, &l.settings);
+	*run_at = f->retry_at != 0 ?
+				  f->retry_at :
+				  GetCurrentTimestamp() + jq_backoff(attempt, &l.settings);
 	if (l.service != NULL)
 		switch (jq_service_failed(t, id, l.service, f, &reason))
 		{

@@ -24,8 +24,9 @@ typedef struct JqFailure
 	const char *hint;
 	const char *context;
 	TimestampTz started_at;
-	bool final;			/* no further attempt */
-	const char *reason; /* of the end, for the history */
+	bool final;			  /* no further attempt */
+	TimestampTz retry_at; /* 0: as its queue says */
+	const char *reason;	  /* of the end, for the history */
 } JqFailure;
 
 typedef enum JqRecorded

@@ -18,6 +18,7 @@
 #include "catalog/pg_depend.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_proc.h"
+#include "command.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -30,7 +31,9 @@
 #include "utils/builtins.h"
 #include "utils/catcache.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
@@ -97,6 +100,15 @@ static const char *const admin_members[] = {"jobqueue_cancel",
 											VIEW_FUNCTIONS,
 											VIEWS,
 											NULL};
+
+/* besides, jobqueue_consumer names the queues */
+static const char *const consume_members[] = {"jobqueue_fetch",
+											  "jobqueue_fetch_wait",
+											  "jobqueue_complete",
+											  "jobqueue_fail",
+											  "jobqueue_extend",
+											  "jobqueue_release",
+											  NULL};
 
 static bool
 is_listed(const char *const *list, const char *name)
@@ -234,9 +246,107 @@ change_members(JqTable *t, const char *const *list, const char *role,
 		elog(ERROR, "could not change privileges");
 }
 
+/* ------------------------------------------------------------- consumers */
+
+#define ALL_QUEUES "" /* as no queue is called */
+
+typedef struct Consumer
+{
+	Oid role;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+} Consumer;
+
+/* rows of jobqueue_consumer, as of a generation */
+static Consumer *consumers;
+static int nconsumers;
+static uint32 consumers_generation;
+
+static void
+read_consumers(JqTable *t)
+{
+	uint32 generation = jq_table_consumers_generation;
+	JqOwnerState state;
+	Consumer *list;
+	int n, i;
+
+	jq_owner_begin(t, &state);
+	jq_owner_read(t, "SELECT role::oid, queue FROM %s.jobqueue_consumer", 0,
+				  NULL, NULL, NULL);
+	n = (int) SPI_processed;
+	list = MemoryContextAlloc(TopMemoryContext, (n + 1) * sizeof(Consumer));
+	for (i = 0; i < n; i++)
+	{
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool isnull;
+
+		list[i].role = DatumGetObjectId(SPI_getbinval(tup, desc, 1, &isnull));
+		strlcpy(list[i].queue,
+				TextDatumGetCString(SPI_getbinval(tup, desc, 2, &isnull)),
+				sizeof(list[i].queue));
+	}
+	jq_owner_end(&state);
+	if (consumers != NULL)
+		pfree(consumers);
+	consumers = list;
+	nconsumers = n;
+	consumers_generation = generation;
+}
+
+bool
+jq_may_consume(const char *queue)
+{
+	JqTable *t;
+	int i;
+
+	if (superuser())
+		return true;
+	t = jq_table_required();
+	if (consumers == NULL ||
+		consumers_generation != jq_table_consumers_generation)
+		read_consumers(t);
+	for (i = 0; i < nconsumers; i++)
+		if ((strcmp(consumers[i].queue, queue) == 0 ||
+			 strcmp(consumers[i].queue, ALL_QUEUES) == 0) &&
+			OidIsValid(consumers[i].role) &&
+			has_privs_of_role(GetUserId(), consumers[i].role))
+			return true;
+	return false;
+}
+
+/* the rows of a role; returns whether it has any then */
+static bool
+change_consumer(JqTable *t, Oid role, const char *queue, bool grant)
+{
+	Oid types[2] = {OIDOID, TEXTOID};
+	Datum values[2];
+	bool any;
+
+	values[0] = ObjectIdGetDatum(role);
+	values[1] = CStringGetTextDatum(queue != NULL ? queue : ALL_QUEUES);
+	jq_owner_execute(
+		t,
+		grant ?
+			"INSERT INTO %s.jobqueue_consumer (role, queue)"
+			" SELECT $1, $2 WHERE NOT EXISTS (SELECT"
+			"  FROM %s.jobqueue_consumer WHERE role::oid = $1 AND queue = $2)" :
+		queue != NULL ? "DELETE FROM %s.jobqueue_consumer"
+						" WHERE role::oid = $1 AND queue = $2" :
+						"DELETE FROM %s.jobqueue_consumer"
+						" WHERE role::oid = $1",
+		2, types, values, NULL);
+	jq_owner_execute(
+		t, "SELECT FROM %s.jobqueue_consumer WHERE role::oid = $1 LIMIT 1", 1,
+		types, values, NULL);
+	any = SPI_processed > 0;
+	CacheInvalidateRelcacheByRelid(t->consumer);
+	return any;
+}
+
 static void
 grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 {
+	char *queue = NULL;
 	JqTable *t;
 	Oid role;
 	char *level;
@@ -266,16 +376,31 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 		list = monitor_members;
 	else if (strcmp(level, "admin") == 0)
 		list = admin_members;
+	else if (strcmp(level, "consume") == 0)
+		list = consume_members;
 	else
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown level \"%s\"", level),
 			 errhint(
-				 "Levels are \"use\", \"lock\", \"monitor\" and \"admin\".")));
+				 "Levels are \"use\", \"consume\", \"lock\", \"monitor\" and \"admin\".")));
+	if (!PG_ARGISNULL(2))
+	{
+		queue = text_to_cstring(PG_GETARG_TEXT_PP(2));
+		jq_check_queue_name(queue);
+		if (list != consume_members)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("level \"%s\" is not given for a queue", level),
+					 errhint("Only \"consume\" is.")));
+	}
 	jq_owner_begin(t, &state);
 	name = quote_identifier(GetUserNameFromId(role, false));
-	change_members(t, list, name, grant);
+	/* whoever may consume another queue keeps the functions */
+	if (list != consume_members || !change_consumer(t, role, queue, grant) ||
+		grant)
+		change_members(t, list, name, grant);
 	if (!grant)
 	{
 		/* levels share members: what others still need is given back */

@@ -10,6 +10,9 @@
 /* has the current user the level "admin"? superusers have */
 extern bool jq_is_admin(void);
 
+/* may the current user fetch from the queue? */
+extern bool jq_may_consume(const char *queue);
+
 /*
  * What the current user may see of the jobs of a role: 2 all, 1 all but
  * arguments and results, 0 nothing.

@@ -34,7 +34,7 @@ typedef struct Back
 
 typedef struct BackLane
 {
-	Oid owner;
+	Oid owner; /* of the rows */
 	int64 n;
 } BackLane;
 
@@ -52,8 +52,9 @@ add_lane(HeapTuple tup, TupleDesc desc, void *arg)
 	lane->n = DatumGetInt64(SPI_getbinval(tup, desc, 3, &isnull));
 	b->lanes = lappend(b->lanes, lane);
 	b->n += lane->n;
-	jq_publish_unknown(lane->owner, TextDatumGetCString(
-										SPI_getbinval(tup, desc, 1, &isnull)));
+	jq_publish_unknown(DatumGetObjectId(SPI_getbinval(tup, desc, 5, &isnull)),
+					   TextDatumGetCString(
+						   SPI_getbinval(tup, desc, 1, &isnull)));
 	d = SPI_getbinval(tup, desc, 4, &isnull);
 	if (!isnull)
 	{
@@ -173,10 +174,11 @@ jq_retry_where(PG_FUNCTION_ARGS)
 		" max_attempts, 0, kind, queue, command, args, key, search_path, settings,"
 		" timeout, keep, tags, errors, unique_key, unique_until, unique_for,"
 		" CASE on_conflict WHEN 'R' THEN 'r' ELSE on_conflict END,"
-		" after FROM back RETURNING queue, owner, id, after)"
+		" after FROM back RETURNING queue, owner, id, after, command)"
 		" SELECT queue, owner::oid, count(*),"
-		"  array_agg(id) FILTER (WHERE after IS NOT NULL)"
-		" FROM again GROUP BY 1, 2";
+		"  array_agg(id) FILTER (WHERE after IS NOT NULL),"
+		"  min(" JQ_LANE_ROLE ")"
+		" FROM again GROUP BY 1, 2, command IS NULL";
 	JqWhere w;
 	Datum *unique;
 	int nunique;

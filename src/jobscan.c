@@ -54,7 +54,10 @@ item_of_slot(JqItem *item, TupleTableSlot *slot)
 	}
 }
 
-/* a lane's part of the ready index */
+/*
+ * A lane's part of the ready index; or, without an owner, of the one of jobs that
+ * consumers fetch.
+ */
 typedef struct LaneScan
 {
 	JqTable *t;
@@ -63,6 +66,7 @@ typedef struct LaneScan
 	Snapshot snapshot;
 	Datum queue;
 	Oid owner;
+	int nfixed; /* columns before the priority */
 	IndexScanDesc rows;
 	IndexScanDesc jump;
 } LaneScan;
@@ -72,12 +76,14 @@ lane_scan_open(LaneScan *s, JqTable *t, const char *queue, Oid owner)
 {
 	s->t = t;
 	s->rel = table_open(t->job, AccessShareLock);
-	s->index = index_open(t->ready, AccessShareLock);
+	s->nfixed = owner == JQ_CONSUMER_ROLE ? 1 : 2;
+	s->index =
+		index_open(s->nfixed == 1 ? t->fetch : t->ready, AccessShareLock);
 	s->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	s->queue = CStringGetTextDatum(queue);
 	s->owner = owner;
-	s->rows = jq_index_beginscan(s->rel, s->index, s->snapshot, 4);
-	s->jump = jq_index_beginscan(s->rel, s->index, s->snapshot, 3);
+	s->rows = jq_index_beginscan(s->rel, s->index, s->snapshot, s->nfixed + 2);
+	s->jump = jq_index_beginscan(s->rel, s->index, s->snapshot, s->nfixed + 1);
 	s->jump->xs_want_itup = true;
 	read_slot = jq_read_begin();
 }
@@ -93,15 +99,20 @@ lane_scan_close(LaneScan *s)
 	table_close(s->rel, AccessShareLock);
 }
 
-static void
+/* returns their number */
+static int
 lane_scan_keys(LaneScan *s, ScanKeyData *key, StrategyNumber strategy,
 			   RegProcedure proc, int priority)
 {
+	int n = s->nfixed;
+
 	ScanKeyInit(&key[0], 1, BTEqualStrategyNumber, F_TEXTEQ, s->queue);
 	key[0].sk_collation = C_COLLATION_OID;
-	ScanKeyInit(&key[1], 2, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(s->owner));
-	ScanKeyInit(&key[2], 3, strategy, proc, Int16GetDatum(priority));
+	if (n == 2)
+		ScanKeyInit(&key[1], 2, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(s->owner));
+	ScanKeyInit(&key[n], n + 1, strategy, proc, Int16GetDatum(priority));
+	return n + 1;
 }
 
 /*
@@ -113,19 +124,21 @@ lane_scan_jump(LaneScan *s, int32 *priority)
 {
 	ScanKeyData key[3];
 	bool isnull;
+	int n;
 
 	if (*priority >= PG_INT16_MAX)
 		return false;
 	if (*priority < PG_INT16_MIN)
-		lane_scan_keys(s, key, BTGreaterEqualStrategyNumber, F_INT2GE,
-					   PG_INT16_MIN);
+		n = lane_scan_keys(s, key, BTGreaterEqualStrategyNumber, F_INT2GE,
+						   PG_INT16_MIN);
 	else
-		lane_scan_keys(s, key, BTGreaterStrategyNumber, F_INT2GT, *priority);
-	index_rescan(s->jump, key, 3, NULL, 0);
+		n = lane_scan_keys(s, key, BTGreaterStrategyNumber, F_INT2GT,
+						   *priority);
+	index_rescan(s->jump, key, n, NULL, 0);
 	if (index_getnext_tid(s->jump, ForwardScanDirection) == NULL)
 		return false;
 	*priority =
-		DatumGetInt16(index_getattr(s->jump->xs_itup, 3,
+		DatumGetInt16(index_getattr(s->jump->xs_itup, s->nfixed + 1,
 									RelationGetDescr(s->index), &isnull));
 	return true;
 }
@@ -135,11 +148,11 @@ static void
 lane_scan_start(LaneScan *s, int priority, int64 id)
 {
 	ScanKeyData key[4];
+	int n = lane_scan_keys(s, key, BTEqualStrategyNumber, F_INT2EQ, priority);
 
-	lane_scan_keys(s, key, BTEqualStrategyNumber, F_INT2EQ, priority);
-	ScanKeyInit(&key[3], 4, BTGreaterEqualStrategyNumber, F_INT8GE,
+	ScanKeyInit(&key[n], n + 1, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum(id));
-	index_rescan(s->rows, key, 4, NULL, 0);
+	index_rescan(s->rows, key, n + 1, NULL, 0);
 }
 
 /*
@@ -307,7 +320,11 @@ read_key_row(JqTable *t, const char *key, int keylen, TimestampTz now,
 			return false; /* comes when it is due */
 		r->item.flags = JQ_E_DUE;
 	}
-	r->owner = DatumGetObjectId(slot_getattr(read_slot, JQ_COL_OWNER, &isnull));
+	r->lane_role =
+		DatumGetObjectId(slot_getattr(read_slot, JQ_COL_OWNER, &isnull));
+	(void) slot_getattr(read_slot, JQ_COL_COMMAND, &isnull);
+	if (isnull)
+		r->lane_role = JQ_CONSUMER_ROLE;
 	r->queue =
 		TextDatumGetCString(slot_getattr(read_slot, JQ_COL_QUEUE, &isnull));
 	return true;
@@ -437,7 +454,10 @@ jq_row_tried_before(JqTable *t, const char *queue, const char *key, int keylen,
 	return before;
 }
 
-/* the first entry of the ready index within these keys, alive or not */
+/*
+ * The first entry of one of these indexes within these keys, alive or not; of
+ * the ready index if the owner is wanted, too.
+ */
 static bool
 first_entry(Relation rel, Relation index, ScanKeyData *key, int nkeys,
 			char *queue, Oid *owner)
@@ -456,16 +476,36 @@ first_entry(Relation rel, Relation index, ScanKeyData *key, int nkeys,
 		Datum d = index_getattr(scan->xs_itup, 1, desc, &isnull);
 
 		text_to_cstring_buffer(DatumGetTextPP(d), queue, NAMEDATALEN);
-		*owner =
-			DatumGetObjectId(index_getattr(scan->xs_itup, 2, desc, &isnull));
+		if (owner != NULL)
+			*owner = DatumGetObjectId(
+				index_getattr(scan->xs_itup, 2, desc, &isnull));
 	}
 	index_endscan(scan);
 	UnregisterSnapshot(snapshot);
 	return found;
 }
 
-bool
-jq_next_lane(JqTable *t, char *queue, Oid *owner, bool first)
+/* the next queue that has jobs for consumers */
+static bool
+next_consumer_lane(JqTable *t, char *queue, bool first)
+{
+	Relation rel = table_open(t->job, AccessShareLock);
+	Relation index = index_open(t->fetch, AccessShareLock);
+	ScanKeyData key;
+	bool found;
+
+	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_TEXT_GT,
+				CStringGetTextDatum(first ? "" : queue));
+	key.sk_collation = C_COLLATION_OID;
+	found = first_entry(rel, index, &key, 1, queue, NULL);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* the same for workers */
+static bool
+next_worker_lane(JqTable *t, char *queue, Oid *owner, bool first)
 {
 	Relation rel = table_open(t->job, AccessShareLock);
 	Relation index = index_open(t->ready, AccessShareLock);
@@ -492,4 +532,19 @@ jq_next_lane(JqTable *t, char *queue, Oid *owner, bool first)
 	index_close(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
 	return found;
+}
+
+bool
+jq_next_lane(JqTable *t, char *queue, Oid *owner, bool first)
+{
+	bool to_consumers = false;
+
+	if (first || *owner != JQ_CONSUMER_ROLE)
+	{
+		if (next_worker_lane(t, queue, owner, first))
+			return true;
+		to_consumers = true;
+	}
+	*owner = JQ_CONSUMER_ROLE;
+	return next_consumer_lane(t, queue, to_consumers);
 }

@@ -52,7 +52,7 @@ extern bool jq_lane_has_rows(JqTable *t, const char *queue, Oid owner);
 typedef struct JqKeyRow
 {
 	JqItem item;
-	Oid owner;
+	Oid lane_role;
 	char *queue;
 } JqKeyRow;
 

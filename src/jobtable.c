@@ -49,6 +49,7 @@
 #include "utils/syscache.h"
 
 bool jq_bookkeeping = false;
+uint32 jq_table_consumers_generation = 0;
 
 static JqTable table;
 static bool table_valid;
@@ -60,7 +61,8 @@ static TupleDesc job_desc;
 static TupleTableSlot *read_slot;
 static TupleTableSlot *write_slot;
 static bool reading; /* an error has left read_slot as it was */
-static IndexInfo *pk_info, *ready_info, *due_info, *expiry_info, *key_info;
+static IndexInfo *pk_info, *ready_info, *fetch_info, *due_info, *expiry_info,
+	*key_info;
 static Oid known_relfile;
 static BlockNumber known_blocks;
 
@@ -70,12 +72,14 @@ static void
 relcache_callback(Datum arg, Oid relid)
 {
 	(void) arg;
+	if (relid == InvalidOid || relid == table.consumer)
+		jq_table_consumers_generation++;
 	if (relid == InvalidOid || relid == table.job || relid == table.pk ||
-		relid == table.ready || relid == table.due || relid == table.expiry ||
-		relid == table.key || relid == table.tried || relid == table.archive ||
-		relid == table.sequence || relid == table.queue_version ||
-		relid == table.unique || relid == table.unique_pk ||
-		relid == table.unique_expiry)
+		relid == table.ready || relid == table.fetch || relid == table.due ||
+		relid == table.expiry || relid == table.key || relid == table.tried ||
+		relid == table.archive || relid == table.sequence ||
+		relid == table.queue_version || relid == table.unique ||
+		relid == table.unique_pk || relid == table.unique_expiry)
 		table_valid = false;
 }
 
@@ -168,7 +172,7 @@ is_plain(Relation rel, Oid extension)
 			extension)
 			break;
 	pfree(functions);
-	return i == n && list_length(RelationGetIndexList(rel)) == 6;
+	return i == n && list_length(RelationGetIndexList(rel)) == 7;
 }
 
 static IndexInfo *
@@ -198,6 +202,7 @@ lookup(JqTable *t)
 	t->job = member(t->schema, t->extension, "jobqueue_job");
 	t->pk = member(t->schema, t->extension, "jobqueue_job_pkey");
 	t->ready = member(t->schema, t->extension, "jobqueue_job_ready");
+	t->fetch = member(t->schema, t->extension, "jobqueue_job_fetch");
 	t->due = member(t->schema, t->extension, "jobqueue_job_due");
 	t->expiry = member(t->schema, t->extension, "jobqueue_job_expiry");
 	t->key = member(t->schema, t->extension, "jobqueue_job_key");
@@ -210,15 +215,16 @@ lookup(JqTable *t)
 	t->unique_pk = member(t->schema, t->extension, "jobqueue_unique_pkey");
 	t->unique_expiry =
 		member(t->schema, t->extension, "jobqueue_unique_expiry");
+	t->consumer = member(t->schema, t->extension, "jobqueue_consumer");
 	meta = member(t->schema, t->extension, "jobqueue_meta");
 	if (!OidIsValid(t->job) || !OidIsValid(meta))
 		return false; /* CREATE EXTENSION is under way */
-	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->due) ||
-		!OidIsValid(t->expiry) || !OidIsValid(t->key) ||
+	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->fetch) ||
+		!OidIsValid(t->due) || !OidIsValid(t->expiry) || !OidIsValid(t->key) ||
 		!OidIsValid(t->tried) || !OidIsValid(t->sequence) ||
 		!OidIsValid(t->archive) || !OidIsValid(t->queue_version) ||
 		!OidIsValid(t->unique) || !OidIsValid(t->unique_pk) ||
-		!OidIsValid(t->unique_expiry))
+		!OidIsValid(t->unique_expiry) || !OidIsValid(t->consumer))
 	{
 		if (creating_extension)
 			return false;
@@ -262,6 +268,7 @@ lookup(JqTable *t)
 	{
 		pk_info = index_info(t->pk);
 		ready_info = index_info(t->ready);
+		fetch_info = index_info(t->fetch);
 		due_info = index_info(t->due);
 		expiry_info = index_info(t->expiry);
 		key_info = index_info(t->key);
@@ -441,7 +448,14 @@ jq_row_insert(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 
 	key[0] = values[JQ_COL_ID - 1];
 	insert_index(t->pk, pk_info, rel, tid, key, UNIQUE_CHECK_YES);
-	if (nulls[JQ_COL_RUN_AT - 1])
+	if (nulls[JQ_COL_RUN_AT - 1] && nulls[JQ_COL_COMMAND - 1])
+	{
+		key[0] = values[JQ_COL_QUEUE - 1];
+		key[1] = values[JQ_COL_PRIORITY - 1];
+		key[2] = values[JQ_COL_ID - 1];
+		insert_index(t->fetch, fetch_info, rel, tid, key, UNIQUE_CHECK_NO);
+	}
+	else if (nulls[JQ_COL_RUN_AT - 1])
 	{
 		key[0] = values[JQ_COL_QUEUE - 1];
 		key[1] = values[JQ_COL_OWNER - 1];
@@ -698,6 +712,14 @@ jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
 	if (deleted)
 		jq_quota_gone(DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), 1);
 	return deleted;
+}
+
+Oid
+jq_row_lane_role(const JqRow *row)
+{
+	if (JQ_ROW_NULL(row, JQ_COL_COMMAND))
+		return JQ_CONSUMER_ROLE;
+	return DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
 }
 
 JqPos

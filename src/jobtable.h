@@ -55,6 +55,10 @@ enum
 #define JQ_KIND_SQL 's'		 /* text, in the job's transaction */
 #define JQ_KIND_OUTSIDE 'x'	 /* one statement outside a transaction block */
 #define JQ_KIND_MESSAGE 'm'	 /* to a service; see service.c */
+#define JQ_KIND_NONE 'n'	 /* no command: outside consumers fetch it */
+
+/* SQL: the role of its lane */
+#define JQ_LANE_ROLE "CASE WHEN command IS NULL THEN 1::oid ELSE owner::oid END"
 
 #define JQ_DEFAULT_MAX_ATTEMPTS 10
 #define JQ_DEFAULT_TIMEOUT_US USECS_PER_HOUR
@@ -68,6 +72,7 @@ typedef struct JqTable
 	Oid job;
 	Oid pk;
 	Oid ready;
+	Oid fetch;
 	Oid due;
 	Oid expiry;
 	Oid key;
@@ -75,6 +80,7 @@ typedef struct JqTable
 	Oid sequence;
 	Oid archive;
 	Oid queue_version; /* sequence */
+	Oid consumer;
 	Oid unique;
 	Oid unique_pk;
 	Oid unique_expiry;
@@ -107,6 +113,8 @@ typedef enum JqFetch
 
 /* the tables of this database, or NULL: the extension is not here */
 extern JqTable *jq_table(void);
+/* moves when jobqueue_consumer may have changed */
+extern uint32 jq_table_consumers_generation;
 /* is it one of the tables that jobs are in?  Looks nothing up. */
 extern bool jq_table_is_queue(Oid relid);
 /* ERROR if the extension is not here */
@@ -136,6 +144,8 @@ extern JqFetch jq_row_fetch(JqTable *t, int64 id, ItemPointer tid,
 extern bool jq_row_delete(JqTable *t, int64 id, JqRow *row,
 						  struct SnapshotData *snapshot);
 
+/* the role of its lane */
+extern Oid jq_row_lane_role(const JqRow *row);
 /* is a row due (and not expired), and where does it stand */
 extern JqPos jq_row_pos(const JqRow *row);
 extern char *jq_row_cstring(const JqRow *row, int col); /* palloc'd, or NULL */

@@ -164,7 +164,7 @@ jq_key_note_mine(const JqKeyTag *tag, uint32 hash)
 	m->hash = hash;
 	m->job = 0;
 	m->for_job = m->for_session = m->waiting = false;
-	m->pushed = m->unused = false;
+	m->pushed = m->of_claim = m->unused = false;
 	n_my_keys++;
 	return m;
 }
@@ -294,20 +294,17 @@ jq_key_add_holder(JqKey *k, const JqHolder *h)
 	return true;
 }
 
-/* this process becomes one; false: there is no memory for one more */
-static bool
-add_me(JqKey *k, int64 job, int lane, int32 limit)
+/* claim_pid: of a claim, of a session with that pid; -1: this process itself */
+static void
+set_holder(JqHolder *h, int claim_pid, int64 job, int lane, int32 limit)
 {
-	JqHolder h;
-
-	h.procno = jq_my_procno();
-	h.pid = MyProcPid;
-	h.job = job;
-	h.since = GetCurrentTimestamp();
-	h.limit = limit;
-	h.lane = lane;
-	h.next = JQ_NIL;
-	return jq_key_add_holder(k, &h);
+	h->procno = claim_pid >= 0 ? JQ_CLAIM_HOLDS : jq_my_procno();
+	h->pid = claim_pid >= 0 ? claim_pid : MyProcPid;
+	h->job = job;
+	h->since = GetCurrentTimestamp();
+	h->limit = limit;
+	h->lane = lane;
+	h->next = JQ_NIL;
 }
 
 static void
@@ -324,20 +321,28 @@ set_limit(JqKey *k)
 	}
 }
 
-/* false: this process is none */
 static bool
-remove_holder(JqKey *k)
+is_mine(const JqHolder *h, const JqMyKey *my)
 {
-	JqHolder *h = &k->holder;
+	if (my->of_claim)
+		return h->procno == JQ_CLAIM_HOLDS && h->job == my->job;
+	return h->procno == jq_my_procno() && h->pid == MyProcPid;
+}
+
+/* false: this process, or the claim, is none */
+static bool
+remove_holder(JqKey *k, const JqMyKey *my)
+{
+	JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
 	uint32 *link = NULL; /* to h */
 
-	if (!holds(k))
-		return false;
-	while (h->procno != jq_my_procno() || h->pid != MyProcPid)
+	while (h != NULL && !is_mine(h, my))
 	{
 		link = &h->next;
-		h = JQ_HOLDER(h->next);
+		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
 	}
+	if (h == NULL)
+		return false;
 	if (h->next != JQ_NIL)
 	{
 		/* the next one takes its place */
@@ -460,10 +465,22 @@ jq_key_enter(const JqKeyTag *tag, uint32 hash)
 	return k;
 }
 
-static JqKeyResult
-take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
-	 uint32 *next)
+static JqMyKey *
+note_job(const JqKey *k, uint32 hash, int64 job)
 {
+	JqMyKey *m = jq_key_note_mine(&k->tag, hash);
+
+	m->job = job;
+	m->for_job = true;
+	return m;
+}
+
+/* claim_pid: for a claim, of a session with that pid; -1: for this process */
+static JqKeyResult
+take(JqKey *k, uint32 hash, int64 job, int claim_pid, int lane, uint32 ix,
+	 bool *ask, uint32 *next)
+{
+	bool of_claim = claim_pid >= 0;
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until;
 	JqKeyRules r;
@@ -471,19 +488,22 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 	JqPos pos = ix != JQ_NIL ? JQ_ENTRY_POS(ix) : JQ_POS_NOTHING;
 	bool counted_on =
 		ix != JQ_NIL && (JQ_ENTRY(ix)->flags & JQ_E_UNPARKED) != 0;
+	JqHolder h;
 	JqMyKey *m;
 
 	jq_key_rules(k, hash, lane, &r);
 	if (ix == JQ_NIL)
 	{
 		if (k->nholders > 0 &&
-			(k->nholders >= Min(r.limit, k->limit) || holds(k)))
+			(k->nholders >= Min(r.limit, k->limit) || (!of_claim && holds(k))))
 			return JQ_KEY_BUSY;
-		if (k->first_session >= 0 || !add_me(k, job, -1, r.limit))
+		if (k->first_session >= 0)
 			return JQ_KEY_BUSY;
-		m = jq_key_note_mine(&k->tag, hash);
-		m->job = job;
-		m->for_job = true;
+		set_holder(&h, claim_pid, job, of_claim ? lane : -1, r.limit);
+		if (!jq_key_add_holder(k, &h))
+			return JQ_KEY_BUSY;
+		if (!of_claim)
+			note_job(k, hash, job);
 		return JQ_KEY_TAKEN;
 	}
 	if (k->brought > 0)
@@ -509,22 +529,24 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 			*ask |= jq_key_wants_refill(k);
 		return result;
 	}
-	if (jq_key_behind(k, hash, lane, pos, now) || holds(k))
+	if (jq_key_behind(k, hash, lane, pos, now) || (!of_claim && holds(k)))
 	{
 		/* somebody else may be able to go; if so, the launcher sees to it */
 		jq_key_wake_by(k, hash, now);
 		return wait_for(k, ix);
 	}
-	if (!add_me(k, job, lane, r.limit))
+	set_holder(&h, claim_pid, job, lane, r.limit);
+	if (!jq_key_add_holder(k, &h))
 		return wait_for(k, ix); /* there are others, who let it go */
-	m = jq_key_note_mine(&k->tag, hash);
-	m->job = job;
-	m->for_job = true;
+	m = of_claim ? NULL : note_job(k, hash, job);
 	if (r.limited)
 	{
 		jq_keyrate_take(&r.bucket, now);
-		m->unused = true;
-		m->bucket = r.bucket;
+		if (m != NULL)
+		{
+			m->unused = true;
+			m->bucket = r.bucket;
+		}
 	}
 	if (k->turn_ends != 0 && jq_pos_cmp(pos, k->turn) == 0)
 	{
@@ -540,16 +562,16 @@ take(JqKey *k, uint32 hash, int64 job, int lane, uint32 ix, bool *ask,
 	return JQ_KEY_TAKEN;
 }
 
-JqKeyResult
-jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
-				uint32 entry, bool *ask, uint32 *next)
+static JqKeyResult
+take_key(Oid db, const char *key, int len, int64 job, int claim_pid, int lane,
+		 uint32 entry, bool *ask, uint32 *next)
 {
 	JqKeyTag tag;
 	uint32 hash;
 	JqKey *k;
 	JqKeyResult result;
 
-	Assert(n_my_keys < max_my_keys);
+	Assert(claim_pid >= 0 || n_my_keys < max_my_keys);
 	*next = JQ_NIL;
 	jq_key_make_tag(&tag, db, key, len);
 	hash = tag_hash_text(&tag, 0);
@@ -565,11 +587,25 @@ jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
 		result = JQ_KEY_FULL;
 	else
 	{
-		result = take(k, hash, job, lane, entry, ask, next);
+		result = take(k, hash, job, claim_pid, lane, entry, ask, next);
 		jq_key_check(k);
 	}
 	LWLockRelease(jq_key_partition(hash));
 	return result;
+}
+
+JqKeyResult
+jq_keylock_take(Oid db, const char *key, int len, int64 job, int lane,
+				uint32 entry, bool *ask, uint32 *next)
+{
+	return take_key(db, key, len, job, -1, lane, entry, ask, next);
+}
+
+JqKeyResult
+jq_keylock_take_for_claim(Oid db, const char *key, int len, int64 job, int pid,
+						  int lane, uint32 entry, bool *ask, uint32 *next)
+{
+	return take_key(db, key, len, job, pid, lane, entry, ask, next);
 }
 
 JqMyKey *
@@ -704,7 +740,7 @@ let_go(JqKey *k, JqMyKey *my)
 	}
 	if (my->unused)
 		give_token_back(k, my);
-	if (!remove_holder(k))
+	if (!remove_holder(k, my))
 		return false;
 	/* unless its failure is still to be recorded */
 	if (k->norders > 0)
@@ -916,6 +952,19 @@ jq_keylock_release(Oid db, const char *key, int len)
 		jq_key_end_job(m);
 	else
 		jq_key_release_mine(m);
+}
+
+void
+jq_keylock_release_of_claim(Oid db, const char *key, int len, int64 job)
+{
+	JqMyKey my;
+
+	memset(&my, 0, offsetof(JqMyKey, bucket));
+	jq_key_make_tag(&my.tag, db, key, len);
+	my.hash = tag_hash_text(&my.tag, 0);
+	my.job = job;
+	my.of_claim = true;
+	advance(&my.tag, my.hash, &my);
 }
 
 void

@@ -71,6 +71,17 @@ extern void jq_keylock_prepare(void);
 extern JqKeyResult jq_keylock_take(Oid db, const char *key, int len, int64 job,
 								   int lane, uint32 entry, bool *ask,
 								   uint32 *next);
+/*
+ * The same for the claim of an outside consumer, whose session has that pid (0:
+ * it has none).  The key is then the claim's, not this process's, and may be let
+ * go by any process.  Its token counts as used.
+ */
+extern JqKeyResult jq_keylock_take_for_claim(Oid db, const char *key, int len,
+											 int64 job, int pid, int lane,
+											 uint32 entry, bool *ask,
+											 uint32 *next);
+extern void jq_keylock_release_of_claim(Oid db, const char *key, int len,
+										int64 job);
 /* the job that this process has the key for begins: its token is used */
 extern void jq_keylock_use(Oid db, const char *key, int len);
 /* it has begun, and is to begin once more: a token for that, if one is needed */

@@ -75,6 +75,7 @@ typedef struct JqMyKey
 	bool for_session;	/* ... or it has been locked, or both */
 	bool waiting;		/* we stand in line for it; may hold it already */
 	bool pushed;		/* we are not a holder, but its pusher */
+	bool of_claim;		/* nor are we: the claim of an outside consumer is */
 	bool unused;		/* a token was taken that has not been used */
 	JqKeyBucket bucket; /* of the token */
 } JqMyKey;

@@ -16,6 +16,15 @@
 #include "storage/itemptr.h"
 
 #define JQ_NIL PG_UINT32_MAX
+
+/*
+ * Jobs without a command are fetched by outside consumers, who may fetch those
+ * of all roles.  So they stand in one lane of their queue, apart from what
+ * workers run: neither has to pass over the other's, in memory or in the table
+ * (each has an index of its own).  The role of such a lane is this one, which
+ * can be nobody's: it is below all that are ever given out.
+ */
+#define JQ_CONSUMER_ROLE ((Oid) 1)
 #define JQ_LEVELS 8
 #define JQ_KEY_INLINE 36
 #define JQ_KEY_MORE 92
@@ -49,11 +58,13 @@ typedef struct JqMore
 	char text[JQ_KEY_MORE];
 } JqMore;
 
+#define JQ_CLAIM_HOLDS (-2)
+
 /* whoever holds a key; see keylock.c */
 typedef struct JqHolder
 {
-	int procno;
-	int pid;
+	int procno; /* JQ_CLAIM_HOLDS: no process, but the claim on the job */
+	int pid;	/* of such a claim: of its session, 0 = it has none */
 	int64 job;
 	TimestampTz since;
 	int32 limit; /* so many holders does his queue allow */

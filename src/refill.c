@@ -206,7 +206,7 @@ publish_rows(const JqKeyWant *k, JqKeyRow *rows, const int *lanes, int n)
 	{
 		bool known;
 		bool accepted =
-			jq_lane_publish_one(MyDatabaseId, rows[i].owner, rows[i].queue,
+			jq_lane_publish_one(MyDatabaseId, rows[i].lane_role, rows[i].queue,
 								&rows[i].item, &known);
 
 		if (known)
@@ -272,9 +272,9 @@ refill_key(JqKeyWant *k)
 	n = leave_out_claimed(rows, n);
 	for (i = 0; i < n; i++)
 		/* without a place for the lane, it does not matter which */
-		lanes[i] =
-			Max(jq_dir_lane(MyDatabaseId, rows[i].owner, rows[i].queue, true),
-				0);
+		lanes[i] = Max(jq_dir_lane(MyDatabaseId, rows[i].lane_role,
+								   rows[i].queue, true),
+					   0);
 	jq_keylock_refill_read(MyDatabaseId, k, upto, lanes, n);
 	run = publish_rows(k, rows, lanes, n);
 	jq_keylock_refill_end(MyDatabaseId, k, n - run);

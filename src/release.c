@@ -243,8 +243,8 @@ waiting_rows(int *n)
 	for (i = 0; i < *n; i++)
 	{
 		bool isnull;
-		Datum d = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 8,
-								&isnull);
+		Datum d = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+								JQ_SCHED_NCOLUMNS + 1, &isnull);
 
 		w[i].row = rows[i];
 		if (!isnull)
@@ -365,10 +365,10 @@ look_up(JqTable *t, Waiting *w, int n)
 static bool
 hold(Waiting *w)
 {
-	if (!w->held && jq_claim_hold(MyDatabaseId, w->row.owner, w->row.queue,
+	if (!w->held && jq_claim_hold(MyDatabaseId, w->row.lane_role, w->row.queue,
 								  w->row.item.id) == JQ_HOLD_DONE)
 	{
-		jq_publish_held(w->row.owner, w->row.queue, &w->row.item,
+		jq_publish_held(w->row.lane_role, w->row.queue, &w->row.item,
 						w->row.run_at);
 		w->held = true;
 	}
@@ -467,7 +467,7 @@ let_go(JqTable *t, Waiting *w, int n)
 	jq_owner_end(&state);
 	for (i = 0; i < m; i++)
 	{
-		jq_publish_row(rows[i].owner, rows[i].queue, &rows[i].item,
+		jq_publish_row(rows[i].lane_role, rows[i].queue, &rows[i].item,
 					   rows[i].run_at);
 		find(w, n, rows[i].item.id)->done = true;
 	}

@@ -74,7 +74,10 @@ complete_row(HeapTuple tup, TupleDesc desc)
 		return tup;
 	d = column(tup, desc, "command", &isnull);
 	if (isnull)
-		return tup; /* NOT NULL will say so */
+	{
+		values[0] = CharGetDatum(JQ_KIND_NONE);
+		return heap_modify_tuple_by_cols(tup, desc, 1, cols, values, nulls);
+	}
 	command = jq_command_resolve(TextDatumGetCString(d));
 	values[0] = CharGetDatum(command->kind);
 	values[1] = CStringGetTextDatum(command->stored);
@@ -194,13 +197,15 @@ check_row(HeapTuple tup, TupleDesc desc)
 	bool isnull;
 	Datum d = column(tup, desc, "kind", &isnull);
 
-	if (!isnull && strchr("fsxm", DatumGetChar(d)) == NULL)
-		refuse("kind", "f, s, x, m or null");
+	if (!isnull && strchr("fsxnm", DatumGetChar(d)) == NULL)
+		refuse("kind", "f, s, x, n, m or null");
 	if (!isnull)
 	{
 		char kind = DatumGetChar(d);
 
 		d = column(tup, desc, "command", &isnull);
+		if (isnull != (kind == JQ_KIND_NONE))
+			refuse("kind", "n if there is no command, and only then");
 		if (!isnull)
 			check_command(kind, TextDatumGetCString(d));
 	}
@@ -262,6 +267,9 @@ note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 	owner = column(tup, desc, "owner", &isnull);
 	if (isnull)
 		return;
+	(void) column(tup, desc, "command", &isnull);
+	if (isnull)
+		owner = ObjectIdGetDatum(JQ_CONSUMER_ROLE); /* whose lane it is in */
 	if (!at_home(tup, desc, t))
 	{
 		jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));

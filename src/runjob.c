@@ -199,8 +199,7 @@ matches(JqAttempt *a, JqRow *row, JqItem *item, TimestampTz *run_at)
 			*run_at = DT_NOBEGIN;
 	}
 	item_of_row(item, row);
-	return *run_at == DT_NOBEGIN &&
-		   DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)) == a->role &&
+	return *run_at == DT_NOBEGIN && jq_row_lane_role(row) == a->role &&
 		   text_equals(JQ_ROW(row, JQ_COL_QUEUE), a->queue, strlen(a->queue)) &&
 		   item->priority == a->job->pos.priority &&
 		   item->keylen == a->job->keylen &&
@@ -259,8 +258,7 @@ as_expected(JqAttempt *a, JqTable *t, JqRow *row)
 	if (matches(a, row, &item, &run_at))
 		return true;
 	queue = jq_row_cstring(row, JQ_COL_QUEUE);
-	publish_claimed(a, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), queue,
-					&item, run_at);
+	publish_claimed(a, jq_row_lane_role(row), queue, &item, run_at);
 	return false;
 }
 

@@ -8,13 +8,15 @@
  * runs only statements of ours.  In this order it
  *
  *		settles suspects	jobs that ran in a process that died by itself
- *		reads settings		of the queues; until then nothing is taken from lanes
+ *		reads leases, once	and settings of the queues; until then nothing is taken
+ *							from lanes
  *		discovers lanes		which (queue, owner) have ready rows
  *		refills keys, lanes	see keylock.c, lane.c
  *		publishes due rows	whose run_at has come
  *		ends expired rows	that were not started in time
  *		releases			jobs that waited for others
- *		records failures	of jobs whose worker is gone
+ *		ends leases			that are over
+ *		records failures	of jobs whose worker or consumer is gone
  *		gives up roles		that are dropped or may not connect
  *		counts				rows that memory cannot know
  *		prunes				the archive
@@ -34,6 +36,7 @@
 #include "jobtable.h"
 #include "keylock.h"
 #include "lane.h"
+#include "lease.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "pgstat.h"
@@ -143,6 +146,7 @@ jq_sched_rows(int *n)
 		r->run_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(d);
 		if (!isnull)
 			r->item.flags = JQ_E_DUE;
+		r->lane_role = DatumGetObjectId(SPI_getbinval(tup, desc, 8, &isnull));
 	}
 	MemoryContextSwitchTo(old);
 	return rows;
@@ -155,10 +159,14 @@ read_settings(TimestampTz unused)
 {
 	JqQueueRow *rows;
 	int n;
-	JqQueueSeen *seen = jq_queue_load_begin(jq_sched_dbix);
-	JqTable *t = jq_sched_begin();
+	JqQueueSeen *seen;
+	JqTable *t;
 
 	(void) unused;
+	/* until then nothing is taken from a lane, so nobody takes their keys */
+	jq_sched_read_leases();
+	seen = jq_queue_load_begin(jq_sched_dbix);
+	t = jq_sched_begin();
 	if (t == NULL)
 	{
 		jq_sched_commit();
@@ -242,6 +250,8 @@ serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 		guarded(jq_sched_release_all, 0, JQ_REQ_AFTER_ALL);
 	if (requests & JQ_REQ_AFTER)
 		guarded(jq_sched_release, 0, JQ_REQ_AFTER_ALL);
+	if (requests & JQ_REQ_LEASES)
+		guarded(jq_sched_end_leases, 0, JQ_REQ_LEASES);
 	if (requests & JQ_REQ_FAILED)
 		guarded(jq_sched_settle_held, 0, JQ_REQ_FAILED);
 	if (requests & JQ_REQ_GROUP)

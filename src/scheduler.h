@@ -32,13 +32,17 @@ extern JqTable *jq_sched_begin(void);
 extern void jq_sched_commit(void);
 
 /* a row that a query returned */
-#define JQ_SCHED_COLUMNS "id, queue, owner::oid, priority, key, ctid, run_at"
+#define JQ_SCHED_COLUMNS                                               \
+	"id, queue, owner::oid, priority, key, ctid, run_at," JQ_LANE_ROLE \
+	" AS lane_role"
+#define JQ_SCHED_NCOLUMNS 8
 
 typedef struct JqFoundRow
 {
 	JqItem item;
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	Oid owner;
+	Oid lane_role; /* of its lane */
 	TimestampTz run_at;
 } JqFoundRow;
 

@@ -17,10 +17,12 @@
 #include "database.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "fetched.h"
 #include "inflight.h"
 #include "injob.h"
 #include "keylock.h"
 #include "lane.h"
+#include "lease.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "publish.h"
@@ -88,7 +90,7 @@ publish_row(JqRow *row, JqTable *t)
 		if (run_at <= GetCurrentTimestamp())
 			run_at = DT_NOBEGIN;
 	}
-	jq_publish_now(MyDatabaseId, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)),
+	jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
 				   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
 }
 
@@ -182,6 +184,84 @@ settle_failing(JqHeld *h)
 		jq_after_ended(jq_sched_dbix, h->id); /* its worker said nothing */
 }
 
+/* ---------------------------------------------------- consumers that are gone */
+
+static const char *
+loss_text(JqFetchedLoss loss)
+{
+	switch (loss)
+	{
+		case JQ_LOSS_SESSION:
+			return "consumer lost: its session ended before the job";
+		case JQ_LOSS_LEASE:
+			return "consumer lost: its lease ended before the job";
+		case JQ_LOSS_CANCEL:
+			break;
+	}
+	return "cancelled while a consumer had it";
+}
+
+static void
+settle_lost(JqFetched *h)
+{
+	JqTable *t;
+	JqFailure f;
+	JqRecorded recorded = JQ_RECORD_GONE;
+	TimestampTz run_at = DT_NOEND;
+	bool cancelled = h->loss == JQ_LOSS_CANCEL;
+	const char *text = loss_text(h->loss);
+
+	/* a session that ends with the server is not charged, see below */
+	if (h->loss == JQ_LOSS_SESSION &&
+		h->since + SHUTDOWN_GRACE_MS * INT64CONST(1000) > GetCurrentTimestamp())
+	{
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
+		jq_sched_again_in(SHUTDOWN_GRACE_MS);
+		return;
+	}
+	JQ_PAUSE("scheduler-before-lost");
+	memset(&f, 0, sizeof(f));
+	f.sqlstate = "08006";
+	f.message = text;
+	f.started_at = h->started_at;
+	t = jq_sched_begin();
+	if (t != NULL && h->leased)
+		jq_lease_delete(t, h->id);
+	if (t != NULL && cancelled)
+		jq_archive(t, h->id, "cancelled", text, h->started_at, (Datum) 0);
+	else if (t != NULL)
+		recorded = jq_record_failure(t, h->id, &f, &run_at);
+	HOLD_INTERRUPTS();
+	jq_sched_commit();
+	jq_fetched_recorded(MyDatabaseId, h->id);
+	if (recorded == JQ_RECORD_RETRY)
+		jq_db_due(jq_sched_dbix, run_at);
+	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	RESUME_INTERRUPTS();
+	if (recorded != JQ_RECORD_GONE || cancelled)
+		jq_sched_note_end(h->id, h->owner, h->queue,
+						  cancelled					 ? JQ_CANCELLED :
+						  recorded == JQ_RECORD_DEAD ? JQ_DEAD :
+													   JQ_FAILED,
+						  h->attempt, h->started_at, h->since, text);
+	else
+		jq_after_ended(jq_sched_dbix, h->id);
+}
+
+static void
+settle_all_lost(void)
+{
+	int n, i;
+	JqFetched *list = jq_fetched_list(MyDatabaseId, &n);
+
+	for (i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (list[i].state == JQ_FETCHED_LOST && list[i].fate == JQ_FATE_NONE)
+			settle_lost(&list[i]);
+	}
+}
+
 void
 jq_sched_settle_held(TimestampTz unused)
 {
@@ -189,6 +269,7 @@ jq_sched_settle_held(TimestampTz unused)
 	JqHeld *list = jq_claim_list(MyDatabaseId, &n);
 
 	(void) unused;
+	settle_all_lost();
 	for (i = 0; i < n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -249,7 +330,8 @@ give_up_role(Oid role, const char *sqlstate, const char *message)
 		jq_owner_begin(t, &state);
 		jq_owner_execute(t,
 						 "SELECT " JQ_SCHED_COLUMNS " FROM %s.jobqueue_job"
-						 " WHERE owner::oid = $1 LIMIT 500",
+						 " WHERE owner::oid = $1 AND command IS NOT NULL"
+						 " LIMIT 500",
 						 1, types, values, NULL);
 		rows = jq_sched_rows(&n);
 		jq_owner_end(&state);
@@ -258,10 +340,10 @@ give_up_role(Oid role, const char *sqlstate, const char *message)
 			JqFailure f;
 			TimestampTz run_at;
 
-			if (jq_claim_hold(MyDatabaseId, rows[i].owner, rows[i].queue,
+			if (jq_claim_hold(MyDatabaseId, rows[i].lane_role, rows[i].queue,
 							  rows[i].item.id) != JQ_HOLD_DONE)
 				continue;
-			jq_publish_held(rows[i].owner, rows[i].queue, &rows[i].item,
+			jq_publish_held(rows[i].lane_role, rows[i].queue, &rows[i].item,
 							rows[i].run_at);
 			memset(&f, 0, sizeof(f));
 			f.sqlstate = sqlstate;
@@ -296,6 +378,8 @@ jq_sched_check_roles(TimestampTz unused)
 		int j;
 		bool exists, connects = true;
 
+		if (role == JQ_CONSUMER_ROLE)
+			continue; /* nothing of it runs as anybody */
 		for (j = 0; j < i; j++)
 			if (roles[j] == role)
 				break;

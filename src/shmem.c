@@ -9,7 +9,9 @@
 
 #include "after.h"
 #include "claim.h"
+#include "consumer.h"
 #include "directory.h"
+#include "fetched.h"
 #include "guc.h"
 #include "inflight.h"
 #include "keylock.h"
@@ -89,6 +91,8 @@ shmem_request(void)
 	size = add_size(size, jq_progress_size());
 	size = add_size(size, jq_quota_size());
 	size = add_size(size, jq_waiter_size());
+	size = add_size(size, jq_fetched_size());
+	size = add_size(size, jq_consumer_size());
 #ifdef JQ_TESTING
 	size = add_size(size, jq_pause_size());
 	size = add_size(size, jq_bench_size());
@@ -131,6 +135,7 @@ shmem_startup(void)
 		jq_shared->launcher_procno = -1;
 		pg_atomic_init_u32(&jq_shared->starved, 0);
 		pg_atomic_init_u32(&jq_shared->nheld, 0);
+		pg_atomic_init_u32(&jq_shared->nfetched, 0);
 		pg_atomic_init_u32(&jq_shared->spilled_keys, 0);
 		pg_atomic_init_u64(&jq_shared->last_flush, 0);
 		pg_atomic_init_u32(&jq_shared->flush_cost, 0);
@@ -152,6 +157,8 @@ shmem_startup(void)
 	jq_progress_init();
 	jq_quota_init();
 	jq_waiter_init();
+	jq_fetched_init();
+	jq_consumer_init();
 #ifdef JQ_TESTING
 	jq_pause_init();
 	jq_bench_init();

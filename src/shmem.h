@@ -12,7 +12,8 @@
  *		key locks			one a partition of the key table
  *		limit locks			limits of queues
  *		JQ_LOCK_CLAIM		claims that no worker slot stands for
- *		JQ_LOCK_SLOT		worker slots, idle lists of groups
+ *		JQ_LOCK_FETCHED		claims of outside consumers
+ *		JQ_LOCK_SLOT		worker slots, idle lists of groups, consumers that wait
  *		JQ_LOCK_DB			requests to schedulers, due times
  *		JQ_LOCK_PREPARED	prepared transactions that enqueued
  *		recent locks		cells of the ring of ended jobs
@@ -46,6 +47,7 @@ typedef enum JqLockId
 	JQ_LOCK_AFTER,
 	JQ_LOCK_QUOTA,
 	JQ_LOCK_WAITER,
+	JQ_LOCK_FETCHED,
 	JQ_NUM_LOCKS
 } JqLockId;
 
@@ -68,8 +70,9 @@ typedef struct JqShared
 
 	pg_atomic_uint64 pool_head; /* free entries: (tag << 32) | index */
 	pg_atomic_uint32 pool_nfree;
-	pg_atomic_uint32 starved; /* a lane wanted entries and got none */
-	pg_atomic_uint32 nheld;	  /* entries of the claim table */
+	pg_atomic_uint32 starved;  /* a lane wanted entries and got none */
+	pg_atomic_uint32 nheld;	   /* entries of the claim table */
+	pg_atomic_uint32 nfetched; /* claims of consumers, or about to be */
 	pg_atomic_uint64
 		last_flush; /* TimestampTz: when a worker flushed the WAL */
 	pg_atomic_uint32 flush_cost;   /* us: how long that took */

@@ -15,6 +15,7 @@
 #include <signal.h>
 
 #include "compat.h"
+#include "consumer.h"
 #include "database.h"
 #include "guc.h"
 #include "lane.h"
@@ -339,6 +340,8 @@ jq_group_is_awake(int group)
 
 	/* pairs with the lock in jq_slot_set_idle */
 	pg_memory_barrier();
+	if (g->role == JQ_CONSUMER_ROLE)
+		return *(volatile int *) &g->nidle == 0; /* nobody starts one */
 	return *(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted;
 }
 
@@ -356,6 +359,11 @@ jq_group_wake(int group, int n)
 	/* nobody may take anything; jobqueue_resume() wakes */
 	if (jq_db_is_quiesced(g->dbix))
 		return;
+	if (g->role == JQ_CONSUMER_ROLE)
+	{
+		jq_consumer_wake(group, n);
+		return;
+	}
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nslots && g->nidle > 0 && nwake < n &&
 				nwake < (int) lengthof(wake);
@@ -386,6 +394,8 @@ jq_slot_call(int group, const JqPlace *place, bool *launcher)
 	int procno = -1;
 	int i;
 
+	if (g->role == JQ_CONSUMER_ROLE)
+		return jq_consumer_call(group, place);
 	/* the caller took the lane off the list of those that wait before this */
 	if (*(volatile int *) &g->nidle == 0 && *(volatile bool *) &g->wanted &&
 		*(volatile bool *) &g->called)

@@ -9,7 +9,8 @@
  *								user may do what he asks for
  *		CREATE DATABASE, CREATE EXTENSION
  *								the launcher looks for new databases
- *		DISCARD ALL				the keys that the session has locked
+ *		DISCARD ALL				the keys that the session has locked, and what it has
+ *								fetched
  *		in a worker				statements that leave something in the session
  *		in a job that is run here under SET ROLE
  *								what would leave something to run at the commit
@@ -24,6 +25,7 @@
 #include "compat.h"
 #include "database.h"
 #include "executor/spi.h"
+#include "fetched.h"
 #include "lockkey.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -326,6 +328,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			get_rolespec_oid(((AlterRoleSetStmt *) stmt)->role, false));
 	else if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
 		jq_publish_recycle(InvalidOid);
+	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
+		jq_fetched_lose_mine(); /* the session is somebody else's now */
 	if (IsA(stmt, DropdbStmt) && dbix >= 0)
 	{
 		jq_dir_purge_db(db);

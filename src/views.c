@@ -17,6 +17,7 @@
 #include "dependency.h"
 #include "executor/spi.h"
 #include "explain.h"
+#include "fetched.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "grant.h"
@@ -88,7 +89,10 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 			if (l->db != MyDatabaseId || l->queue_ix != i)
 				continue;
 			role = l->role;
-			if (jq_sight_of(role) == 0)
+			/* jobs without a command are of all roles */
+			if (role == JQ_CONSUMER_ROLE ?
+					!jq_may_consume(q->name) && jq_sight_of(InvalidOid) == 0 :
+					jq_sight_of(role) == 0)
 				continue;
 			seen = true;
 			LWLockAcquire(jq_lane_lock(k), LW_SHARED);
@@ -188,7 +192,8 @@ jq_counts(PG_FUNCTION_ARGS)
 			heads[n++] = Int64GetDatum(JQ_ENTRY(jq_lanes[k].head[0])->id);
 		LWLockRelease(jq_lane_lock(k));
 	}
-	roles = palloc(jq_shared->nlanes * sizeof(Datum));
+	roles = palloc((jq_shared->nlanes + 1) * sizeof(Datum));
+	roles[nroles++] = ObjectIdGetDatum(GetUserId());
 	for (k = 0; k < jq_shared->nlanes && !all; k++)
 		if (jq_lanes[k].db == MyDatabaseId && jq_sight_of(jq_lanes[k].role) > 0)
 			roles[nroles++] = ObjectIdGetDatum(jq_lanes[k].role);
@@ -271,6 +276,44 @@ jq_shows_job(const JqShown *s, int64 id)
 	return shows;
 }
 
+/* those that outside consumers have fetched */
+static void
+show_fetched(FunctionCallInfo fcinfo)
+{
+	int n, i;
+	JqFetched *list = jq_fetched_list(MyDatabaseId, &n);
+
+	for (i = 0; i < n; i++)
+	{
+		JqFetched *f = &list[i];
+		char key[JQ_KEY_MAX + 1];
+		Datum values[11];
+		bool nulls[11];
+
+		if (f->state == JQ_FETCHED_LOST ||
+			(jq_sight_of(f->owner) == 0 && f->pid != MyProcPid))
+			continue;
+		memset(nulls, false, sizeof(nulls));
+		values[0] = Int64GetDatum(f->id);
+		values[1] = CStringGetTextDatum(f->queue);
+		/* not known before its row has been looked at */
+		nulls[2] = !OidIsValid(f->owner);
+		values[2] = ObjectIdGetDatum(f->owner);
+		nulls[3] = jq_fetched_key(MyDatabaseId, f->id, key) == 0;
+		values[3] = memory_text(key);
+		nulls[4] = f->leased || f->pid == 0;
+		values[4] = Int32GetDatum(f->pid);
+		nulls[5] = f->attempt == 0;
+		values[5] = Int32GetDatum(f->attempt);
+		values[6] = TimestampTzGetDatum(f->started_at);
+		nulls[7] = nulls[8] = nulls[9] = true;
+		nulls[10] = !f->leased;
+		values[10] = TimestampTzGetDatum(f->leased_until);
+		put(fcinfo, values, nulls);
+	}
+	pfree(list);
+}
+
 PG_FUNCTION_INFO_V1(jq_running_jobs);
 Datum
 jq_running_jobs(PG_FUNCTION_ARGS)
@@ -279,12 +322,13 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
+	show_fetched(fcinfo);
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
 		JqShown s;
 		JqProgressInfo progress;
-		Datum values[10];
-		bool nulls[10];
+		Datum values[11];
+		bool nulls[11];
 		int sight;
 		int k;
 
@@ -302,7 +346,7 @@ jq_running_jobs(PG_FUNCTION_ARGS)
 		values[5] = Int32GetDatum(s.attempt);
 		values[6] = TimestampTzGetDatum(s.started_at);
 		values[7] = memory_text(s.command);
-		nulls[8] = nulls[9] = true;
+		nulls[8] = nulls[9] = nulls[10] = true;
 		if (s.running && jq_progress_get(i, s.id, &progress))
 		{
 			values[8] = Float8GetDatum(progress.fraction);
@@ -417,6 +461,19 @@ jq_recent_jobs(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* a key is seen by who may see the job, or the session, that holds it */
+static bool
+may_see_key(const JqKeyInfo *k)
+{
+	JqFetched fetched;
+
+	if (k->procno == JQ_CLAIM_HOLDS)
+		return k->pid == MyProcPid ||
+			   (jq_fetched_get(MyDatabaseId, k->job, &fetched) &&
+				jq_sight_of(fetched.owner) > 0);
+	return k->pid != 0 && jq_explain_may_see(k->procno);
+}
+
 PG_FUNCTION_INFO_V1(jq_held_keys);
 Datum
 jq_held_keys(PG_FUNCTION_ARGS)
@@ -434,13 +491,14 @@ jq_held_keys(PG_FUNCTION_ARGS)
 		Datum values[5];
 		bool nulls[5];
 
-		/* a key is seen by who may see the job, or the session, that holds it */
-		if (!all && (k->pid == 0 || !jq_explain_may_see(k->procno)))
+		if (!all && !may_see_key(k))
 			continue;
 		memset(nulls, false, sizeof(nulls));
 		values[0] = memory_text(k->key);
-		nulls[1] = nulls[3] = k->pid == 0;
+		/* what is leased is held by no process */
+		nulls[1] = k->pid == 0;
 		nulls[2] = k->job == 0;
+		nulls[3] = k->pid == 0 && k->job == 0;
 		values[1] = Int32GetDatum(k->pid);
 		values[2] = Int64GetDatum(k->job);
 		values[3] = TimestampTzGetDatum(k->since);

@@ -39,7 +39,7 @@ enum
 	"  WHERE pg_catalog.pg_has_role($3, oid, 'USAGE')))"
 
 #define IN_LANES \
-	" AND (j.queue, j.owner::oid) IN (SELECT * FROM unnest($7, $8))"
+	" AND (j.queue, " JQ_LANE_ROLE ") IN (SELECT * FROM unnest($7, $8))"
 
 /* as jobqueue_jobs has it */
 #define BLOCKED                                                                                                     \
@@ -218,8 +218,8 @@ jq_where_freeze(JqWhere *w)
 	int nrunning;
 
 	jq_owner_begin(w->table, &state);
-	execute(w, "SELECT DISTINCT queue, owner::oid FROM %s.jobqueue_job j", "",
-			"");
+	execute(w, "SELECT DISTINCT queue, " JQ_LANE_ROLE " FROM %s.jobqueue_job j",
+			"", "");
 	n = SPI_processed;
 	old = MemoryContextSwitchTo(context);
 	queues = palloc(Max(n, 1) * sizeof(Datum));

@@ -1,0 +1,57 @@
+/*
+ * fetch.h
+ *		What functions of outside consumers have in common.
+ */
+#ifndef JQ_FETCH_H
+#define JQ_FETCH_H
+
+#include "fetched.h"
+#include "fmgr.h"
+#include "jobtable.h"
+
+/* what is asked for */
+typedef struct JqFetchRequest
+{
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	int max;
+	int64 wait_us;
+	bool leased;
+	int64 lease_us;
+	pg_uuid_t token;
+	TimestampTz until; /* of the lease, once jobs have been taken */
+} JqFetchRequest;
+
+/* a job that is given to the consumer */
+typedef struct JqGiven
+{
+	int64 id;
+	JqRow row;
+	int attempt;
+} JqGiven;
+
+/* arguments queue, max, wait, lease; and may this session fetch so? */
+extern void jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
+							 const char *function);
+/* Take up to max jobs.  Returns how many there are. */
+extern int jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given);
+/*
+ * Sleep until there may be a job, or it is that late; jq_fetch_now is to follow.
+ * If an error comes in between, the abort lets go what we were given.
+ */
+extern void jq_fetch_await(const JqFetchRequest *r, TimestampTz until);
+
+/* ---- fetchlook.c ---- */
+
+typedef enum JqLook
+{
+	JQ_LOOK_GIVE,	/* the consumer may have it */
+	JQ_LOOK_DROPPED /* it is not ours any more, or ends with the transaction */
+} JqLook;
+
+/* is the job that was just taken to be given to the consumer? */
+extern JqLook jq_fetch_look(JqTable *t, const JqTaken *job, bool leased,
+							JqRow *row);
+/* since when could it start? */
+extern TimestampTz jq_fetch_ready_at(const JqRow *row);
+
+#endif /* JQ_FETCH_H */

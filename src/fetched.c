@@ -1,0 +1,474 @@
+/*
+ * fetched.c
+ *		The table of claims of outside consumers.
+ *
+ *		none   -> taking	: jq_fetched_take; the entry leaves the lane, and a
+ *							  place, a token and its key are taken with it
+ *		none   -> held		: jq_fetched_restore, of leases after a start
+ *		taking -> held		: jq_fetched_keep, when the fetch has committed
+ *		taking -> none		: jq_fetched_end, when it was rolled back, or when the
+ *							  job ended in the same transaction
+ *		held   -> none		: jq_fetched_end, when whatever ended the job, or gave
+ *							  it back, has committed
+ *		held   -> lost		: jq_fetched_lose: the session has gone, the lease is
+ *							  over, or the consumer was told of a cancel; unless a
+ *							  transaction is about to end the job (its "fate")
+ *		lost   -> none		: jq_fetched_recorded, by the scheduler
+ *
+ * The exit hook is on_shmem_exit: by then the transaction has been aborted, and
+ * what it had taken is back in the lanes.
+ */
+#include "postgres.h"
+
+#include "claim.h"
+#include "compat.h"
+#include "database.h"
+#include "fetchtable.h"
+#include "fetchxact.h"
+#include "guc.h"
+#include "keylock.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "pause.h"
+#include "queue.h"
+#include "slot.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
+#include "utils/hsearch.h"
+#include "utils/timestamp.h"
+
+#define TAKE_TRIES 64 /* entries looked at besides those taken */
+
+HTAB *jq_fetched_table;
+
+bool jq_have_fetched;
+
+int
+jq_fetched_max(void)
+{
+	return Max(16, jobqueue_max_ready_jobs / 8);
+}
+
+Size
+jq_fetched_size(void)
+{
+	return hash_estimate_size(jq_fetched_max(), sizeof(JqFetched));
+}
+
+void
+jq_fetched_init(void)
+{
+	HASHCTL info;
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = offsetof(JqFetched, state);
+	info.entrysize = sizeof(JqFetched);
+	jq_fetched_table =
+		ShmemInitHash("jobqueue fetched jobs", jq_fetched_max(),
+					  jq_fetched_max(), &info, HASH_ELEM | HASH_BLOBS);
+}
+
+JqFetched *
+jq_fetched_find(Oid db, int64 id)
+{
+	JqFetched key;
+
+	key.id = id;
+	key.db = db;
+	key.zero = 0;
+	return hash_search(jq_fetched_table, &key, HASH_FIND, NULL);
+}
+
+bool
+jq_fetched_has(Oid db, int64 id)
+{
+	bool has;
+
+	if (pg_atomic_read_u32(&jq_shared->nfetched) == 0)
+		return false;
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	has = jq_fetched_find(db, id) != NULL;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return has;
+}
+
+bool
+jq_fetched_get(Oid db, int64 id, JqFetched *out)
+{
+	JqFetched *f;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	f = jq_fetched_find(db, id);
+	if (f != NULL)
+		*out = *f;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return f != NULL;
+}
+
+int
+jq_fetched_key(Oid db, int64 id, char *buf)
+{
+	JqFetched *f;
+	int len;
+
+	/* the entry is the claim's as long as that can be found */
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	f = jq_fetched_find(db, id);
+	len = f != NULL ? jq_entry_key(f->entry, buf) : 0;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return len;
+}
+
+JqFetched *
+jq_fetched_list(Oid db, int *n)
+{
+	int max = (int) pg_atomic_read_u32(&jq_shared->nfetched);
+	JqFetched *list = palloc(Max(max, 1) * sizeof(JqFetched));
+	HASH_SEQ_STATUS seq;
+	JqFetched *f;
+
+	*n = 0;
+	while (max > 0)
+	{
+		bool all = true;
+
+		*n = 0;
+		LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+		hash_seq_init(&seq, jq_fetched_table);
+		while (all && (f = hash_seq_search(&seq)) != NULL)
+		{
+			if (f->db != db)
+				continue;
+			if (*n == max)
+			{
+				all = false; /* more have come meanwhile */
+				hash_seq_term(&seq);
+			}
+			else
+				list[(*n)++] = *f;
+		}
+		LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+		if (all)
+			break;
+		max *= 2;
+		list = repalloc(list, max * sizeof(JqFetched));
+	}
+	return list;
+}
+
+int
+jq_fetched_count(Oid db)
+{
+	HASH_SEQ_STATUS seq;
+	JqFetched *f;
+	int n = 0;
+
+	if (pg_atomic_read_u32(&jq_shared->nfetched) == 0)
+		return 0;
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	hash_seq_init(&seq, jq_fetched_table);
+	while ((f = hash_seq_search(&seq)) != NULL)
+		if (f->db == db && f->pid != 0 && f->state != JQ_FETCHED_LOST)
+			n++;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return n;
+}
+
+/* ----------------------------------------------------------------- taking */
+
+static void
+session_exit(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	LWLockReleaseAll();
+	jq_fetched_lose_mine();
+}
+
+void
+jq_fetched_register_exit(void)
+{
+	if (!jq_have_fetched)
+		on_shmem_exit(session_exit, (Datum) 0);
+	jq_have_fetched = true;
+}
+
+/* room for up to n claims, which are counted from now on */
+static int
+reserve(int n)
+{
+	uint32 old = pg_atomic_read_u32(&jq_shared->nfetched);
+	int got;
+
+	do
+	{
+		got = Min(n, jq_fetched_max() - (int) old);
+		if (got <= 0)
+			return 0;
+	} while (
+		!pg_atomic_compare_exchange_u32(&jq_shared->nfetched, &old, old + got));
+	return got;
+}
+
+/* lane lock held exclusively, room reserved: the entry becomes a claim */
+static void
+insert(int lane, uint32 ix, const JqPlace *place, int pid, JqFetchedState state)
+{
+	JqLane *l = &jq_lanes[lane];
+	JqFetched key;
+	JqFetched *f;
+	bool found;
+
+	JQ_ENTRY(ix)->flags &= ~JQ_E_UNPARKED;
+	key.id = JQ_ENTRY(ix)->id;
+	key.db = l->db;
+	key.zero = 0;
+	jq_claim_count_up(l->db, key.id);
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = hash_search(jq_fetched_table, &key, HASH_ENTER_NULL, &found);
+	Assert(f != NULL && !found);
+	memset(&f->state, 0, sizeof(*f) - offsetof(JqFetched, state));
+	f->state = state;
+	f->entry = ix;
+	f->lane = lane;
+	f->pid = pid;
+	f->place = *place;
+	f->started_at = GetCurrentTimestamp();
+	strlcpy(f->queue, l->queue, sizeof(f->queue));
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	l->nclaimed++;
+}
+
+/* lock the consumers' lane of that queue; -1: there is no place for it */
+static int
+lock_lane(const char *queue)
+{
+	for (;;)
+	{
+		int lane = jq_dir_lane(MyDatabaseId, JQ_CONSUMER_ROLE, queue, true);
+
+		if (lane < 0)
+			return -1;
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		if (jq_lane_is(&jq_lanes[lane], MyDatabaseId, JQ_CONSUMER_ROLE, queue))
+			return lane;
+		LWLockRelease(jq_lane_lock(lane));
+		jq_dir_forget();
+	}
+}
+
+int
+jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
+				JqTaken *out, bool *full)
+{
+	int room;
+	int n = 0;
+	int tries = 0;
+	bool refill;
+	bool ask = false;
+	int dbix;
+	int lane;
+	JqLane *l;
+
+	jq_fetched_register_exit();
+	room = reserve(max);
+	*full = room == 0;
+	lane = room > 0 ? lock_lane(queue) : -1;
+	if (lane < 0)
+	{
+		jq_limit_give(place);
+		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, room);
+		return 0;
+	}
+	l = &jq_lanes[lane];
+	dbix = l->dbix;
+	/* a place that was given to us may be of what the queue was before */
+	if (place->queue >= 0 && place->queue != l->queue_ix)
+	{
+		LWLockRelease(jq_lane_lock(lane));
+		jq_limit_give(place);
+		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, room);
+		return 0;
+	}
+	while (n < room && l->nready > 0 && !jq_lane_stopped(l) &&
+		   !*(volatile bool *) &jq_dbs[dbix].quiesced &&
+		   tries < room + TAKE_TRIES)
+	{
+		JqTaken *t = &out[n];
+		uint32 next = JQ_NIL;
+		uint32 ix;
+		JqEntry *e;
+
+		tries++;
+		if (!jq_limit_take(lane, place, false))
+			break;
+		ix = jq_lane_take_first(l);
+		if (ix == JQ_NIL)
+			break;
+		e = JQ_ENTRY(ix);
+		t->keylen = e->keylen > 0 ? jq_entry_key(ix, t->key) : 0;
+		if (jq_claim_is_out(MyDatabaseId, e->id))
+		{
+			/* a duplicate; whoever has it will publish it again */
+			pg_atomic_fetch_add_u64(&jq_queues[l->queue_ix].wasted, 1);
+			jq_lane_drop(l, ix);
+			if (t->keylen > 0)
+				ask |= jq_keylock_dropped(MyDatabaseId, t->key, t->keylen);
+			continue;
+		}
+		if (t->keylen > 0)
+		{
+			JqKeyResult r =
+				jq_keylock_take_for_claim(MyDatabaseId, t->key, t->keylen,
+										  e->id, leased ? 0 : MyProcPid, lane,
+										  ix, &ask, &next);
+
+			if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
+				continue;
+			if (r == JQ_KEY_FULL)
+			{
+				jq_lane_untake(l, ix);
+				break;
+			}
+		}
+		t->id = e->id;
+		t->pos = JQ_ENTRY_POS(ix);
+		t->tid = e->tid;
+		t->flags = e->flags & ~JQ_E_UNPARKED;
+		t->lane = lane;
+		if (next != JQ_NIL)
+			jq_lane_take_back(next);
+		insert(lane, ix, place, MyProcPid, JQ_FETCHED_TAKING);
+		*place = JQ_NO_PLACE;
+		n++;
+		jq_fetchxact_taken(t->id);
+	}
+	refill = jq_lane_wants_refill(l);
+	if (refill)
+	{
+		refill = !l->want_refill || l->nready == 0;
+		l->want_refill = true;
+	}
+	LWLockRelease(jq_lane_lock(lane));
+	if (n < room)
+		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, room - n);
+	jq_limit_give(place);
+	jq_limit_wake();
+	jq_keylock_tell();
+	if (refill || ask)
+		jq_db_request(dbix,
+					  (refill ? JQ_REQ_REFILL : 0) | (ask ? JQ_REQ_KEYS : 0));
+	return n;
+}
+
+void
+jq_fetched_describe(int64 id, Oid owner, int attempt, TimestampTz enqueued_at,
+					TimestampTz ready_at, const pg_uuid_t *token,
+					TimestampTz leased_until)
+{
+	JqFetched *f;
+	JqPlace place = JQ_NO_PLACE;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	Assert(f != NULL && f->state == JQ_FETCHED_TAKING);
+	f->owner = owner;
+	f->attempt = attempt;
+	f->enqueued_at = enqueued_at;
+	f->ready_at = ready_at;
+	f->started_at = GetCurrentTimestamp();
+	if (token != NULL)
+	{
+		f->leased = true;
+		f->token = *token;
+		f->leased_until = leased_until;
+	}
+	place = f->place;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	if (place.token == 0)
+		return;
+	/* it starts now, and its token is used; the claim is still ours alone */
+	jq_limit_start(&place);
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	f->place = place;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+}
+
+void
+jq_fetched_set_digest(int64 id, const char *digest, int len)
+{
+	JqFetched *f;
+
+	Assert(len <= JQ_DIGEST_MAX);
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	Assert(f != NULL && f->state == JQ_FETCHED_TAKING);
+	memcpy(f->digest, digest, len);
+	f->digest_len = len;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+}
+
+void
+jq_fetched_tell_lease(TimestampTz until)
+{
+	int dbix = jq_dir_db(MyDatabaseId, true);
+
+	if (dbix >= 0)
+		jq_db_lease(dbix, until);
+}
+
+bool
+jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
+				   int attempt, TimestampTz enqueued_at, TimestampTz started_at,
+				   const pg_uuid_t *token, TimestampTz leased_until,
+				   const char *digest, int digest_len)
+{
+	JqPlace place = JQ_NO_PLACE;
+	JqFetched *f;
+	bool ask = false;
+	uint32 next;
+	uint32 ix;
+	int lane;
+
+	if (jq_fetched_has(MyDatabaseId, item->id))
+		return true;
+	if (reserve(1) == 0)
+		return false;
+	lane = lock_lane(queue);
+	ix = lane < 0 ? JQ_NIL : jq_entry_new(item, lane);
+	if (ix == JQ_NIL)
+	{
+		if (lane >= 0)
+			LWLockRelease(jq_lane_lock(lane));
+		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+		return false;
+	}
+	/* it has a place, whatever the limit is now */
+	place.queue = jq_lanes[lane].queue_ix;
+	pg_atomic_fetch_add_u32(&jq_queues[place.queue].limit.running, 1);
+	insert(lane, ix, &place, 0, JQ_FETCHED_HELD);
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, item->id);
+	f->leased = true;
+	f->token = *token;
+	f->leased_until = leased_until;
+	f->owner = owner;
+	f->attempt = attempt;
+	f->enqueued_at = f->ready_at = enqueued_at;
+	f->started_at = started_at;
+	f->digest_len = digest_len;
+	memcpy(f->digest, digest, digest_len);
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	/* nothing else runs yet, so nobody has the keys */
+	if (item->keylen > 0)
+		(void) jq_keylock_take_for_claim(MyDatabaseId, item->key, item->keylen,
+										 item->id, 0, lane, JQ_NIL, &ask,
+										 &next);
+	if (digest_len > 0)
+		(void) jq_keylock_take_for_claim(MyDatabaseId, digest, digest_len,
+										 item->id, 0, -1, JQ_NIL, &ask, &next);
+	LWLockRelease(jq_lane_lock(lane));
+	jq_fetched_tell_lease(leased_until);
+	return true;
+}

@@ -1,0 +1,389 @@
+/*
+ * fetchend.c
+ *		Claims of outside consumers: what transactions do to them, and how they
+ *		end; the states stand in fetched.c.
+ *
+ * Whoever ends a claim is the only one: the transaction that has pinned it, or
+ * who has marked it as about to be lost.  He lets go first what it holds, and
+ * the claim last; so nobody takes the job, or ends the claim once more, meanwhile.
+ */
+#include "postgres.h"
+
+#include "claim.h"
+#include "database.h"
+#include "fetchtable.h"
+#include "keylock.h"
+#include "lane.h"
+#include "miscadmin.h"
+#include "queue.h"
+#include "utils/timestamp.h"
+
+/* ---------------------------------------------------- the open transaction */
+
+static bool
+same_token(const pg_uuid_t *a, const pg_uuid_t *b)
+{
+	return memcmp(a->data, b->data, UUID_LEN) == 0;
+}
+
+/* the lock held */
+static JqPinned
+may_pin(const JqFetched *f, const pg_uuid_t *token, JqFetchedFate fate)
+{
+	if (f == NULL)
+		return JQ_PIN_NONE;
+	if (f->leased ? token == NULL || !same_token(token, &f->token) :
+					f->pid != MyProcPid)
+		return f->leased ? JQ_PIN_TOKEN : JQ_PIN_OTHER;
+	if (f->state == JQ_FETCHED_LOST)
+		return f->loss == JQ_LOSS_CANCEL ? JQ_PIN_CANCELLED : JQ_PIN_LOST;
+	/* it is nobody else's before its fetch has committed */
+	if (f->state == JQ_FETCHED_TAKING && f->pid != MyProcPid)
+		return JQ_PIN_BUSY;
+	if (!f->leased && (token != NULL || fate == JQ_FATE_EXTEND))
+		return JQ_PIN_NO_LEASE;
+	if (f->fate != JQ_FATE_NONE && f->fate_pid != MyProcPid)
+		return JQ_PIN_BUSY;
+	if (f->fate == JQ_FATE_END)
+		return JQ_PIN_ENDED;
+	if (f->cancel)
+		return JQ_PIN_CANCELLED;
+	if (f->leased && f->fate == JQ_FATE_NONE &&
+		f->leased_until <= GetCurrentTimestamp())
+		return JQ_PIN_LOST;
+	return JQ_PIN_OK;
+}
+
+JqPinned
+jq_fetched_pin(int64 id, const pg_uuid_t *token, JqFetchedFate fate,
+			   JqFetched *out, JqFetchedFate *was)
+{
+	JqFetched *f;
+	JqPinned r;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	r = may_pin(f, token, fate);
+	if (f != NULL)
+		*out = *f;
+	if (r == JQ_PIN_OK)
+	{
+		*was = f->fate;
+		f->fate = fate;
+		f->fate_pid = MyProcPid;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return r;
+}
+
+void
+jq_fetched_undo(int64 id, JqFetchedFate was)
+{
+	JqFetched *f;
+	bool over = false;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	if (f != NULL)
+	{
+		f->fate = was;
+		over = was == JQ_FATE_NONE && f->leased &&
+			   f->leased_until <= GetCurrentTimestamp();
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	if (over)
+	{
+		int dbix = jq_dir_db(MyDatabaseId, false);
+
+		if (dbix >= 0)
+			jq_db_request(dbix, JQ_REQ_LEASES);
+	}
+}
+
+void
+jq_fetched_keep(int64 id)
+{
+	JqFetched *f;
+	TimestampTz until = DT_NOEND;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	if (f != NULL && f->state == JQ_FETCHED_TAKING)
+	{
+		f->state = JQ_FETCHED_HELD;
+		if (f->leased)
+		{
+			f->pid = 0; /* no session's any more */
+			until = f->leased_until;
+		}
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	if (until != DT_NOEND)
+		jq_fetched_tell_lease(until);
+}
+
+void
+jq_fetched_extended(int64 id, TimestampTz until)
+{
+	JqFetched *f;
+	bool found = false;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	if (f != NULL)
+	{
+		f->leased_until = until;
+		/* unless it has ended afterwards, in the same transaction */
+		if (f->fate == JQ_FATE_EXTEND)
+			f->fate = JQ_FATE_NONE;
+		found = true;
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	if (found)
+		jq_fetched_tell_lease(until);
+}
+
+/* ------------------------------------------------------------------- ends */
+
+/* what it holds, but for its entry; the caller alone has the claim */
+static void
+let_go(JqFetched *f)
+{
+	char key[JQ_KEY_MAX + 1];
+	int len = jq_entry_key(f->entry, key);
+
+	if (len > 0)
+		jq_keylock_release_of_claim(f->db, key, len, f->id);
+	if (f->digest_len > 0)
+		jq_keylock_release_of_claim(f->db, f->digest, f->digest_len, f->id);
+	jq_limit_give(&f->place);
+}
+
+static void
+remove_claim(const JqFetched *f)
+{
+	JqLane *l = &jq_lanes[f->lane];
+	bool found;
+
+	LWLockAcquire(jq_lane_lock(f->lane), LW_EXCLUSIVE);
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	hash_search(jq_fetched_table, f, HASH_REMOVE, &found);
+	Assert(found);
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	jq_claim_count_down(f->db, f->id);
+	l->nclaimed--;
+	LWLockRelease(jq_lane_lock(f->lane));
+	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+	jq_entry_free(f->entry);
+	if (pg_atomic_read_u32(&jq_shared->starved) != 0)
+		jq_claim_unstarve();
+}
+
+/* no transaction has to do with it any more */
+static void
+hold_again(Oid db, int64 id)
+{
+	JqFetched *f;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(db, id);
+	f->state = JQ_FETCHED_HELD;
+	f->fate = JQ_FATE_NONE;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+}
+
+void
+jq_fetched_end(Oid db, int64 id, bool publish)
+{
+	JqFetched f;
+	JqItem item;
+	char key[JQ_KEY_MAX + 1];
+
+	if (!jq_fetched_get(db, id, &f))
+		return;
+	if (publish && f.cancel)
+	{
+		/* it is not to run again: the scheduler ends it */
+		hold_again(db, id);
+		(void) jq_fetched_lose(db, id, JQ_LOSS_CANCEL);
+		return;
+	}
+	memset(&item, 0, sizeof(item));
+	item.id = id;
+	item.priority = JQ_ENTRY(f.entry)->priority;
+	item.tid = JQ_ENTRY(f.entry)->tid;
+	item.flags = JQ_ENTRY(f.entry)->flags;
+	item.key = key;
+	item.keylen = jq_entry_key(f.entry, key);
+	let_go(&f);
+	remove_claim(&f);
+	if (publish)
+		jq_lane_publish(db, JQ_CONSUMER_ROLE, f.queue, &item, 1);
+}
+
+/* later jobs of its key wait until its failure is in the table */
+static void
+keep_order(const JqFetched *f)
+{
+	char key[JQ_KEY_MAX + 1];
+	int len = jq_entry_key(f->entry, key);
+	JqQueueSettings s;
+
+	if (len == 0)
+		return;
+	jq_queue_settings(jq_lanes[f->lane].queue_ix, &s);
+	if (s.ordered)
+		jq_keylock_order_begin(f->db, key, len, f->queue,
+							   JQ_ENTRY_POS(f->entry), DT_NOEND);
+}
+
+bool
+jq_fetched_lose(Oid db, int64 id, JqFetchedLoss loss)
+{
+	JqFetched *f;
+	JqFetched copy;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(db, id);
+	if (f == NULL || f->state != JQ_FETCHED_HELD || f->fate != JQ_FATE_NONE ||
+		(loss == JQ_LOSS_LEASE && f->leased_until > GetCurrentTimestamp()))
+	{
+		LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+		return false;
+	}
+	/* nobody touches it until all it holds is free */
+	f->fate = JQ_FATE_END;
+	f->fate_pid = MyProcPid;
+	copy = *f;
+	f->place = JQ_NO_PLACE;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	keep_order(&copy);
+	let_go(&copy);
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(db, id);
+	f->state = JQ_FETCHED_LOST;
+	f->loss = f->cancel ? JQ_LOSS_CANCEL : loss;
+	f->since = GetCurrentTimestamp();
+	f->fate = JQ_FATE_NONE;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	jq_db_request(jq_lanes[copy.lane].dbix, JQ_REQ_FAILED);
+	return true;
+}
+
+/* up to most ids of held claims of this session */
+static int
+find_mine(int64 *ids, int most)
+{
+	HASH_SEQ_STATUS seq;
+	JqFetched *f;
+	int n = 0;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	hash_seq_init(&seq, jq_fetched_table);
+	while ((f = hash_seq_search(&seq)) != NULL)
+	{
+		if (f->pid != MyProcPid || f->state != JQ_FETCHED_HELD ||
+			f->fate != JQ_FATE_NONE)
+			continue;
+		ids[n++] = f->id;
+		if (n == most)
+		{
+			hash_seq_term(&seq);
+			break;
+		}
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return n;
+}
+
+void
+jq_fetched_lose_mine(void)
+{
+	int64 ids[256];
+	int n, i;
+
+	if (!jq_have_fetched)
+		return;
+	do
+	{
+		n = find_mine(ids, lengthof(ids));
+		for (i = 0; i < n; i++)
+			(void) jq_fetched_lose(MyDatabaseId, ids[i], JQ_LOSS_SESSION);
+	} while (n == lengthof(ids));
+}
+
+bool
+jq_fetched_cancel(Oid db, int64 id)
+{
+	JqFetched *f;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(db, id);
+	if (f != NULL && f->state != JQ_FETCHED_LOST)
+		f->cancel = true;
+	else
+		f = NULL;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return f != NULL;
+}
+
+/* -------------------------------------------------------------- scheduler */
+
+TimestampTz
+jq_fetched_expire(Oid db)
+{
+	int n, i;
+	JqFetched *list = jq_fetched_list(db, &n);
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = DT_NOEND;
+
+	for (i = 0; i < n; i++)
+	{
+		if (!list[i].leased || list[i].state != JQ_FETCHED_HELD)
+			continue;
+		if (list[i].leased_until > now)
+			next = Min(next, list[i].leased_until);
+		else
+			/* if it is about to be completed, whoever gives that up asks */
+			(void) jq_fetched_lose(db, list[i].id, JQ_LOSS_LEASE);
+	}
+	pfree(list);
+	return next;
+}
+
+void
+jq_fetched_recorded(Oid db, int64 id)
+{
+	JqFetched f;
+
+	if (jq_fetched_get(db, id, &f) && f.state == JQ_FETCHED_LOST)
+		remove_claim(&f);
+}
+
+void
+jq_fetched_purge(Oid db)
+{
+	for (;;)
+	{
+		HASH_SEQ_STATUS seq;
+		JqFetched *f;
+		int64 id = 0;
+
+		LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+		hash_seq_init(&seq, jq_fetched_table);
+		while ((f = hash_seq_search(&seq)) != NULL)
+			/* those of sessions are theirs to let go */
+			if (f->db == db && f->fate == JQ_FATE_NONE &&
+				(f->state == JQ_FETCHED_LOST ||
+				 (f->state == JQ_FETCHED_HELD && f->pid == 0)))
+			{
+				id = f->id;
+				hash_seq_term(&seq);
+				break;
+			}
+		LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+		if (id == 0)
+			return;
+		jq_fetched_end(db, id, false);
+	}
+}

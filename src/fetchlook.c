@@ -1,0 +1,257 @@
+/*
+ * fetchlook.c
+ *		The look at the row of a job that a consumer has taken.
+ *
+ * As a worker does before it starts a job: is the row still there, at home, what
+ * the entry said, not expired; has it to wait for another one of its key in an
+ * ordered queue, or another of its unique_key?  What is not to be given to the
+ * consumer is let go here, or ends in his transaction.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "after.h"
+#include "catalog/pg_type.h"
+#include "claim.h"
+#include "conflict.h"
+#include "database.h"
+#include "executor/spi.h"
+#include "fetch.h"
+#include "fetchxact.h"
+#include "jobscan.h"
+#include "keylock.h"
+#include "miscadmin.h"
+#include "pause.h"
+#include "publish.h"
+#include "queue.h"
+#include "utils/timestamp.h"
+
+static void
+item_of_row(JqItem *item, const JqRow *row)
+{
+	memset(item, 0, sizeof(*item));
+	item->id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	item->priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
+	item->tid = row->tid;
+	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
+		item->flags = JQ_E_DUE;
+	if (!JQ_ROW_NULL(row, JQ_COL_KEY))
+	{
+		text *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
+
+		item->key = VARDATA_ANY(key);
+		item->keylen = Min(VARSIZE_ANY_EXHDR(key), JQ_KEY_MAX);
+	}
+}
+
+/* is the row what the entry said?  *run_at: DT_NOBEGIN if it is due */
+static bool
+matches(const JqTaken *job, const JqRow *row, const JqItem *item,
+		TimestampTz *run_at)
+{
+	char *queue = jq_row_cstring(row, JQ_COL_QUEUE);
+
+	*run_at = DT_NOBEGIN;
+	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
+	{
+		*run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
+		if (*run_at <= GetCurrentTimestamp())
+			*run_at = DT_NOBEGIN;
+	}
+	return *run_at == DT_NOBEGIN && jq_row_lane_role(row) == JQ_CONSUMER_ROLE &&
+		   strcmp(queue, jq_lanes[job->lane].queue) == 0 &&
+		   item->priority == job->pos.priority && item->keylen == job->keylen &&
+		   (item->keylen == 0 ||
+			memcmp(item->key, job->key, item->keylen) == 0);
+}
+
+TimestampTz
+jq_fetch_ready_at(const JqRow *row)
+{
+	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
+		return DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
+	if (!JQ_ROW_NULL(row, JQ_COL_AFTER_RUN_AT))
+		return DatumGetTimestampTz(JQ_ROW(row, JQ_COL_AFTER_RUN_AT));
+	return DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
+}
+
+/* it may be fetched when that transaction has ended, or in a while */
+static void
+hold_doubtful(const JqTaken *job, const char *queue, TransactionId xid)
+{
+	/* without room to note it, its turn comes again */
+	bool noted = jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
+										job->id, xid);
+
+	jq_fetchxact_drop(job->id, !noted);
+	if (noted)
+		jq_db_request(jq_lanes[job->lane].dbix, JQ_REQ_FAILED);
+}
+
+/* it waits for the job before it in the table, not in memory */
+static void
+put_off(JqTable *t, const JqTaken *job, TimestampTz until)
+{
+	Oid types[2] = {INT8OID, TIMESTAMPTZOID};
+	Datum values[2];
+	JqOwnerState state;
+	JqFetched f;
+
+	jq_fetchxact_pin(job->id, NULL, false, &f);
+	values[0] = Int64GetDatum(job->id);
+	values[1] = TimestampTzGetDatum(until);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 "UPDATE %s.jobqueue_job SET run_at = $2,"
+					 " keeps_order = true WHERE id = $1",
+					 2, types, values, NULL);
+	jq_owner_end(&state);
+	jq_fetchxact_end(job->id, JQ_FETCH_LATER, until, NULL);
+}
+
+/*
+ * Has the job to wait for another one of its key that failed?  As a worker does
+ * it: then the key knows, and the job is parked when its turn comes again.
+ */
+static bool
+waits_for_order(JqTable *t, const JqTaken *job, const char *queue)
+{
+	JqQueueSettings s;
+	JqPos pos, again;
+	TimestampTz run_at;
+
+	jq_queue_settings(jq_lanes[job->lane].queue_ix, &s);
+	if (!s.ordered || job->keylen == 0)
+		return false;
+	while (jq_row_tried_before(t, queue, job->key, job->keylen, job->pos, &pos,
+							   &run_at))
+	{
+		if (jq_keylock_crowded())
+		{
+			put_off(t, job, Max(run_at, GetCurrentTimestamp() + USECS_PER_SEC));
+			return true;
+		}
+		jq_keylock_order_begin(MyDatabaseId, job->key, job->keylen, queue, pos,
+							   run_at);
+		JQ_PAUSE("order-noted");
+		/* it may have ended before the key knew of it: nobody would say so */
+		if (jq_row_tried_before(t, queue, job->key, job->keylen, job->pos,
+								&again, &run_at) &&
+			jq_pos_cmp(again, pos) == 0)
+		{
+			jq_fetchxact_drop(job->id, true);
+			return true;
+		}
+		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, pos.id);
+	}
+	return false;
+}
+
+/* another job has its unique_key: as its on_conflict says */
+static void
+end_refused(JqTable *t, const JqTaken *job, const JqRow *row,
+			const JqRefusal *refusal)
+{
+	JqFetched f;
+
+	jq_fetched_describe(job->id, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), 0,
+						DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT)),
+						jq_fetch_ready_at(row), NULL, 0);
+	jq_fetchxact_pin(job->id, NULL, false, &f);
+	switch (jq_unique_refuse(t, job->id, refusal))
+	{
+		case JQ_REFUSED_GONE:
+			jq_fetchxact_end(job->id, JQ_FETCH_RELEASED, 0, NULL);
+			break;
+		case JQ_REFUSED_CANCELLED:
+			jq_fetchxact_end(job->id, JQ_FETCH_CANCELLED, 0, refusal->reason);
+			break;
+		case JQ_REFUSED_DEAD:
+			jq_fetchxact_end(job->id, JQ_FETCH_DEAD, 0, refusal->reason);
+			break;
+		case JQ_REFUSED_LATER:
+			jq_fetchxact_end(job->id, JQ_FETCH_LATER, refusal->run_at, NULL);
+			break;
+	}
+}
+
+/* may it start, as far as its unique_key is concerned? */
+static bool
+starts_unique(JqTable *t, const JqTaken *job, const char *queue,
+			  const JqRow *row, bool leased)
+{
+	JqRefusal refusal;
+
+	if (JQ_ROW_NULL(row, JQ_COL_UNIQUE_KEY))
+		return true;
+	switch (jq_unique_start_fetched(t, row, leased, &refusal))
+	{
+		case JQ_UNIQUE_GO:
+		case JQ_UNIQUE_AGAIN:
+			return true;
+		case JQ_UNIQUE_LATER:
+			hold_doubtful(job, queue, InvalidTransactionId);
+			break;
+		case JQ_UNIQUE_REFUSED:
+			end_refused(t, job, row, &refusal);
+			break;
+	}
+	return false;
+}
+
+JqLook
+jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
+{
+	char queue[JQ_QUEUE_NAME_MAX + 1];
+	int dbix = jq_lanes[job->lane].dbix;
+	TransactionId xid = InvalidTransactionId;
+	TimestampTz run_at;
+	JqItem item;
+	ItemPointerData tid = job->tid;
+
+	/* the lane stays what it is while the job is claimed */
+	strlcpy(queue, jq_lanes[job->lane].queue, sizeof(queue));
+	switch (jq_row_fetch(t, job->id, &tid, NULL, row, &xid, NULL))
+	{
+		case JQ_FETCH_GONE:
+			pg_atomic_fetch_add_u64(
+				&jq_queues[jq_lanes[job->lane].queue_ix].wasted, 1);
+			jq_fetchxact_drop(job->id, false);
+			jq_after_ended(dbix, job->id);
+			return JQ_LOOK_DROPPED;
+		case JQ_FETCH_DOUBTFUL:
+			hold_doubtful(job, queue, xid);
+			return JQ_LOOK_DROPPED;
+		case JQ_FETCH_FOUND:
+			break;
+	}
+	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home ||
+		t->meta_database != MyDatabaseId)
+	{
+		jq_fetchxact_drop(job->id, false); /* held: adopt publishes it */
+		return JQ_LOOK_DROPPED;
+	}
+	item_of_row(&item, row);
+	if (!matches(job, row, &item, &run_at))
+	{
+		jq_fetchxact_drop(job->id, false);
+		jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
+					   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
+		return JQ_LOOK_DROPPED;
+	}
+	if (!JQ_ROW_NULL(row, JQ_COL_EXPIRES_AT) &&
+		DatumGetTimestampTz(JQ_ROW(row, JQ_COL_EXPIRES_AT)) <=
+			GetCurrentTimestamp())
+	{
+		/* the scheduler ends it */
+		jq_fetchxact_drop(job->id, false);
+		jq_db_expiry(dbix,
+					 Max(DatumGetTimestampTz(JQ_ROW(row, JQ_COL_EXPIRES_AT)),
+						 DT_NOBEGIN + 1));
+		return JQ_LOOK_DROPPED;
+	}
+	if (waits_for_order(t, job, queue) ||
+		!starts_unique(t, job, queue, row, leased))
+		return JQ_LOOK_DROPPED;
+	return JQ_LOOK_GIVE;
+}

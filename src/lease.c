@@ -1,0 +1,178 @@
+/*
+ * lease.c
+ *		Leases in the table, and the scheduler's part in them.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "conflict.h"
+#include "database.h"
+#include "executor/spi.h"
+#include "fetched.h"
+#include "lease.h"
+#include "miscadmin.h"
+#include "scheduler.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+void
+jq_lease_write(JqTable *t, const int64 *ids, int n, const pg_uuid_t *token,
+			   TimestampTz until)
+{
+	/* a row that a dump has brought back is of nobody */
+	static const char *const sql =
+		"INSERT INTO %s.jobqueue_lease (job, token, leased_until)"
+		" SELECT unnest($1), $2, $3"
+		" ON CONFLICT (job) DO UPDATE SET token = excluded.token,"
+		" leased_until = excluded.leased_until";
+	Oid types[3] = {INT8ARRAYOID, UUIDOID, TIMESTAMPTZOID};
+	Datum values[3];
+	Datum *d = palloc(n * sizeof(Datum));
+	JqOwnerState state;
+	int i;
+
+	for (i = 0; i < n; i++)
+		d[i] = Int64GetDatum(ids[i]);
+	values[0] = PointerGetDatum(
+		construct_array(d, n, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	values[1] = UUIDPGetDatum(token);
+	values[2] = TimestampTzGetDatum(until);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, sql, 3, types, values, NULL);
+	jq_owner_end(&state);
+	/* the consumer relies on it, whatever happens to the server */
+	ForceSyncCommit();
+}
+
+void
+jq_lease_delete(JqTable *t, int64 id)
+{
+	Oid types[1] = {INT8OID};
+	Datum values[1];
+	JqOwnerState state;
+
+	values[0] = Int64GetDatum(id);
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, "DELETE FROM %s.jobqueue_lease WHERE job = $1", 1,
+					 types, values, NULL);
+	jq_owner_end(&state);
+}
+
+/* -------------------------------------------------------------- scheduler */
+
+typedef struct Lease
+{
+	int64 job;
+	pg_uuid_t token;
+	TimestampTz until;
+	TimestampTz since;
+} Lease;
+
+static Lease *
+read_all(JqTable *t, int *n)
+{
+	JqOwnerState state;
+	Lease *list;
+	int i;
+
+	jq_owner_begin(t, &state);
+	jq_owner_execute(
+		t, "SELECT job, token, leased_until, leased_at FROM %s.jobqueue_lease",
+		0, NULL, NULL, NULL);
+	*n = (int) SPI_processed;
+	list = MemoryContextAllocHuge(jq_sched_context, Max(*n, 1) * sizeof(Lease));
+	for (i = 0; i < *n; i++)
+	{
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool isnull;
+
+		list[i].job = DatumGetInt64(SPI_getbinval(tup, desc, 1, &isnull));
+		list[i].token = *DatumGetUUIDP(SPI_getbinval(tup, desc, 2, &isnull));
+		list[i].until =
+			DatumGetTimestampTz(SPI_getbinval(tup, desc, 3, &isnull));
+		list[i].since =
+			DatumGetTimestampTz(SPI_getbinval(tup, desc, 4, &isnull));
+	}
+	jq_owner_end(&state);
+	return list;
+}
+
+/* false: no room */
+static bool
+restore(JqTable *t, const Lease *l)
+{
+	JqRow row;
+	TransactionId xid;
+	JqItem item;
+	char digest[JQ_DIGEST_MAX];
+	char *key;
+
+	if (jq_row_fetch(t, l->job, NULL, NULL, &row, &xid, NULL) == JQ_FETCH_GONE)
+	{
+		jq_lease_delete(t, l->job);
+		return true;
+	}
+	/* of another home; or it has got a command by hand */
+	if (DatumGetInt64(JQ_ROW(&row, JQ_COL_HOME)) != t->home ||
+		t->meta_database != MyDatabaseId ||
+		jq_row_lane_role(&row) != JQ_CONSUMER_ROLE)
+		return true;
+	memset(&item, 0, sizeof(item));
+	item.id = l->job;
+	item.priority = DatumGetInt16(JQ_ROW(&row, JQ_COL_PRIORITY));
+	item.tid = row.tid;
+	if (!JQ_ROW_NULL(&row, JQ_COL_RUN_AT))
+		item.flags = JQ_E_DUE;
+	key = jq_row_cstring(&row, JQ_COL_KEY);
+	if (key != NULL)
+	{
+		item.key = key;
+		item.keylen = Min(strlen(key), JQ_KEY_MAX);
+	}
+	return jq_fetched_restore(&item, jq_row_cstring(&row, JQ_COL_QUEUE),
+							  DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)),
+							  DatumGetInt16(JQ_ROW(&row, JQ_COL_ATTEMPT)) + 1,
+							  DatumGetTimestampTz(
+								  JQ_ROW(&row, JQ_COL_ENQUEUED_AT)),
+							  l->since, &l->token, l->until, digest,
+							  jq_unique_digest(digest, &row));
+}
+
+void
+jq_sched_read_leases(void)
+{
+	JqTable *t;
+	Lease *list;
+	int n, i;
+
+	if (jq_dbs[jq_sched_dbix].leases_read)
+		return;
+	t = jq_sched_begin();
+	list = t != NULL ? read_all(t, &n) : NULL;
+	for (i = 0; list != NULL && i < n; i++)
+		if (!restore(t, &list[i]))
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("more jobs are leased than memory has place for"),
+					 errdetail("There are %d leases. Until memory has all of "
+							   "them no job of the database starts.",
+							   n),
+					 errhint("Increase jobqueue.max_ready_jobs.")));
+	jq_sched_commit();
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[jq_sched_dbix].leases_read = t != NULL;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+void
+jq_sched_end_leases(TimestampTz unused)
+{
+	TimestampTz next = jq_fetched_expire(MyDatabaseId);
+
+	(void) unused;
+	if (next != DT_NOEND)
+		jq_db_lease(jq_sched_dbix, next);
+}
