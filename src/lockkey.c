@@ -444,7 +444,7 @@ key_argument(FunctionCallInfo fcinfo, int *len)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("key must not be empty"),
 						errhint("For example jobqueue_lock('user:42').")));
-	jq_check_key(*len);
+	jq_check_user_key(VARDATA_ANY(key), *len);
 	return text_to_cstring(key);
 }
 
