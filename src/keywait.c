@@ -385,6 +385,25 @@ jq_keywait_holder(Oid db, const char *key, int len, int *procno, int *pid)
 	return held;
 }
 
+bool
+jq_keywait_only_holder(Oid db, const char *key, int len, int *pid)
+{
+	JqKeyTag tag;
+	uint32 hash;
+	JqKey *k;
+	bool only;
+
+	jq_key_make_tag(&tag, db, key, len);
+	hash = jq_key_hash_of(&tag);
+	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
+	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
+	only = k != NULL && k->nholders == 1;
+	if (only)
+		*pid = k->holder.pid;
+	LWLockRelease(jq_key_partition(hash));
+	return only;
+}
+
 int
 jq_keywait_blockers(int procno, int pid, uint64 *since, int *pids, int max)
 {

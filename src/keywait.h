@@ -42,6 +42,9 @@ extern XLogRecPtr jq_keywait_lsn(Oid db, const char *key, int len);
 extern bool jq_keywait_holder(Oid db, const char *key, int len, int *procno,
 							  int *pid);
 
+/* the process that holds the key, and nobody besides; 0: none does, for a lease */
+extern bool jq_keywait_only_holder(Oid db, const char *key, int len, int *pid);
+
 /*
  * For waitgraph.c: the processes that hold the key which that one waits for; 0:
  * it waits for none.  *since tells this wait from its later ones.

@@ -50,16 +50,14 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
-#include "wait.h"
 #include "waiter.h"
+#include "waitgraph.h"
 #include "worker.h"
 
 #define MAX_IDS 1000
 #define LOOK_MS \
 	60000		   /* so that a lost row is noticed, or a step of the clock */
 #define SOON_MS 10 /* its end is about to be told */
-
-void (*jq_wait_cycle_hook)(void) = NULL;
 
 typedef struct Target
 {
@@ -389,13 +387,28 @@ check_workers(Wait *w)
 					 max_worker_processes)));
 }
 
+/* for the errors */
+static char *
+describe(const Wait *w)
+{
+	int i;
+
+	if (w->n > 1)
+		return psprintf("%d jobs", w->n);
+	for (i = 0; i < w->n; i++)
+		if (!w->targets[i].ended)
+			return psprintf("job " INT64_FORMAT, w->targets[i].id);
+	return "";
+}
+
 static void
 sleep_until_called(Wait *w, int wanted)
 {
 	static uint32 wait_event;
 	TimestampTz looked = GetCurrentTimestamp();
-	TimestampTz checked = looked;
+	JqWaitLook look;
 
+	jq_waitgraph_begin(&look);
 	for (;;)
 	{
 		TimestampTz now = GetCurrentTimestamp();
@@ -413,19 +426,14 @@ sleep_until_called(Wait *w, int wanted)
 		wake = Min(w->until, looked + LOOK_MS * INT64CONST(1000));
 		if (soon)
 			wake = Min(wake, now + SOON_MS * INT64CONST(1000));
-		if (jq_wait_cycle_hook != NULL)
+		if (jq_waitgraph_look(&look))
 		{
-			TimestampTz check =
-				TimestampTzPlusMilliseconds(checked, DeadlockTimeout);
+			char *what = describe(w);
 
-			if (check <= now)
-			{
-				jq_wait_cycle_hook();
-				checked = now;
-				check = TimestampTzPlusMilliseconds(now, DeadlockTimeout);
-			}
-			wake = Min(wake, check);
+			jq_waiter_drop_all();
+			jq_waitgraph_error(&look, what);
 		}
+		wake = Min(wake, look.next);
 		JQ_PAUSE("wait-before-sleep");
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -475,7 +483,8 @@ wait_for(Wait *w, int wanted)
 	{
 		for (i = 0; i < w->n; i++)
 		{
-			w->targets[i].cell = jq_waiter_add(w->targets[i].id);
+			w->targets[i].cell =
+				jq_waiter_add(w->targets[i].id, wanted == w->n, w->since);
 			if (w->targets[i].cell < 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

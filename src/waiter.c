@@ -25,6 +25,8 @@ typedef struct Cell
 	int procno; /* of its owner; -1 = free */
 	Oid db;
 	int64 id;
+	bool needed;
+	TimestampTz since;
 	bool called;
 	bool told;
 	JqRecent end;
@@ -87,7 +89,7 @@ exit_hook(int code, Datum arg)
 }
 
 int
-jq_waiter_add(int64 id)
+jq_waiter_add(int64 id, bool needed, TimestampTz since)
 {
 	static bool registered;
 	int bucket = bucket_of(id);
@@ -106,6 +108,8 @@ jq_waiter_add(int64 id)
 		c->procno = jq_my_procno();
 		c->db = MyDatabaseId;
 		c->id = id;
+		c->needed = needed;
+		c->since = since;
 		c->called = true; /* to look for the first time */
 		c->told = false;
 		c->next = table->heads[bucket];
@@ -176,16 +180,22 @@ jq_waiter_told(int cell, JqRecent *r)
 }
 
 int
-jq_waiter_of(int procno, int64 *ids, int max)
+jq_waiter_of(int procno, uint64 *since, int64 *ids, int max)
 {
 	int n = 0;
 	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_WAITER), LW_SHARED);
 	for (i = 0; i < JQ_WAITERS && n < max; i++)
-		if (table->cells[i].procno == procno &&
-			table->cells[i].db == MyDatabaseId)
-			ids[n++] = table->cells[i].id;
+	{
+		const Cell *c = &table->cells[i];
+
+		if (c->procno != procno || c->db != MyDatabaseId || !c->needed ||
+			c->told)
+			continue;
+		*since = (uint64) c->since;
+		ids[n++] = c->id;
+	}
 	LWLockRelease(jq_lock(JQ_LOCK_WAITER));
 	return n;
 }

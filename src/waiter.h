@@ -30,16 +30,20 @@ extern void jq_waiter_init(void);
 
 /* ---- the waiter ---- */
 
-/* take a cell; -1: none is free */
-extern int jq_waiter_add(int64 id);
+/*
+ * Take a cell; -1: none is free.  needed: the wait cannot end before this job
+ * does; since tells this wait from others of the process.
+ */
+extern int jq_waiter_add(int64 id, bool needed, TimestampTz since);
 /* give all cells of this process back */
 extern void jq_waiter_drop_all(void);
 /* has something happened since the last call? */
 extern bool jq_waiter_is_called(int cell);
 /* how the job ended, if that was told; r->text is not terminated */
 extern bool jq_waiter_told(int cell, JqRecent *r);
-/* the jobs of this database that a process waits for; returns how many */
-extern int jq_waiter_of(int procno, int64 *ids, int max);
+/* the jobs of this database that a process needs, and that have not been told to
+ * have ended; returns how many */
+extern int jq_waiter_of(int procno, uint64 *since, int64 *ids, int max);
 
 /* ---- those who end jobs: after the commit, no lock held ---- */
 

@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "fmgr.h"
+#include "jobedges.h"
 #include "keywait.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -35,6 +36,7 @@
 #include "waitgraph.h"
 
 #define AGAIN_MS 20 /* between the two searches */
+#define SPARE 50	/* times as long as a search it does nothing */
 
 /*
  * The processes that this one waits for; *since as in JqWaitStep.  *pids is
@@ -47,6 +49,13 @@ key_edges(PGPROC *proc, int pid, uint64 *since, int *pids)
 {
 	return jq_keywait_blockers(jq_procno_of(proc), pid, since, pids,
 							   MaxBackends);
+}
+
+static int
+job_edges(PGPROC *proc, int pid, uint64 *since, int *pids)
+{
+	(void) pid;
+	return jq_job_blockers(proc, since, pids, MaxBackends);
 }
 
 /* locks of PostgreSQL; of the members of its lock group, too */
@@ -76,7 +85,7 @@ static const struct
 {
 	Edges edges;
 	const char *what;
-} kinds[] = {{key_edges, "a key"}, {lock_edges, "a lock"}};
+} kinds[] = {{key_edges, "a key"}, {job_edges, "jobs"}, {lock_edges, "a lock"}};
 
 typedef struct Search
 {
@@ -220,10 +229,12 @@ jq_waitgraph_begin(JqWaitLook *look)
 bool
 jq_waitgraph_look(JqWaitLook *look)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	bool same = false;
 	bool found = false;
+	int64 took;
 
-	if (GetCurrentTimestamp() < look->next)
+	if (now < look->next)
 		return false;
 	if (look->nsteps == 0)
 		found = search(look, &same);
@@ -245,9 +256,12 @@ jq_waitgraph_look(JqWaitLook *look)
 			return true;
 		end_second();
 	}
+	took = GetCurrentTimestamp() - now;
+	now += took;
 	look->next =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-									found ? AGAIN_MS : DeadlockTimeout);
+		TimestampTzPlusMilliseconds(now, found ? AGAIN_MS : DeadlockTimeout);
+	/* a long one, over many jobs, is not to be all that this process does */
+	look->next = Max(look->next, now + SPARE * took);
 	return false;
 }
 
@@ -259,7 +273,7 @@ jq_waitgraph_error(const JqWaitLook *look, const char *what)
 
 	end_second();
 	key_wanted = look->nsteps == JQ_WAIT_CYCLE ||
-				 kinds[look->steps[look->nsteps - 1].kind].edges == key_edges;
+				 kinds[look->steps[look->nsteps - 1].kind].edges != lock_edges;
 	pgstat_report_deadlock();
 	initStringInfo(&detail);
 	for (i = 0; i < look->nsteps; i++)

@@ -58,7 +58,7 @@ extern void jq_waitgraph_error(const JqWaitLook *look, const char *what)
 	pg_attribute_noreturn();
 
 /* for jobs: since the last call of forget, has there been one in which somebody
- * waited for a key of ours? */
+ * waited for a key of ours, or may have? */
 extern bool jq_waitgraph_key_wanted(void);
 extern void jq_waitgraph_forget(void);
 
