@@ -214,6 +214,14 @@ jq_key_session_tell(void)
 
 /* ------------------------------------------------------------ this process */
 
+/* a job that this session has fetched has it: then the session may, too */
+static bool
+is_of_our_claim(const JqKey *k)
+{
+	return k->nholders == 1 && k->holder.procno == JQ_CLAIM_HOLDS &&
+		   k->holder.pid == MyProcPid;
+}
+
 JqKeyResult
 jq_keywait_take(Oid db, const char *key, int len)
 {
@@ -228,10 +236,11 @@ jq_keywait_take(Oid db, const char *key, int len)
 	k = jq_key_enter(&tag, hash);
 	if (k == NULL)
 		result = JQ_KEY_FULL;
-	else if (k->nholders > 0)
+	else if (k->nholders > 0 && !is_of_our_claim(k))
 		result = JQ_KEY_BUSY;
-	else if (k->pusher >= 0 || k->first != JQ_NIL || k->spilled ||
-			 k->first_session >= 0 || k->turn_ends != 0)
+	else if (k->nholders == 0 &&
+			 (k->pusher >= 0 || k->first != JQ_NIL || k->spilled ||
+			 k->first_session >= 0 || k->turn_ends != 0))
 		result = JQ_KEY_GONE;
 	else
 	{
@@ -244,8 +253,11 @@ jq_keywait_take(Oid db, const char *key, int len)
 		h.limit = 1;
 		h.lane = -1;
 		h.next = JQ_NIL;
-		(void) jq_key_add_holder(k, &h); /* the first one */
-		jq_key_note_mine(&tag, hash)->for_session = true;
+		/* the first one always has its place */
+		if (jq_key_add_holder(k, &h))
+			jq_key_note_mine(&tag, hash)->for_session = true;
+		else
+			result = JQ_KEY_FULL;
 	}
 	if (k != NULL)
 		jq_key_check(k);

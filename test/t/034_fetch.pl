@@ -221,4 +221,20 @@ property 'kill -9 of a consumer: the server restarts, nothing is charged' => sub
 	$s->quit;
 };
 
+property 'a consumer may lock the key of a job that it has fetched' => sub {
+	my $id = put('q', key => 'k');
+	my ($s, $o) = (session(), session());
+
+	is(fetch($s, 'q', 1), $id, 'fetched');
+	is($o->query_safe(q{SELECT jobqueue_try_lock('k')}), 'f', 'others may not');
+	is($s->query_safe(q{SELECT jobqueue_try_lock('k')}), 't', 'it may');
+	$s->query_safe("SELECT jobqueue_complete($id)");
+	is($o->query_safe(q{SELECT jobqueue_try_lock('k')}), 'f', 'nor when the job is done');
+	$s->query_safe(q{SELECT jobqueue_unlock('k')});
+	is($o->query_safe(q{SELECT jobqueue_lock('k')}), 't', 'but then');
+	$o->quit;
+	$s->quit;
+	is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'all free');
+};
+
 done_testing();
