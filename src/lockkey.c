@@ -63,9 +63,10 @@ typedef struct LockedKey
 
 static LockedKey *locked;
 static int nlocked, maxlocked;
-static bool at_end;	  /* the end of the transaction has something to do */
-static bool ended;	  /* do it at the next AFTER_LOCKS */
-static bool attached; /* callbacks are registered */
+static bool at_end;	   /* the end of the transaction has something to do */
+static bool ended;	   /* do it at the next AFTER_LOCKS ... */
+static bool sub_ended; /* ... or that of a subtransaction */
+static bool attached;  /* callbacks are registered */
 
 static object_access_hook_type prev_object_access_hook;
 
@@ -168,7 +169,6 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 				 SubTransactionId parent, void *arg)
 {
 	int nest;
-	bool any = false;
 	int i;
 
 	(void) mine;
@@ -187,11 +187,9 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 		else
 		{
 			locked[i].xact_nest = 0;
-			any = true;
+			sub_ended = true;
 		}
 	}
-	if (any)
-		let_go();
 }
 
 static void
@@ -202,10 +200,17 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 
 	(void) isCommit;
 	(void) arg;
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isTopLevel || !ended)
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS ||
+		!(isTopLevel ? ended : sub_ended))
 		return;
-	ended = at_end = false;
+	sub_ended = false;
 	JQ_PAUSE("unlock-after-locks");
+	if (!isTopLevel)
+	{
+		let_go();
+		return;
+	}
+	ended = at_end = false;
 	for (i = 0; i < nlocked; i++)
 	{
 		locked[i].xact_nest = 0;

@@ -674,6 +674,17 @@ paused_property 'a key goes after the locks of the transaction' => sub {
 	release('unlock-after-locks');
 	answer($s);
 	ok(free('a'), 'free');
+
+	arm('unlock-after-locks');
+	ask($s, "BEGIN; SAVEPOINT x; SELECT jobqueue_xact_lock('a'); LOCK one_row");
+	send_sql($s, 'ROLLBACK TO x');
+	caught('unlock-after-locks');
+	ok(!free('a'), 'ROLLBACK TO: it is still held');
+	is(sql('BEGIN; LOCK one_row NOWAIT; ROLLBACK'), '', 'its table is free');
+	release('unlock-after-locks');
+	answer($s);
+	ok(free('a'), 'free');
+	ask($s, 'COMMIT');
 };
 
 property 'one at a time, whatever sessions and jobs do' => sub {
