@@ -36,6 +36,7 @@
 #include "database.h"
 #include "guc.h"
 #include "keytable.h"
+#include "keywait.h"
 #include "keywake.h"
 #include "lane.h"
 #include "miscadmin.h"
@@ -142,6 +143,12 @@ jq_keylock_reserved(void)
 	return hash_get_num_entries(jq_keys) > max_keys() / 4 * 3;
 }
 
+int
+jq_keylock_quota(void)
+{
+	return (int) (max_keys() / 8 * 3);
+}
+
 void
 jq_keylock_prepare(void)
 {
@@ -208,7 +215,8 @@ void
 jq_key_remove_if_unused(JqKey *k, uint32 hash)
 {
 	if (k->nholders > 0 || k->pusher >= 0 || k->first != JQ_NIL ||
-		k->norders > 0 || k->spilled || k->first_session >= 0)
+		k->norders > 0 || k->spilled || k->first_session >= 0 ||
+		k->unparked_until != 0)
 		return;
 	jq_key_wake_cancel(k, hash);
 	hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
@@ -290,7 +298,7 @@ jq_key_add_holder(JqKey *k, const JqHolder *h)
 	k->holder.next = next;
 	k->limit = k->nholders == 0 ? h->limit : Min(k->limit, h->limit);
 	k->nholders++;
-	k->session_turn = 0;
+	k->session_turn = k->unparked_until = 0;
 	return true;
 }
 
@@ -754,6 +762,8 @@ unpark(JqKey *k, uint32 hash, bool all, bool *ask)
 {
 	uint32 chain = JQ_NIL;
 
+	if (k->unparked_until != 0 && k->unparked_until <= GetCurrentTimestamp())
+		k->unparked_until = 0;
 	/* smaller ones than those in the lanes may be on their way */
 	if (k->pusher < 0 &&
 		(k->first != JQ_NIL || k->norders > 0 || k->first_session >= 0))
@@ -763,6 +773,8 @@ unpark(JqKey *k, uint32 hash, bool all, bool *ask)
 
 		jq_key_order_expire(k, hash, now);
 		chain = jq_key_unpark(k, hash, all, now, &until);
+		if (chain != JQ_NIL && !all)
+			jq_key_session_unparked(k, chain, now, &until);
 		jq_key_wake_by(k, hash, until);
 	}
 	if (k->pusher < 0 && (k->nholders == 0 || k->nholders < k->limit))
@@ -972,6 +984,7 @@ jq_keylock_release_all(void)
 {
 	while (n_my_keys > 0)
 		jq_key_release_mine(&my_keys[n_my_keys - 1]);
+	jq_keywait_set_number(0);
 }
 
 bool

@@ -172,6 +172,8 @@ extern void jq_keylock_order_begin(Oid db, const char *key, int len,
 extern bool jq_keylock_crowded(void);
 /* or so full that the rest is for jobs? */
 extern bool jq_keylock_reserved(void);
+/* so many keys may sessions of one role lock: half of what all of them may */
+extern int jq_keylock_quota(void);
 /*
  * What the job is now is in the table: a failure has been recorded, it has
  * ended, or was changed.

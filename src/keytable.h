@@ -63,6 +63,9 @@ typedef struct JqKey
 	int nsessions;
 	TimestampTz session_turn; /* jobs before the first of them may take the key
 							   * until then; 0 = it has not been set */
+	JqPos unparked;			  /* back in its lane, to take the key ... */
+	TimestampTz unparked_until; /* ... before sessions that come after it, until
+								 * then; 0 = there is none */
 } JqKey;
 
 /* keys of this process */
@@ -178,6 +181,12 @@ extern void jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 								 TimestampTz *until);
 /* its jobs have had time enough: the session is the next one */
 extern bool jq_key_session_due(const JqKey *k, TimestampTz now);
+/*
+ * These have been unparked: sessions that come after the first of them leave the
+ * key to it for a while.  *until: when to look again.
+ */
+extern void jq_key_session_unparked(JqKey *k, uint32 chain, TimestampTz now,
+									TimestampTz *until);
 /* this process stands in line no more; true: it had been given the key */
 extern bool jq_key_session_leave(JqKey *k);
 /* this process lets it go: what it has committed is to be flushed one day */

@@ -18,6 +18,10 @@
  * session has it.  Jobs that wait for something else, too, keep it waiting no
  * longer than anybody else.
  *
+ * A session that comes in that time stands behind them, too, though they do not
+ * wait for the key any more ("unparked").  For that the key stays in the table
+ * when nobody else waits; only where sessions have used keys of late.
+ *
  *		none    -> in line	: jq_keywait_begin
  *		in line -> given	: jq_key_session_serve, by whoever looks at the key
  *		in line -> none		: jq_key_session_leave: gives up, error, exit
@@ -30,12 +34,15 @@
 #include "compat.h"
 #include "keytable.h"
 #include "keywait.h"
+#include "lane.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
+#include "worker.h"
 
 #define TURN_US 200000
+#define USED_US 1000000 /* so long after a session used a key, others may */
 
 typedef enum JqWaitState
 {
@@ -66,16 +73,42 @@ typedef struct JqKeyWait
 
 static JqKeyWait *waits;
 
+/*
+ * How many keys sessions have locked; without a lock.  A process adds to its
+ * number first, then looks whether the role has too many.
+ */
+typedef struct JqKeyNumbers
+{
+	pg_atomic_uint64 used;	/* TimestampTz: when a session last locked or
+							 * unlocked one, or a little before */
+	pg_atomic_uint32 total; /* of all processes */
+	struct
+	{
+		pg_atomic_uint32 n; /* the process alone changes its own */
+		Oid role;			/* whose keys they are, if n > 0 */
+	} of[FLEXIBLE_ARRAY_MEMBER];
+} JqKeyNumbers;
+
+static JqKeyNumbers *numbers;
+
 /* up to where holders of keys of a partition had committed; its lock */
 static XLogRecPtr *commits;
 
 static int given_procno = -1; /* to be woken */
 
+static Size
+numbers_size(void)
+{
+	return MAXALIGN(add_size(offsetof(JqKeyNumbers, of),
+							 mul_size(MaxBackends, sizeof(numbers->of[0]))));
+}
+
 Size
 jq_keywait_size(void)
 {
-	return add_size(MAXALIGN(mul_size(MaxBackends, sizeof(JqKeyWait))),
-					MAXALIGN(JQ_KEY_PARTITIONS * sizeof(XLogRecPtr)));
+	return add_size(numbers_size(),
+					add_size(MAXALIGN(mul_size(MaxBackends, sizeof(JqKeyWait))),
+							 MAXALIGN(JQ_KEY_PARTITIONS * sizeof(XLogRecPtr))));
 }
 
 void
@@ -91,6 +124,72 @@ jq_keywait_init(void)
 	commits = ShmemInitStruct("jobqueue commits of keys", size, &found);
 	if (!found)
 		memset(commits, 0, size);
+	numbers =
+		ShmemInitStruct("jobqueue numbers of keys", numbers_size(), &found);
+	if (!found)
+	{
+		int i;
+
+		pg_atomic_init_u64(&numbers->used, 0);
+		pg_atomic_init_u32(&numbers->total, 0);
+		for (i = 0; i < MaxBackends; i++)
+		{
+			pg_atomic_init_u32(&numbers->of[i].n, 0);
+			numbers->of[i].role = InvalidOid;
+		}
+	}
+}
+
+/* --------------------------------------------------------------- numbers */
+
+/* jobs and sessions compete for keys; not always exact, see below */
+static void
+note_use(TimestampTz now)
+{
+	if (now - (TimestampTz) pg_atomic_read_u64(&numbers->used) > USED_US / 8)
+		pg_atomic_write_u64(&numbers->used, (uint64) now);
+}
+
+Oid
+jq_keywait_role(void)
+{
+	return jq_is_worker ? GetSessionUserId() : GetAuthenticatedUserId();
+}
+
+void
+jq_keywait_set_number(int n)
+{
+	pg_atomic_uint32 *mine = &numbers->of[jq_my_procno()].n;
+	uint32 before = pg_atomic_read_u32(mine);
+
+	if (before == (uint32) n)
+		return;
+	if (n > 0)
+		numbers->of[jq_my_procno()].role = jq_keywait_role();
+	pg_write_barrier();
+	pg_atomic_write_u32(mine, (uint32) n);
+	(void) pg_atomic_fetch_add_u32(&numbers->total, n - (int32) before);
+}
+
+bool
+jq_keywait_over_quota(int quota)
+{
+	Oid role = numbers->of[jq_my_procno()].role;
+	uint32 n = 0;
+	int i;
+
+	if (pg_atomic_read_u32(&numbers->total) <= (uint32) quota)
+		return false;
+	pg_memory_barrier();
+	for (i = 0; i < MaxBackends; i++)
+	{
+		uint32 its = pg_atomic_read_u32(&numbers->of[i].n);
+
+		pg_read_barrier();
+		if (its > 0 && numbers->of[i].role == role)
+			n += its;
+	}
+	return n > (uint32) quota;
 }
 
 /* ------------------------------------------------------------------ line */
@@ -162,7 +261,7 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 		k->session_turn = 0;
 		return;
 	}
-	if (k->turn_ends > now && jq_pos_cmp(w->pos, k->turn) > 0)
+	if (k->turn_ends > now && jq_pos_cmp(w->pos, k->turn) >= 0)
 	{
 		*until = Min(*until, k->turn_ends);
 		return;
@@ -170,6 +269,9 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 	blocked |= k->spilled && jq_pos_cmp(w->pos, k->frontier) >= 0;
 	if (blocked && k->session_turn == 0)
 		k->session_turn = now + TURN_US;
+	if (k->session_turn == 0 && k->unparked_until > now &&
+		jq_pos_cmp(w->pos, k->unparked) >= 0)
+		k->session_turn = k->unparked_until;
 	if (k->session_turn != 0 && !due)
 	{
 		*until = Min(*until, k->session_turn);
@@ -187,6 +289,22 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 	unlink_wait(k, k->first_session);
 	w->state = JQ_WAIT_GIVEN;
 	(void) jq_key_add_holder(k, &h); /* the first one, which has its place */
+}
+
+void
+jq_key_session_unparked(JqKey *k, uint32 chain, TimestampTz now,
+						TimestampTz *until)
+{
+	if (k->nholders > 0 || k->unparked_until != 0 ||
+		now - (TimestampTz) pg_atomic_read_u64(&numbers->used) > USED_US)
+		return;
+	while (chain != JQ_NIL && jq_lane_waits(&jq_lanes[JQ_ENTRY(chain)->lane]))
+		chain = JQ_ENTRY(chain)->next[0];
+	if (chain == JQ_NIL)
+		return;
+	k->unparked = JQ_ENTRY_POS(chain);
+	k->unparked_until = now + TURN_US;
+	*until = Min(*until, k->unparked_until);
 }
 
 bool
@@ -240,7 +358,8 @@ jq_keywait_take(Oid db, const char *key, int len)
 		result = JQ_KEY_BUSY;
 	else if (k->nholders == 0 &&
 			 (k->pusher >= 0 || k->first != JQ_NIL || k->spilled ||
-			 k->first_session >= 0 || k->turn_ends != 0))
+			  k->first_session >= 0 || k->turn_ends != 0 ||
+			  k->unparked_until != 0))
 		result = JQ_KEY_GONE;
 	else
 	{
@@ -255,7 +374,10 @@ jq_keywait_take(Oid db, const char *key, int len)
 		h.next = JQ_NIL;
 		/* the first one always has its place */
 		if (jq_key_add_holder(k, &h))
+		{
 			jq_key_note_mine(&tag, hash)->for_session = true;
+			note_use(h.since);
+		}
 		else
 			result = JQ_KEY_FULL;
 	}
@@ -286,7 +408,10 @@ jq_keywait_release(Oid db, const char *key, int len)
 	if (m->for_job)
 		m->for_session = false;
 	else
+	{
+		note_use(GetCurrentTimestamp());
 		jq_key_release_mine(m);
+	}
 }
 
 bool
@@ -309,6 +434,7 @@ jq_keywait_begin(Oid db, const char *key, int len, int64 last_id)
 		w->tag = tag;
 		w->pos = jq_pos_make(0, last_id);
 		w->since = GetCurrentTimestamp();
+		note_use(w->since);
 		w->state = JQ_WAIT_IN_LINE;
 		link_wait(k, jq_my_procno());
 		jq_key_note_mine(&tag, hash)->waiting = true;
@@ -376,25 +502,28 @@ jq_keywait_lsn(Oid db, const char *key, int len)
 }
 
 bool
-jq_keywait_holder(Oid db, const char *key, int len, int *procno, int *pid)
+jq_keywait_holder(Oid db, const char *key, int len, int nth, int *procno,
+				  int *pid)
 {
+	const JqHolder *h = NULL;
 	JqKeyTag tag;
 	uint32 hash;
 	JqKey *k;
-	bool held;
 
 	jq_key_make_tag(&tag, db, key, len);
 	hash = jq_key_hash_of(&tag);
 	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
-	held = k != NULL && k->nholders > 0;
-	if (held)
+	if (k != NULL && k->nholders > nth)
+		for (h = &k->holder; nth > 0; nth--)
+			h = JQ_HOLDER(h->next);
+	if (h != NULL)
 	{
-		*procno = k->holder.procno;
-		*pid = k->holder.pid;
+		*procno = h->procno;
+		*pid = h->pid;
 	}
 	LWLockRelease(jq_key_partition(hash));
-	return held;
+	return h != NULL;
 }
 
 bool

@@ -35,12 +35,19 @@ extern bool jq_keywait_given(Oid db, const char *key, int len);
 /* give up; a key that it may have been given goes back */
 extern void jq_keywait_leave(Oid db, const char *key, int len);
 
+/* whose quota: the role that has logged in, or whose jobs a worker runs */
+extern Oid jq_keywait_role(void);
+/* so many keys has this process locked, or is about to */
+extern void jq_keywait_set_number(int n);
+/* have all processes of its role locked more than that? */
+extern bool jq_keywait_over_quota(int quota);
+
 /* commits of holders that were there before need a flush up to here */
 extern XLogRecPtr jq_keywait_lsn(Oid db, const char *key, int len);
 
-/* a holder of the key, and its process; false: it is free */
-extern bool jq_keywait_holder(Oid db, const char *key, int len, int *procno,
-							  int *pid);
+/* the nth holder of the key, from 0; false: there are not so many */
+extern bool jq_keywait_holder(Oid db, const char *key, int len, int nth,
+							  int *procno, int *pid);
 
 /* the process that holds the key, and nobody besides; 0: none does, for a lease */
 extern bool jq_keywait_only_holder(Oid db, const char *key, int len, int *pid);

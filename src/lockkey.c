@@ -40,6 +40,7 @@
 #include "settings.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -62,9 +63,10 @@ typedef struct LockedKey
 
 static LockedKey *locked;
 static int nlocked, maxlocked;
-static bool at_end;	  /* the end of the transaction has something to do */
-static bool ended;	  /* do it at the next AFTER_LOCKS */
-static bool attached; /* callbacks are registered */
+static bool at_end;	   /* the end of the transaction has something to do */
+static bool ended;	   /* do it at the next AFTER_LOCKS ... */
+static bool sub_ended; /* ... or that of a subtransaction */
+static bool attached;  /* callbacks are registered */
 
 static object_access_hook_type prev_object_access_hook;
 
@@ -126,6 +128,7 @@ let_go(void)
 		locked[i] = locked[--nlocked];
 		jq_keywait_release(MyDatabaseId, l.text, l.len);
 	}
+	jq_keywait_set_number(nlocked);
 }
 
 /* --------------------------------------------------------------- callbacks */
@@ -166,7 +169,6 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 				 SubTransactionId parent, void *arg)
 {
 	int nest;
-	bool any = false;
 	int i;
 
 	(void) mine;
@@ -185,11 +187,9 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 		else
 		{
 			locked[i].xact_nest = 0;
-			any = true;
+			sub_ended = true;
 		}
 	}
-	if (any)
-		let_go();
 }
 
 static void
@@ -200,10 +200,17 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 
 	(void) isCommit;
 	(void) arg;
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isTopLevel || !ended)
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS ||
+		!(isTopLevel ? ended : sub_ended))
 		return;
-	ended = at_end = false;
+	sub_ended = false;
 	JQ_PAUSE("unlock-after-locks");
+	if (!isTopLevel)
+	{
+		let_go();
+		return;
+	}
+	ended = at_end = false;
 	for (i = 0; i < nlocked; i++)
 	{
 		locked[i].xact_nest = 0;
@@ -368,32 +375,58 @@ flush_holders(const char *key, int len)
 		XLogFlush(lsn);
 }
 
+static bool
+take_or_wait(const char *key, int len, TimestampTz until)
+{
+	int quota = jq_keylock_quota();
+
+	if (jq_keywait_over_quota(quota))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("quota of %d locked keys of role \"%s\" is reached",
+						quota, GetUserNameFromId(jq_keywait_role(), true)),
+				 errhint("Unlock some first, in whatever session of the role; "
+						 "the quota grows with jobqueue.max_ready_jobs.")));
+	if (jq_keylock_reserved())
+		table_full();
+	switch (jq_keywait_take(MyDatabaseId, key, len))
+	{
+		case JQ_KEY_TAKEN:
+			return true;
+		case JQ_KEY_FULL:
+			table_full();
+			break;
+		case JQ_KEY_BUSY:
+			if (until == DT_NOBEGIN)
+				return false;
+			break;
+		default:
+			break;
+	}
+	return wait_for(key, len, until);
+}
+
 /* until: DT_NOBEGIN: do not wait */
 static LockedKey *
 take(const char *key, int len, TimestampTz until)
 {
+	volatile bool taken = false;
+
 	reserve();
-	if (!jq_keywait_share(MyDatabaseId, key, len))
+	if (jq_keywait_share(MyDatabaseId, key, len))
+		return note(key, len);
+	jq_keywait_set_number(nlocked + 1);
+	PG_TRY();
 	{
-		if (jq_keylock_reserved())
-			table_full();
-		switch (jq_keywait_take(MyDatabaseId, key, len))
-		{
-			case JQ_KEY_TAKEN:
-				break;
-			case JQ_KEY_FULL:
-				table_full();
-				break;
-			case JQ_KEY_BUSY:
-				if (until == DT_NOBEGIN)
-					return NULL;
-				/* FALLTHROUGH */
-			default:
-				if (!wait_for(key, len, until))
-					return NULL;
-		}
+		taken = take_or_wait(key, len, until);
 	}
-	return note(key, len);
+	PG_FINALLY();
+	{
+		if (!taken)
+			jq_keywait_set_number(nlocked);
+	}
+	PG_END_TRY();
+	return taken ? note(key, len) : NULL;
 }
 
 static bool
@@ -428,12 +461,14 @@ lock(const char *key, int len, TimestampTz until, bool xact)
 
 /* -------------------------------------------------------------- functions */
 
+/* a parallel worker would take keys for itself, and end before the query does */
 static char *
-key_argument(FunctionCallInfo fcinfo, int *len)
+key_argument(FunctionCallInfo fcinfo, const char *function, int *len)
 {
 	text *key;
 
 	jq_shmem_check();
+	PreventCommandIfParallelMode(function);
 	if (PG_ARGISNULL(0))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("key must not be null"),
@@ -469,7 +504,7 @@ Datum
 jq_lock_session(PG_FUNCTION_ARGS)
 {
 	int len;
-	char *key = key_argument(fcinfo, &len);
+	char *key = key_argument(fcinfo, "jobqueue_lock()", &len);
 
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), false));
 }
@@ -480,7 +515,7 @@ Datum
 jq_lock_xact(PG_FUNCTION_ARGS)
 {
 	int len;
-	char *key = key_argument(fcinfo, &len);
+	char *key = key_argument(fcinfo, "jobqueue_xact_lock()", &len);
 
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), true));
 }
@@ -491,7 +526,7 @@ Datum
 jq_try_lock(PG_FUNCTION_ARGS)
 {
 	int len;
-	char *key = key_argument(fcinfo, &len);
+	char *key = key_argument(fcinfo, "jobqueue_try_lock()", &len);
 
 	PG_RETURN_BOOL(lock(key, len, DT_NOBEGIN, false));
 }
@@ -502,7 +537,7 @@ Datum
 jq_unlock(PG_FUNCTION_ARGS)
 {
 	int len;
-	char *key = key_argument(fcinfo, &len);
+	char *key = key_argument(fcinfo, "jobqueue_unlock()", &len);
 	LockedKey *l = find(key, len);
 
 	if (l == NULL || l->session <= l->unlocks)
@@ -522,11 +557,17 @@ Datum
 jq_whereis(PG_FUNCTION_ARGS)
 {
 	int len;
-	char *key = key_argument(fcinfo, &len);
+	char *key = key_argument(fcinfo, "jobqueue_whereis()", &len);
 	int procno;
 	int pid;
+	int n;
 
-	if (!jq_keywait_holder(MyDatabaseId, key, len, &procno, &pid))
+	/* of several holders, one that may be seen */
+	for (n = 0; jq_keywait_holder(MyDatabaseId, key, len, n, &procno, &pid);
+		 n++)
+		if (jq_explain_may_see(procno))
+			PG_RETURN_INT32(pid);
+	if (n == 0)
 		PG_RETURN_NULL();
-	PG_RETURN_INT32(jq_explain_may_see(procno) ? pid : 0);
+	PG_RETURN_INT32(0);
 }

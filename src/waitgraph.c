@@ -190,9 +190,14 @@ search(JqWaitLook *look, bool *same)
 static bool
 begin_second(void)
 {
-	uint32 none = 0;
+	uint32 who = 0;
 
-	return pg_atomic_compare_exchange_u32(&jq_shared->breaks_cycle, &none,
+	if (pg_atomic_compare_exchange_u32(&jq_shared->breaks_cycle, &who,
+									   (uint32) MyProcPid))
+		return true;
+	/* it ended nevertheless: the next one is not to wait for it for ever */
+	return BackendPidGetProc((int) who) == NULL &&
+		   pg_atomic_compare_exchange_u32(&jq_shared->breaks_cycle, &who,
 										  (uint32) MyProcPid);
 }
 

@@ -15,10 +15,13 @@ END
 sql(<<'END');
 CREATE ROLE locker LOGIN;
 CREATE ROLE other LOGIN;
+CREATE ROLE third LOGIN;
 CREATE ROLE worker LOGIN;
 SELECT jobqueue_grant('locker', 'lock');
 SELECT jobqueue_grant('locker', 'use');
 SELECT jobqueue_grant('other', 'lock');
+SELECT jobqueue_grant('other', 'use');
+SELECT jobqueue_grant('third', 'lock');
 SELECT jobqueue_grant('worker', 'use');
 SELECT jobqueue_grant('worker', 'lock');
 END
@@ -209,6 +212,34 @@ property 'jobs and sessions have a key in order' => sub {
 		'urgent job1 session1 job2 session2 session3 session4 late',
 		'in order of priority and arrival');
 	ok(free('a'), 'free');
+	forget();
+};
+
+property 'a session does not pass a job that the key has just become free for' => sub {
+	my $s = session();
+
+	sql('CREATE TABLE rounds (ran bigint)');
+	ask($s, <<'END');
+DO $$
+BEGIN
+	PERFORM jobqueue_lock('a');
+	FOR i IN 1 .. 30 LOOP
+		PERFORM jobqueue_enqueue('note', '{"what": "job"}', key => 'a');
+		COMMIT;
+		WHILE NOT EXISTS (SELECT FROM jobqueue_keys WHERE key = 'a' AND waiting = 1) LOOP
+			PERFORM pg_sleep(0.001);
+		END LOOP;
+		PERFORM jobqueue_unlock('a');
+		COMMIT;
+		PERFORM jobqueue_lock('a');
+		INSERT INTO rounds SELECT count(*) - i FROM ran;
+		COMMIT;
+	END LOOP;
+	PERFORM jobqueue_unlock('a');
+END $$
+END
+	is(sql('SELECT count(*) FILTER (WHERE ran = 0) FROM rounds'), 30, 'they take turns');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	forget();
 };
 
@@ -526,10 +557,79 @@ property 'rights' => sub {
 	like(sql_as('worker', "SELECT jobqueue_explain($id)"), qr/held by another role since/, 'nor does explain tell');
 	ask($s, "SELECT jobqueue_unlock('a')");
 	wait_drained();
+	sql("SELECT jobqueue_configure('together', key_limit => 2)");
+	foreach my $roles ([ 'worker', 'other' ], [ 'other', 'worker' ])
+	{
+		my $gate = close_gate(1);
+		foreach (@$roles)
+		{
+			enqueue('gate', gate => 1, key => 'b', queue => 'together', role => $_);
+			wait_for("SELECT count(*) FROM jobqueue_keys WHERE key = 'b'", $_ eq $roles->[0] ? 1 : 2);
+		}
+		is(sql_as('worker', "SELECT jobqueue_whereis('b') = pid FROM jobqueue_running WHERE owner = 'worker'::regrole"),
+			't', 'of several holders, one sees the one that one may see');
+		is(sql_as('locker', "SELECT jobqueue_whereis('b')"), '0', 'or none');
+		open_gate($gate);
+		wait_drained();
+	}
+	sql("SELECT jobqueue_drop_queue('together')");
 	sql("SELECT jobqueue_revoke('locker', 'lock')");
 	like(sql_error("SELECT jobqueue_lock('a')", role => 'locker'), qr/permission denied/, 'revoked');
 	is(sql_error("SELECT jobqueue_whereis('a')", role => 'locker'), '', 'what "use" has is kept');
 	sql("SELECT jobqueue_grant('locker', 'lock')");
+	forget();
+};
+
+property 'parallel workers neither lock keys nor unlock them' => sub {
+	sql(q{CREATE FUNCTION in_parallel(text) RETURNS boolean LANGUAGE plpgsql PARALLEL SAFE
+		AS $$ DECLARE ok boolean; BEGIN EXECUTE 'SELECT ' || $1 INTO ok; RETURN ok; END $$});
+	my $force = sql('SHOW server_version_num') >= 160000 ? 'debug_parallel_query' : 'force_parallel_mode';
+	foreach my $f (qw(lock xact_lock try_lock unlock whereis))
+	{
+		like(sql_error("SET $force = on; SELECT in_parallel('jobqueue_$f(''a'')')"),
+			qr/cannot execute jobqueue_$f\(\) during a parallel operation/, "jobqueue_$f()");
+	}
+	ok(free('a'), 'free');
+};
+
+property 'a role has so many keys and no more' => sub {
+	my @s = map { session(role => 'locker') } 1 .. 8;
+	my $n = 0;
+	my $quota;
+
+	foreach (@s)
+	{
+		$_->query("SELECT jobqueue_lock(pg_backend_pid() || ':' || i) FROM generate_series(1, 1024) i");
+		next if $_->{stderr} eq '';
+		like($_->{stderr}, qr/quota of \d+ locked keys of role "locker" is reached/, 'refused');
+		($quota) = $_->{stderr} =~ /quota of (\d+) /;
+		$n++;
+		$_->{stderr} = '';
+	}
+	ok($n > 0, 'all its sessions have one quota');
+	is(sql('SELECT count(*) FROM jobqueue_keys'), $quota, 'which they have used');
+	my $other = session(role => 'other');
+	is(ask($other, "SELECT count(*) FROM generate_series(1, 1000) i WHERE jobqueue_lock('other' || i)"),
+		1000, 'another role still locks keys');
+	my $id = enqueue('note', what => 'job', key => 'x');
+	wait_state($id, 'completed');
+	pass('and jobs run');
+	like(sql_error("SELECT jobqueue_xact_lock('y')", role => 'locker'), qr/quota of/, 'not one more');
+	ask($s[0], "SELECT jobqueue_unlock(pg_backend_pid() || ':1')");
+	is(sql_as('locker', "SELECT jobqueue_xact_lock('y')"), 't', 'unless one is unlocked');
+	is(sql_as('locker', "SELECT jobqueue_xact_lock('y')"), 't', 'and again');
+	like(sql_error("SELECT jobqueue_xact_lock('y'), jobqueue_xact_lock('z')", role => 'locker'), qr/quota of/, 'not two');
+	# a wait counts, too, and not after it has failed
+	like(sql_error("SET lock_timeout = '10ms'; SELECT jobqueue_xact_lock('other1')", role => 'locker'),
+		qr/lock timeout/, 'one may wait');
+	is(sql_as('locker', "SELECT jobqueue_xact_lock('y')"), 't', 'and have another one then');
+	$_->quit foreach @s, $other;
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
+	my $s = session(role => 'locker');
+	is(ask($s, "SELECT count(*) FROM generate_series(1, 1024) i WHERE jobqueue_lock('k' || i)"), 1024,
+		'the end of a session is the end of what it had of it');
+	$s->quit;
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	forget();
 };
 
@@ -544,7 +644,7 @@ property 'a session has so many keys and no more' => sub {
 	ask($s, 'DISCARD ALL');
 	is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'all free');
 
-	my @s = map { session() } 1 .. 8;
+	my @s = map { my $role = $_; map { session(role => $role) } 1 .. 4 } 'locker', 'other', 'third';
 	my $n = 0;
 	foreach (@s)
 	{
@@ -574,6 +674,17 @@ paused_property 'a key goes after the locks of the transaction' => sub {
 	release('unlock-after-locks');
 	answer($s);
 	ok(free('a'), 'free');
+
+	arm('unlock-after-locks');
+	ask($s, "BEGIN; SAVEPOINT x; SELECT jobqueue_xact_lock('a'); LOCK one_row");
+	send_sql($s, 'ROLLBACK TO x');
+	caught('unlock-after-locks');
+	ok(!free('a'), 'ROLLBACK TO: it is still held');
+	is(sql('BEGIN; LOCK one_row NOWAIT; ROLLBACK'), '', 'its table is free');
+	release('unlock-after-locks');
+	answer($s);
+	ok(free('a'), 'free');
+	ask($s, 'COMMIT');
 };
 
 property 'one at a time, whatever sessions and jobs do' => sub {
