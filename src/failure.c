@@ -14,7 +14,7 @@
 #include "ondead.h"
 #include "publish.h"
 #include "quota.h"
-#include "service.h"
+#include "supervise.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
