@@ -30,6 +30,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "command.h"
 #include "control.h"
@@ -118,6 +119,22 @@ fill_settings(FunctionCallInfo fcinfo, Datum *values, char *nulls)
 	nulls[10] = isnull ? 'n' : ' ';
 }
 
+/*
+ * The service is not what it was a moment ago: look again.  What a transaction with
+ * one snapshot changes is what that snapshot has, however often it looks.
+ */
+static void
+changed_meanwhile(void)
+{
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent update"),
+				 errhint("The service has changed after this transaction's "
+						 "snapshot; retry the transaction.")));
+	CHECK_FOR_INTERRUPTS();
+}
+
 /* a failed service goes on, with other settings and the state that it has */
 static bool
 start_again(JqTable *t, JqService *s, Oid *types, Datum *values, char *nulls)
@@ -178,9 +195,8 @@ jq_start_service(PG_FUNCTION_ARGS)
 	values[1] = PG_GETARG_DATUM(2);
 	fill_settings(fcinfo, values, nulls);
 	values[11] = ObjectIdGetDatum(GetUserId());
-	for (;;)
+	for (;; changed_meanwhile())
 	{
-		CHECK_FOR_INTERRUPTS();
 		if (!jq_service_find(t, name, &s))
 		{
 			jq_service_execute(t, sql, 12, types, values, nulls, &done);
@@ -233,9 +249,8 @@ jq_stop_service(PG_FUNCTION_ARGS)
 	uint64 done;
 	JqService s;
 
-	for (;;)
+	for (;; changed_meanwhile())
 	{
-		CHECK_FOR_INTERRUPTS();
 		jq_service_argument(t, fcinfo, &s);
 		if (strcmp(s.status, "stopping") == 0 && has_last_message(t, &s))
 			PG_RETURN_BOOL(false);
@@ -265,6 +280,10 @@ jq_stop_service(PG_FUNCTION_ARGS)
 	values[1] = Int64GetDatum(
 		jq_service_send(t, &s, one_pair("down", "stopped"), DT_NOBEGIN, NULL));
 	jq_service_execute(t, note, 2, types, values, NULL, &done);
+	s.down_job = DatumGetInt64(values[1]);
+	/* inline, it has been handled already */
+	if (!has_last_message(t, &s))
+		jq_service_end(t, s.id, s.name, 0);
 	PG_RETURN_BOOL(true);
 }
 

@@ -92,7 +92,7 @@ jq_call(PG_FUNCTION_ARGS)
 	timeout->time = 5 * USECS_PER_SEC;
 	if (!PG_ARGISNULL(3))
 		*timeout = *PG_GETARG_INTERVAL_P(3);
-	jq_check_interval("timeout", timeout);
+	jq_check_interval("timeout of a call", timeout);
 	*keep = *timeout;
 	keep->time += KEEP_REPLY_US;
 	jq_service_argument(t, fcinfo, &s);

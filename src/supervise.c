@@ -62,12 +62,20 @@ jq_service_end(JqTable *t, int64 id, const char *name, int64 but)
 {
 	Oid types[1] = {INT8OID};
 	Datum values[1] = {Int64GetDatum(id)};
+	JqHeldJob h;
+	bool running;
 	uint64 done;
 	int64 *ids;
 	int n, i;
 
 	jq_service_execute(t, "DELETE FROM %s.jobqueue_service WHERE id = $1", 1,
 					   types, values, NULL, &done);
+	/* what later ones wait for in memory: they are to be told, at the commit */
+	ids =
+		list_jobs(t, OF_KEY " AND (attempt > 0 OR crashes > 0 OR keeps_order)",
+				  id, but, &n);
+	for (i = 0; i < n; i++)
+		(void) jq_control_hold(t, ids[i], &h, &running);
 	ids = list_jobs(t, OF_KEY " ORDER BY id", id, but, &n);
 	for (i = 0; i < n; i++)
 	{
