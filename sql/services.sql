@@ -184,7 +184,27 @@ SELECT handled FROM jobqueue_services WHERE name = 'p';
 SET jobqueue.inline = on;
 SELECT jobqueue_send('d', '{"add": 7}') > 0 AS id;
 SELECT jobqueue_service_state('d');
+SELECT jobqueue_start_service('in', 'counter', '{"n": 0}') > 0 AS id;
+SELECT jobqueue_send('in', '{"add": 1}') > 0 AS id;
+CALL jobqueue_call('in', '{"ask": 1}');
+SELECT jobqueue_stop_service('in');
+SELECT count(*) FROM jobqueue_services WHERE name = 'in';
 RESET jobqueue.inline;
+-- a service that stops itself
+CREATE FUNCTION stops(state jsonb, message jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO public.ran (what) VALUES (message);
+	IF message ? 'stop' THEN
+		PERFORM jobqueue_send('itself', '{"last": 1}'), jobqueue_stop_service('itself');
+	END IF;
+	RETURN state;
+END $$;
+DELETE FROM ran;
+SELECT jobqueue_start_service('itself', 'stops', '{}') > 0 AS id;
+SELECT jobqueue_send('itself', '{"stop": 1}') > 0 AS id;
+CALL drained();
+SELECT left_behind();
+SELECT count(*) FROM jobqueue_services WHERE name = 'itself';
 
 -- errors
 CALL raises($$SELECT jobqueue_start_service(NULL, 'counter', '{}')$$);
@@ -208,6 +228,61 @@ CALL raises($$SELECT jobqueue_send('d', '{}', 'infinity')$$);
 CALL raises($$SELECT jobqueue_stop_service('nobody')$$);
 CALL raises($$SELECT jobqueue_service_state('nobody')$$);
 CALL raises($$SELECT jobqueue_whereis_service('nobody')$$);
+-- names that are too long
+CALL raises($$SELECT jobqueue_send(repeat('x', 256), '{}')$$);
+CALL raises($$SELECT jobqueue_stop_service(repeat('x', 256))$$);
+CALL raises($$SELECT jobqueue_service_state(repeat('x', 256))$$);
+CALL raises($$SELECT jobqueue_whereis_service(repeat('x', 256))$$);
+CALL jobqueue_call(repeat('x', 256), '{}');
+CALL jobqueue_call('', '{}');
+CALL jobqueue_call(NULL, '{}');
+-- in characters it is shorter
+CALL raises($$SELECT jobqueue_start_service(repeat('ä', 128), 'counter', '{}')$$);
+SELECT jobqueue_start_service(repeat('y', 255), 'counter', '{"n": 0}') > 0 AS id;
+CALL jobqueue_call(repeat('y', 255), '{"ask": 1}', NULL, '1 minute');
+-- a failed service takes messages, but does not answer
+SELECT jobqueue_start_service('f', 'counter', '{"n": 0}', max_restarts => 0) > 0 AS id;
+SELECT jobqueue_send('f', '{"fail": 1}') > 0 AS id;
+CALL wait_until($$ EXISTS (SELECT FROM jobqueue_services WHERE name = 'f' AND status = 'failed') $$);
+SELECT jobqueue_send('f', '{}') > 0 AS id;
+CALL jobqueue_call('f', '{}');
+SELECT jobqueue_stop_service('f');
+CALL raises($$SELECT jobqueue_send('f', '{}')$$);
+-- one that is being stopped takes none
+SELECT jobqueue_pause('default');
+SELECT jobqueue_stop_service('d');
+CALL raises($$SELECT jobqueue_send('d', '{}')$$);
+CALL jobqueue_call('d', '{}');
+CALL raises($$SELECT jobqueue_start_service('d', 'counter', '{}')$$);
+SELECT jobqueue_stop_service('d');
+SELECT jobqueue_resume('default');
+CALL wait_until($$ NOT EXISTS (SELECT FROM jobqueue_services WHERE name = 'd') $$);
+SELECT jobqueue_start_service('d', 'counter', '{"n": 0}') > 0 AS id;
+-- a call to oneself, or of another service: what it sends is not there before it ends
+CREATE FUNCTION asks(state jsonb, message jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	IF message ? 'call' THEN
+		CALL jobqueue_call(message->>'call', '{}', state);
+	ELSIF message ? 'wait' THEN
+		PERFORM jobqueue_wait(jobqueue_send('asks', '{}'));
+	ELSIF message ? 'self' THEN
+		PERFORM jobqueue_wait((jobqueue_current()).id);
+	END IF;
+	RETURN state;
+END $$;
+SELECT jobqueue_start_service('asks', 'asks', '{}', 'transient', max_restarts => 10) > 0 AS id;
+SELECT jobqueue_send('asks', '{"call": "asks"}') > 0 AS id;
+CALL drained();
+SELECT last_error FROM jobqueue_services WHERE name = 'asks';
+SELECT jobqueue_send('asks', '{"call": "d"}') > 0 AS id;
+CALL drained();
+SELECT last_error FROM jobqueue_services WHERE name = 'asks';
+SELECT jobqueue_send('asks', '{"wait": "asks"}') > 0 AS id;
+CALL drained();
+SELECT regexp_replace(last_error, '\d+', 'N') AS last_error FROM jobqueue_services WHERE name = 'asks';
+SELECT jobqueue_send('asks', '{"self": "asks"}') > 0 AS id;
+CALL drained();
+SELECT regexp_replace(last_error, '\d+', 'N') AS last_error FROM jobqueue_services WHERE name = 'asks';
 -- keys of services are not for users
 CALL raises($$SELECT jobqueue_enqueue('SELECT 1', key => 'jobqueue_service:1')$$);
 CALL raises($$INSERT INTO jobqueue_job (command, key) VALUES ('SELECT 1', 'jobqueue_service:1')$$);
@@ -239,7 +314,8 @@ SELECT jobqueue_service_state('mine');
 SELECT jobqueue_stop_service(name) FROM jobqueue_services;
 CALL drained();
 SELECT count(*) FROM jobqueue_services;
-SELECT count(*) FROM jobqueue_keys;
+-- nothing is left in memory, of failed ones neither
+CALL wait_until($$ NOT EXISTS (SELECT FROM jobqueue_keys) $$);
 DELETE FROM ran;
 SELECT jobqueue_purge('default', NULL) > 0 AS purged, jobqueue_purge('services_paused', NULL) >= 0 AS those;
 SELECT jobqueue_drop_queue('services_paused');
@@ -247,4 +323,4 @@ SELECT jobqueue_revoke('regress_jq_owner', 'use'), jobqueue_revoke('regress_jq_o
 DROP OWNED BY regress_jq_owner, regress_jq_other;
 DROP ROLE regress_jq_owner, regress_jq_other;
 DROP SCHEMA regress_services CASCADE;
-DROP FUNCTION long_winded, counter, milder, one_argument, returns_text, who;
+DROP FUNCTION long_winded, asks, stops, counter, milder, one_argument, returns_text, who;

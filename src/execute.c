@@ -25,7 +25,7 @@
 #include "nodes/params.h"
 #include "parser/parser.h"
 #include "runjob.h"
-#include "service.h"
+#include "servicerun.h"
 #include "tcop/dest.h"
 #include "utils/array.h"
 #include "utils/builtins.h"

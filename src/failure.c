@@ -15,7 +15,7 @@
 #include "ondead.h"
 #include "publish.h"
 #include "quota.h"
-#include "service.h"
+#include "supervise.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -266,6 +266,7 @@ jq_record_crash(JqTable *t, int64 id, bool alone)
 	JqOwnerState state;
 	Locked l;
 	int crashes;
+	JqFailure f;
 
 	if (!lock_row(t, id, &l))
 		return false;
@@ -278,7 +279,10 @@ jq_record_crash(JqTable *t, int64 id, bool alone)
 	jq_owner_end(&state);
 	if (crashes < 2 || !alone)
 		return false;
-	return jq_archive(t, id, "dead",
-					  "the server crashed twice while it ran this job", 0,
-					  (Datum) 0);
+	memset(&f, 0, sizeof(f));
+	f.message = f.reason = "the server crashed twice while it ran this job";
+	f.final = true;
+	if (l.service != NULL)
+		(void) jq_service_failed(t, id, l.service, &f, &f.reason);
+	return jq_archive(t, id, "dead", f.reason, 0, (Datum) 0);
 }

@@ -1,0 +1,213 @@
+/*
+ * servicerow.c
+ *		The row of a service in jobqueue_service, and who may use it.
+ *
+ * Statements of services are few and go through SPI, as the extension's owner.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "keylock.h"
+#include "miscadmin.h"
+#include "servicerow.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+
+#define COLUMNS                                                               \
+	"SELECT id, name::text, owner::oid, status, queue::text, state, handler," \
+	" func_owner, coalesce(down_job, 0), timeout, search_path, settings"      \
+	" FROM %s.jobqueue_service WHERE "
+
+char *
+jq_service_key(int64 id)
+{
+	return psprintf(JQ_SERVICE_KEY INT64_FORMAT, id);
+}
+
+int64
+jq_service_id(const char *key)
+{
+	if (key == NULL || !jq_key_is_service(key, strlen(key)))
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg("a message has no key of a service"),
+						errhint("Messages are sent with jobqueue_send().")));
+	return strtoll(key + strlen(JQ_SERVICE_KEY), NULL, 10);
+}
+
+/* column n of the row that a statement has found, copied to the context */
+Datum
+jq_service_column(int n, MemoryContext context, bool *isnull)
+{
+	HeapTuple tup = SPI_tuptable->vals[0];
+	TupleDesc desc = SPI_tuptable->tupdesc;
+	Form_pg_attribute att = TupleDescAttr(desc, n - 1);
+	Datum d = SPI_getbinval(tup, desc, n, isnull);
+	MemoryContext old;
+
+	if (*isnull)
+		return (Datum) 0;
+	old = MemoryContextSwitchTo(context);
+	if (att->attlen == -1)
+		d = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+	else
+		d = datumCopy(d, att->attbyval, att->attlen);
+	MemoryContextSwitchTo(old);
+	return d;
+}
+
+char *
+jq_service_text(int n, MemoryContext context)
+{
+	bool isnull;
+	Datum d =
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, n, &isnull);
+
+	return isnull ? NULL : MemoryContextStrdup(context, TextDatumGetCString(d));
+}
+
+/* what COLUMNS has found; false: nothing */
+static bool
+service_of_result(JqService *s, MemoryContext context)
+{
+	bool isnull;
+	int i;
+
+	if (SPI_processed == 0)
+		return false;
+	s->id = DatumGetInt64(jq_service_column(1, context, &isnull));
+	s->name = jq_service_text(2, context);
+	s->owner = DatumGetObjectId(jq_service_column(3, context, &isnull));
+	s->status = jq_service_text(4, context);
+	s->queue = jq_service_text(5, context);
+	s->state = jq_service_column(6, context, &isnull);
+	s->handler = jq_service_text(7, context);
+	s->func_owner = DatumGetObjectId(jq_service_column(8, context, &isnull));
+	if (isnull)
+		s->func_owner = InvalidOid;
+	s->down_job = DatumGetInt64(jq_service_column(9, context, &isnull));
+	s->timeout = jq_service_column(10, context, &isnull);
+	s->has_timeout = !isnull;
+	for (i = 0; i < JQ_NCOLS; i++)
+		s->environment.nulls[i] = true;
+	s->environment.values[JQ_COL_SEARCH_PATH - 1] =
+		jq_service_column(11, context,
+						  &s->environment.nulls[JQ_COL_SEARCH_PATH - 1]);
+	s->environment.values[JQ_COL_SETTINGS - 1] =
+		jq_service_column(12, context,
+						  &s->environment.nulls[JQ_COL_SETTINGS - 1]);
+	return true;
+}
+
+/* as it is now, whatever the transaction's snapshot */
+bool
+jq_service_find(JqTable *t, text *name, JqService *s)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {PointerGetDatum(name)};
+	JqOwnerState state;
+	bool found;
+
+	jq_owner_begin(t, &state);
+	jq_owner_read(t, COLUMNS "name = $1", 1, types, values, NULL);
+	found = service_of_result(s, context);
+	jq_owner_end(&state);
+	return found;
+}
+
+bool
+jq_service_find_by_id(JqTable *t, int64 id, JqService *s)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid types[1] = {INT8OID};
+	Datum values[1] = {Int64GetDatum(id)};
+	JqOwnerState state;
+	bool found;
+
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, COLUMNS "id = $1", 1, types, values, NULL);
+	found = service_of_result(s, context);
+	jq_owner_end(&state);
+	return found;
+}
+
+void
+jq_service_execute(JqTable *t, const char *sql, int nargs, Oid *types,
+				   Datum *values, const char *nulls, uint64 *n)
+{
+	JqOwnerState state;
+
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t, sql, nargs, types, values, nulls);
+	*n = SPI_processed;
+	jq_owner_end(&state);
+}
+
+text *
+jq_service_name(FunctionCallInfo fcinfo)
+{
+	text *name;
+	int len;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("name of a service must not be null"),
+						errhint("It has 1 to %d bytes.", JQ_KEY_MAX)));
+	name = PG_GETARG_TEXT_PP(0);
+	len = VARSIZE_ANY_EXHDR(name);
+	if (len < 1 || len > JQ_KEY_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 len < 1 ? errmsg("name of a service must not be empty") :
+						   errmsg("name of a service is too long"),
+				 errhint("It has 1 to %d bytes.", JQ_KEY_MAX)));
+	return name;
+}
+
+static void
+no_such_service(text *name)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_UNDEFINED_OBJECT),
+		 errmsg("service \"%s\" does not exist", text_to_cstring(name)),
+		 errhint(
+			 "Start it with jobqueue_start_service(); one that was stopped is gone.")));
+}
+
+void
+jq_service_check_owner(const JqService *s)
+{
+	if (superuser() ||
+		(OidIsValid(s->owner) && has_privs_of_role(GetUserId(), s->owner)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for service \"%s\"", s->name),
+			 errhint(
+				 "It is for its owner, and roles with the privileges of its "
+				 "owner.")));
+}
+
+/* the service that the first argument names; ERROR if the caller has none */
+void
+jq_service_argument(JqTable *t, FunctionCallInfo fcinfo, JqService *s)
+{
+	text *name = jq_service_name(fcinfo);
+
+	if (!jq_service_find(t, name, s))
+		no_such_service(name);
+	jq_service_check_owner(s);
+}
+
+void
+jq_service_is_stopping(const JqService *s)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("service \"%s\" is being stopped", s->name),
+			 errhint("It is gone when its last messages have been handled.")));
+}
