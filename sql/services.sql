@@ -318,7 +318,7 @@ SELECT count(*) FROM jobqueue_services;
 CALL wait_until($$ NOT EXISTS (SELECT FROM jobqueue_keys) $$);
 DELETE FROM ran;
 SELECT jobqueue_purge('default', NULL) > 0 AS purged, jobqueue_purge('services_paused', NULL) >= 0 AS those;
-SELECT jobqueue_drop_queue('services_paused');
+SELECT jobqueue_drop_queue(q) FROM unnest('{default,services_paused}'::text[]) q;
 SELECT jobqueue_revoke('regress_jq_owner', 'use'), jobqueue_revoke('regress_jq_other', 'use');
 DROP OWNED BY regress_jq_owner, regress_jq_other;
 DROP ROLE regress_jq_owner, regress_jq_other;

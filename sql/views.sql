@@ -78,7 +78,7 @@ SELECT tags[1] AS tag, state, date_trunc('second', expires_at - ended_at) AS kep
 WHERE queue = 'views' ORDER BY tags[1] COLLATE "C";
 SELECT CASE id WHEN :dead THEN 'dead' WHEN :completed THEN 'completed'
 	WHEN :forgotten THEN 'forgotten' WHEN :expired THEN 'expired' END AS job,
-	outcome, attempt, result, error, lsn IS NOT NULL AS lsn, ended_at >= started_at AS times
+	outcome, attempt, result, error, outcome <> 'completed' OR lsn IS NOT NULL AS lsn, ended_at >= started_at AS times
 FROM jobqueue_recent WHERE queue = 'views' ORDER BY id;
 
 SELECT jobqueue_cancel(id) FROM unnest(ARRAY[:scheduled, :held]) id;
