@@ -36,8 +36,10 @@
 #include "lockkey.h"
 #include "miscadmin.h"
 #include "pause.h"
+#include "runjob.h"
 #include "session.h"
 #include "settings.h"
+#include "slot.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
@@ -51,6 +53,8 @@
 #include "worker.h"
 
 #define MAX_LOCKED 1024 /* keys of one session */
+#define ASIDE_US \
+	100000 /* a job waits so long before another worker may start */
 
 typedef struct LockedKey
 {
@@ -302,7 +306,10 @@ table_full(void)
 							"keys at a time.")));
 }
 
-/* stand in line until then; false: in vain */
+/*
+ * Stand in line until then; false: in vain.  A job that does so for longer has
+ * another worker take its place meanwhile, if there may be one.
+ */
 static bool
 wait_for(const char *key, int len, TimestampTz until)
 {
@@ -310,6 +317,9 @@ wait_for(const char *key, int len, TimestampTz until)
 	volatile bool given;
 	char *what = psprintf("key \"%s\"", key);
 	int64 last_id = 0;
+	bool job = jq_is_worker && jq_current_job.id != 0;
+	TimestampTz aside_at = job ? GetCurrentTimestamp() + ASIDE_US : DT_NOEND;
+	volatile bool aside = false;
 	JqWaitLook look;
 
 	if (!RecoveryInProgress())
@@ -328,6 +338,7 @@ wait_for(const char *key, int len, TimestampTz until)
 		while (!(given = jq_keywait_given(MyDatabaseId, key, len)))
 		{
 			TimestampTz now = GetCurrentTimestamp();
+			TimestampTz wake;
 
 			if (now >= until)
 				break;
@@ -336,10 +347,16 @@ wait_for(const char *key, int len, TimestampTz until)
 				jq_keywait_leave(MyDatabaseId, key, len);
 				jq_waitgraph_error(&look, what);
 			}
-			(void) WaitLatch(
-				MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-				TimestampDifferenceMilliseconds(now, Min(until, look.next)),
-				jq_wait_event(&wait_event, "JobqueueKey"));
+			if (now >= aside_at)
+			{
+				aside = jq_slot_begin_wait();
+				aside_at = DT_NOEND;
+			}
+			wake = Min(Min(until, look.next), aside_at);
+			(void) WaitLatch(MyLatch,
+							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 TimestampDifferenceMilliseconds(now, wake),
+							 jq_wait_event(&wait_event, "JobqueueKey"));
 			ResetLatch(MyLatch);
 			JQ_PAUSE("lock-woken");
 			CHECK_FOR_INTERRUPTS();
@@ -347,11 +364,15 @@ wait_for(const char *key, int len, TimestampTz until)
 	}
 	PG_CATCH();
 	{
+		if (aside)
+			jq_slot_end_wait();
 		disable_timeout(LOCK_TIMEOUT, false);
 		jq_keywait_leave(MyDatabaseId, key, len);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	if (aside)
+		jq_slot_end_wait();
 	/* if it has fired nevertheless, it says so, as with other locks */
 	disable_timeout(LOCK_TIMEOUT, true);
 	if (!given)

@@ -593,7 +593,7 @@ property 'parallel workers neither lock keys nor unlock them' => sub {
 };
 
 property 'a role has so many keys and no more' => sub {
-	my @s = map { session(role => 'locker') } 1 .. 8;
+	my @s = map { session(role => 'locker') } 1 .. 12;
 	my $n = 0;
 	my $quota;
 
@@ -644,7 +644,7 @@ property 'a session has so many keys and no more' => sub {
 	ask($s, 'DISCARD ALL');
 	is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'all free');
 
-	my @s = map { my $role = $_; map { session(role => $role) } 1 .. 4 } 'locker', 'other', 'third';
+	my @s = map { my $role = $_; map { session(role => $role) } 1 .. 8 } 'locker', 'other', 'third';
 	my $n = 0;
 	foreach (@s)
 	{
@@ -744,6 +744,20 @@ property 'kill -9 of a session frees its key with the restart' => sub {
 	eval { $s->quit; };
 	wait_for("SELECT jobqueue_whereis('a') IS NULL");
 	is(sql("SELECT jobqueue_try_lock('a')"), 't', 'free');
+};
+
+property 'jobs that wait for a key leave their place to others' => sub {
+	my $s = session();
+	my $n = sql("SELECT setting::int - 1 FROM pg_settings WHERE name = 'jobqueue.max_workers'");
+
+	$s->query_safe(q{SELECT jobqueue_lock('place')});
+	my @waiting = map { enqueue(q{SELECT jobqueue_lock('place')}) } 1 .. $n;
+	wait_for("SELECT max(waiting) = $n FROM jobqueue_keys WHERE key = 'place'");
+	my $id = enqueue('SELECT 1');
+	is(sql("SELECT state FROM jobqueue_wait($id)"), 'completed', 'another one runs');
+	$s->query_safe(q{SELECT jobqueue_unlock('place')});
+	is(sql("SELECT state FROM jobqueue_wait($_)"), 'completed', 'and they do in the end') foreach @waiting;
+	$s->quit;
 };
 
 done_testing();

@@ -34,8 +34,10 @@ property messages_are_handled_once_and_in_order_over_crashes => sub {
 		FROM generate_series(1, 5) s});
 	sql(q{SELECT jobqueue_send('s' || s, jsonb_build_object('i', i))
 		FROM generate_series(1, 200) i, generate_series(1, 5) s});
-	for (1 .. 2)
+	foreach my $handled (1, 300)
 	{
+		# not twice in one message: that would be dropped
+		wait_for("SELECT count(*) >= $handled FROM log");
 		my $crash = crash_offset();
 		kill_hard(sql(q{SELECT pid FROM jobqueue_workers LIMIT 1})
 			  || sql(q{SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()
