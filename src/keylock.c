@@ -137,17 +137,23 @@ jq_keylock_crowded(void)
 	return hash_get_num_entries(jq_keys) > max_keys() / 2;
 }
 
-/* a quarter is for the keys of jobs */
+/* sessions leave a quarter to the keys of jobs */
+static long
+max_session_keys(void)
+{
+	return max_keys() / 4 * 3;
+}
+
 bool
 jq_keylock_reserved(void)
 {
-	return hash_get_num_entries(jq_keys) > max_keys() / 4 * 3;
+	return hash_get_num_entries(jq_keys) > max_session_keys();
 }
 
 int
 jq_keylock_quota(void)
 {
-	return (int) (max_keys() / 8 * 3);
+	return (int) (max_session_keys() / 2);
 }
 
 void
