@@ -36,6 +36,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "lease.h"
+#include "libpq/libpq-be.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pause.h"
@@ -222,12 +223,36 @@ may_take(const JqFetchRequest *r)
 		   jq_consumer_may_have(r->queue);
 }
 
+/*
+ * A consumer that has gone is not to be given a job: the attempt would be lost.
+ * The server does not look by itself while a statement runs.
+ */
+static void
+sleep_until(TimestampTz now, TimestampTz until)
+{
+	static uint32 wait_event;
+	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
+	bool watch = MyProcPort != NULL && WaitEventSetCanReportClosed();
+
+	if (watch)
+		events |= WL_SOCKET_CLOSED;
+	events = WaitLatchOrSocket(MyLatch, events,
+							   watch ? MyProcPort->sock : PGINVALID_SOCKET,
+							   TimestampDifferenceMilliseconds(now, until),
+							   jq_wait_event(&wait_event, "JobqueueFetch"));
+	if (events & WL_SOCKET_CLOSED)
+	{
+		/* as the server's own check does it */
+		ClientConnectionLost = true;
+		InterruptPending = true;
+	}
+	ResetLatch(MyLatch);
+}
+
 /* sleep until there may be a job, or it is that late */
 void
 jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 {
-	static uint32 wait_event;
-
 	if (!jq_consumer_wait(r->queue))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -240,11 +265,7 @@ jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 
 		if (now >= until)
 			break;
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 TimestampDifferenceMilliseconds(now, until),
-						 jq_wait_event(&wait_event, "JobqueueFetch"));
-		ResetLatch(MyLatch);
+		sleep_until(now, until);
 		CHECK_FOR_INTERRUPTS();
 	}
 }
