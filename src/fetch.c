@@ -36,12 +36,12 @@
 #include "keylock.h"
 #include "lane.h"
 #include "lease.h"
-#include "libpq/libpq-be.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pause.h"
 #include "publish.h"
 #include "queue.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/array.h"
@@ -54,6 +54,10 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker.h"
+
+/* libpq/libpq.h says it too, but cannot be read without headers of Kerberos */
+extern PGDLLIMPORT WaitEventSet *FeBeWaitSet;
+#define JQ_CLIENT_SOCKET_POS 0
 
 #define MAX_WAIT_US USECS_PER_MINUTE
 #define TAKE_AT_ONCE 64
@@ -231,20 +235,29 @@ static void
 sleep_until(TimestampTz now, TimestampTz until)
 {
 	static uint32 wait_event;
-	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
-	bool watch = MyProcPort != NULL && WaitEventSetCanReportClosed();
+	long timeout = TimestampDifferenceMilliseconds(now, until);
+	uint32 info = jq_wait_event(&wait_event, "JobqueueFetch");
+	WaitEvent event;
 
-	if (watch)
-		events |= WL_SOCKET_CLOSED;
-	events = WaitLatchOrSocket(MyLatch, events,
-							   watch ? MyProcPort->sock : PGINVALID_SOCKET,
-							   TimestampDifferenceMilliseconds(now, until),
-							   jq_wait_event(&wait_event, "JobqueueFetch"));
-	if (events & WL_SOCKET_CLOSED)
+	if (MyProcPort == NULL || !WaitEventSetCanReportClosed())
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 timeout, info);
+	else
 	{
-		/* as the server's own check does it */
-		ClientConnectionLost = true;
-		InterruptPending = true;
+		/* whoever uses the set next says anew what of the socket he waits for */
+		ModifyWaitEvent(FeBeWaitSet, JQ_CLIENT_SOCKET_POS, WL_SOCKET_CLOSED,
+						NULL);
+		event.events = 0;
+		(void) WaitEventSetWait(FeBeWaitSet, timeout, &event, 1, info);
+		if (event.events & WL_POSTMASTER_DEATH)
+			proc_exit(1);
+		if (event.events & WL_SOCKET_CLOSED)
+		{
+			/* as the server's own check does it */
+			ClientConnectionLost = true;
+			InterruptPending = true;
+		}
 	}
 	ResetLatch(MyLatch);
 }
