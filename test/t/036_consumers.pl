@@ -236,6 +236,29 @@ foreach my $name (sort keys %consumers)
 	};
 }
 
+property 'completing the former and fetching the next can be one transaction' => sub {
+	my ($first, $second, $same) = map { put('chain', '{}', key => $_) } qw(a b a);
+	my $s = session();
+	my $fetch = "SELECT coalesce(string_agg(id || ' ' || token, ' '), '') FROM jobqueue_fetch('chain', lease => '1 h')";
+	my ($id, $token) = split / /, $s->query_safe($fetch);
+	is($id, $first, 'fetched');
+	$s->query_safe("BEGIN; SELECT jobqueue_complete($id, token => '$token')");
+	my ($next) = split / /, $s->query_safe($fetch);
+	is($next, $second, 'the next one, of another key');
+	is($s->query_safe($fetch), '', 'one of the same key is not there yet');
+	$s->query_safe('ROLLBACK');
+	is(sql("SELECT string_agg(id::text, ' ') FROM jobqueue_running"), $first, 'after a rollback the former is still ours, the next not');
+	$s->query_safe("BEGIN; SELECT jobqueue_complete($id, token => '$token')");
+	($next, $token) = split / /, $s->query_safe($fetch);
+	$s->query_safe('COMMIT');
+	is(sql("SELECT string_agg(id::text, ' ') FROM jobqueue_running"), $second, 'after the commit the next is ours');
+	($id) = split / /, $s->query_safe($fetch);
+	is($id, $same, 'and the key is free');
+	sql("SELECT jobqueue_complete(job, token => token) FROM jobqueue_lease");
+	$s->quit;
+	sql('TRUNCATE delivered');
+};
+
 # whoever is gone gets none
 property 'a consumer killed while it waits is not given a job' => sub {
 	my $out = '';
