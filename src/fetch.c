@@ -42,6 +42,7 @@
 #include "pause.h"
 #include "publish.h"
 #include "queue.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/array.h"
@@ -54,6 +55,10 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker.h"
+
+/* libpq/libpq.h says it too, but cannot be read without headers of Kerberos */
+extern PGDLLIMPORT WaitEventSet *FeBeWaitSet;
+#define JQ_CLIENT_SOCKET_POS 0
 
 #define MAX_WAIT_US USECS_PER_MINUTE
 #define TAKE_AT_ONCE 64
@@ -231,32 +236,38 @@ may_take(const JqFetchRequest *r)
 }
 
 /*
- * Sleep on the latch.  A client that has gone is noticed here, where it would
- * still be given jobs otherwise; elsewhere PostgreSQL notices it when the
- * statement has ended.
+ * A consumer that has gone is not to be given a job: the attempt would be lost.
+ * The server does not look by itself while a statement runs.
  */
 static void
 sleep_until(TimestampTz now, TimestampTz until)
 {
 	static uint32 wait_event;
 	long timeout = TimestampDifferenceMilliseconds(now, until);
-	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
-	pgsocket sock = PGINVALID_SOCKET;
+	uint32 info = jq_wait_event(&wait_event, "JobqueueFetch");
+	WaitEvent event;
 
-	if (MyProcPort != NULL && WaitEventSetCanReportClosed())
+	if (MyProcPort == NULL || !WaitEventSetCanReportClosed())
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 timeout, info);
+	else
 	{
-		events |= WL_SOCKET_CLOSED;
-		sock = MyProcPort->sock;
-	}
-	if (WaitLatchOrSocket(MyLatch, events, sock, timeout,
-						  jq_wait_event(&wait_event, "JobqueueFetch")) &
-		WL_SOCKET_CLOSED)
-	{
-		ClientConnectionLost = true;
-		InterruptPending = true;
+		/* whoever uses the set next says anew what of the socket he waits for */
+		ModifyWaitEvent(FeBeWaitSet, JQ_CLIENT_SOCKET_POS, WL_SOCKET_CLOSED,
+						NULL);
+		event.events = 0;
+		(void) WaitEventSetWait(FeBeWaitSet, timeout, &event, 1, info);
+		if (event.events & WL_POSTMASTER_DEATH)
+			proc_exit(1);
+		if (event.events & WL_SOCKET_CLOSED)
+		{
+			/* as the server's own check does it */
+			ClientConnectionLost = true;
+			InterruptPending = true;
+		}
 	}
 	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
 }
 
 /* sleep until there may be a job, or it is that late */
@@ -276,6 +287,7 @@ jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 		if (now >= until)
 			break;
 		sleep_until(now, until);
+		CHECK_FOR_INTERRUPTS();
 	}
 }
 

@@ -159,6 +159,19 @@ regress_like()
 	fi
 }
 
+# node_path: where Node.js finds its driver pg, if it does or may be given it
+node_path()
+{
+	if node -e "require('pg')" 2>/dev/null || ! command -v npm >/dev/null; then
+		echo "${NODE_PATH:-}"
+		return
+	fi
+	[ -d "$dir/node/node_modules/pg" ] ||
+		npm install --prefix "$dir/node" --no-save --no-audit --no-fund pg@8 \
+			>"$dir/npm.txt" 2>&1 || tail -n 3 "$dir/npm.txt" >&2
+	echo "$dir/node/node_modules"
+}
+
 tap()
 {
 	local pgxs=$1 result ok=0 bad=0 names name
@@ -169,6 +182,14 @@ tap()
 	echo "== tap"
 	rm -rf "$dir/tap"
 	as_user mkdir -p "$dir/tap/tmp_check/log"
+	case " $* " in
+		*'_consumers.pl '* | *'_pgbouncer.pl '*)
+			"$top/test/setup.sh" consumers ||
+				echo "some tests of consumers will be skipped"
+			NODE_PATH=$(node_path)
+			export NODE_PATH
+			;;
+	esac
 	(
 		cd "$dir/source"
 		as_user env TESTDIR="$dir/tap" TESTDATADIR="$dir/tap/tmp_check" \

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 #
-# setup.sh build|test: sees to it that what is needed to build (and test) is
-# there. As root on a Debian-like system it installs what is missing, by name;
-# else it says what is missing and fails.
+# setup.sh build|test|consumers: sees to it that what is needed to build (and
+# test) is there. As root on a Debian-like system it installs what is missing, by
+# name; else it says what is missing and fails. Without "consumers" (drivers of
+# other languages, and a pooler) the tests run all the same, but for some.
 
 set -euo pipefail
 
@@ -34,12 +35,30 @@ distribution_version()
 	echo "$v"
 }
 
+# for the consumers of test/examples; the rest of Node.js is up to run.sh
+look_consumers()
+{
+	/usr/bin/python3 -c 'import psycopg' 2>/dev/null ||
+		need "psycopg 3 of /usr/bin/python3" python3-psycopg
+	if ! command -v node >/dev/null; then
+		need Node.js nodejs
+		packages+=(node-pg)
+	fi
+	[ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null ||
+		need PgBouncer pgbouncer
+}
+
 look()
 {
 	local pg
 
 	packages=()
 	missing=()
+	if [ "$what" = consumers ]; then
+		look_consumers
+		[ ${#missing[@]} -eq 0 ]
+		return
+	fi
 	command -v make >/dev/null || need make make
 	command -v gcc >/dev/null || command -v cc >/dev/null ||
 		need "a C compiler" gcc

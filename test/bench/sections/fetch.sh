@@ -2,56 +2,98 @@
 # shellcheck disable=SC2034,SC2154 # variables of run and lib.sh
 
 # fetch    jobs that outside consumers take and complete, one or fifty in a
-#          transaction, beside DELETE ... FOR UPDATE SKIP LOCKED on a plain table;
-#          and how long after a commit a waiting consumer has the job
+#          transaction, beside DELETE ... FOR UPDATE SKIP LOCKED on a plain table,
+#          in turns; and how long after a commit a waiting consumer has the job
 
-fetch_transactions=20000
-[ "$short" = no ] || fetch_transactions=200
+# transactions of each side, of one job, in so many turns
+fetch_transactions=10000
+fetch_turns=5
+[ "$short" = no ] || { fetch_transactions=200; fetch_turns=2; }
 wake_samples=1000
 [ "$short" = no ] || wake_samples=30
 
-# fetch_rate NAME SCRIPT JOBS_EACH: two clients until all are done
-fetch_rate()
-{
-	local each=$3
-	local tps
+skip_locked="DELETE FROM skiplocked WHERE id IN (SELECT id FROM skiplocked
+	ORDER BY priority, id LIMIT %d FOR UPDATE SKIP LOCKED)"
 
-	printf '%s\n' "$2" >"$dir/fetch.sql"
-	pgbench_fetch $((fetch_jobs / each / 2))
-	# transactions a second
-	tps=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$dir/fetch.out")
-	record "$1" "$(calc "$tps * $each")" jobs/s
-}
-
+# pgbench_fetch CLIENTS TRANSACTIONS FLUSH SCRIPT: seconds
 pgbench_fetch()
 {
-	"$bindir/pgbench" -n -h "$dir" -p "$port" -U postgres -c 2 -j 1 \
-		-t "$1" -f "$dir/fetch.sql" "$db" >"$dir/fetch.out" 2>&1 ||
+	local tps
+
+	printf '%s\n' "$4" >"$dir/fetch.sql"
+	PGOPTIONS="-c synchronous_commit=$3" "$bindir/pgbench" -n -M prepared \
+		-h "$dir" -p "$port" -U postgres -c "$1" -j 1 -t $(($2 / $1)) \
+		-f "$dir/fetch.sql" "$db" >"$dir/fetch.out" 2>&1 ||
 		die "pgbench: $(tail -1 "$dir/fetch.out")"
+	tps=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$dir/fetch.out")
+	calc "$2 / $tps" %.6f
+}
+
+# fetch_turns NAME CLIENTS TRANSACTIONS JOBS_EACH FLUSH OURS THEIRS
+fetch_turns()
+{
+	local clients=$2 each=$4 flush=$5 ours=0 theirs=0
+	local turn=$(($3 / fetch_turns / $2 * $2)) jobs=$(($3 * $4)) i
+
+	quiesce_fetch
+	sql -c "SELECT count(*) FROM jobqueue_enqueue_many(NULL,
+		(SELECT array_agg('{\"a\": 1}'::jsonb) FROM generate_series(1, $jobs)), queue => 'fetch')" \
+		>/dev/null
+	sql -c "CREATE TABLE skiplocked (id bigserial PRIMARY KEY, priority int NOT NULL DEFAULT 0, args jsonb)" \
+		-c 'CREATE TABLE effect (job bigint)' \
+		-c 'CREATE INDEX ON skiplocked (priority, id)' \
+		-c "INSERT INTO skiplocked (args) SELECT '{\"a\": 1}' FROM generate_series(1, $jobs)" \
+		-c 'VACUUM ANALYZE skiplocked'
+	for ((i = 0; i < fetch_turns; i++)); do
+		ours+=" + $(pgbench_fetch "$clients" "$turn" "$flush" "$6")"
+		theirs+=" + $(pgbench_fetch "$clients" "$turn" "$flush" "$7")"
+	done
+	record "fetch and complete, $1" \
+		"$(calc "$turn * $fetch_turns * $each / ($ours)")" jobs/s
+	record "SKIP LOCKED and DELETE, $1" \
+		"$(calc "$turn * $fetch_turns * $each / ($theirs)")" jobs/s
+	jobs=$((jobs - turn * fetch_turns * each))
+	[ "$(sql -c 'SELECT count(*) FROM jobqueue_job')" = $jobs ] ||
+		die "fetch: not $jobs jobs are left"
+	[ "$(sql -c 'SELECT count(*) FROM skiplocked')" = $jobs ] ||
+		die "fetch: not $jobs rows are left"
+	sql -c 'DROP TABLE skiplocked' -c 'DROP TABLE effect'
+}
+
+# the same, fetched and completed in one statement
+# fetch_rates NAME CLIENTS TRANSACTIONS JOBS_EACH FLUSH
+fetch_rates()
+{
+	# shellcheck disable=SC2059
+	fetch_turns "$@" \
+		"SELECT id, jobqueue_complete(id) FROM jobqueue_fetch('fetch', $4);" \
+		"$(printf "$skip_locked" "$4") RETURNING id;"
+}
+
+# With work in between: a row in the transaction.  Until that commits, the plain
+# table has it open; jobqueue does not need one before.
+fetch_work()
+{
+	# shellcheck disable=SC2059
+	fetch_turns "$1" 2 "$2" 1 on \
+		"SELECT id FROM jobqueue_fetch('fetch') \\gset
+BEGIN;
+INSERT INTO effect VALUES (:id);
+SELECT jobqueue_complete(:id);
+COMMIT;" \
+		"BEGIN;
+$(printf "$skip_locked" 1) RETURNING id \\gset
+INSERT INTO effect VALUES (:id);
+COMMIT;"
 }
 
 section_fetch()
 {
-	local each fetch_jobs
-
-	for each in 1 50; do
-		fetch_jobs=$((fetch_transactions * each / (each > 1 ? 10 : 1)))
-		quiesce_fetch
-		sql -c "SELECT count(*) FROM jobqueue_enqueue_many(NULL,
-			(SELECT array_agg('{\"a\": 1}'::jsonb) FROM generate_series(1, $fetch_jobs)), queue => 'fetch')"\
-			>/dev/null
-		fetch_rate "fetch and complete, $each in a transaction" \
-			"SELECT count(jobqueue_complete(id)) FROM jobqueue_fetch('fetch', $each);" $each
-		[ "$(sql -c 'SELECT count(*) FROM jobqueue_job')" = 0 ] ||
-			die "fetch: jobs are left"
-		sql -c "CREATE TABLE skiplocked (id bigserial PRIMARY KEY, priority int NOT NULL DEFAULT 0, args jsonb)" \
-			-c 'CREATE INDEX ON skiplocked (priority, id)' \
-			-c "INSERT INTO skiplocked (args) SELECT '{\"a\": 1}' FROM generate_series(1, $fetch_jobs)" \
-			-c 'VACUUM ANALYZE skiplocked'
-		fetch_rate "SKIP LOCKED and DELETE, $each in a transaction" \
-			"WITH d AS (DELETE FROM skiplocked WHERE id IN (SELECT id FROM skiplocked ORDER BY priority, id LIMIT $each FOR UPDATE SKIP LOCKED) RETURNING id) SELECT count(*) FROM d;" $each
-		sql -c 'DROP TABLE skiplocked'
-	done
+	fetch_rates '1 in a transaction' 2 $fetch_transactions 1 on
+	fetch_rates '1, 8 clients' 8 $fetch_transactions 1 on
+	fetch_rates '1, without a flush' 2 $((fetch_transactions * 2)) 1 off
+	fetch_rates '50 in a transaction' 2 $((fetch_transactions / 5)) 50 on
+	fetch_work '1, with a row of work' $fetch_transactions
 	fetch_wake
 }
 
@@ -93,17 +135,24 @@ fetch_wake()
 
 rows_fetch()
 {
-	row "fetch and complete, 1 in a transaction" \
-		"SKIP LOCKED and DELETE, 1 in a transaction" 'ratio>=' 1
+	local name
+
+	for name in '1 in a transaction' '1, 8 clients' '1, without a flush'; do
+		row "fetch and complete, $name" "SKIP LOCKED and DELETE, $name" 'ratio>=' 1.5
+	done
 	row "fetch and complete, 50 in a transaction" \
-		"SKIP LOCKED and DELETE, 50 in a transaction" 'ratio>=' 1
+		"SKIP LOCKED and DELETE, 50 in a transaction" 'ratio>=' 1.2
+	row "fetch and complete, 1, with a row of work" \
+		"SKIP LOCKED and DELETE, 1, with a row of work" 'ratio>=' 1
 	row "wake-up of a consumer, p50"
 	row "wake-up of a consumer, p99"
 }
 
 notes_fetch()
 {
-	echo "- fetch: $fetch_transactions transactions of one job, a tenth of that of fifty; two"
-	echo "  clients, each transaction is one statement and is flushed."
+	echo "- fetch: $fetch_transactions transactions of one job (twice as many without a flush), a fifth of"
+	echo "  that of fifty, in $fetch_turns turns of each side; two clients where not said otherwise,"
+	echo "  prepared statements; each transaction is flushed where not said otherwise, and"
+	echo "  one statement but for those with a row of work (five and four)."
 	echo "  Wake-up: $wake_samples samples, one by one, without a flush, by one clock."
 }
