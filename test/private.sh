@@ -195,7 +195,7 @@ source_files()
 	cd "$1" || exit
 	# not each of these exists from the start
 	{
-		find Makefile jobqueue.control src sql expected test \
+		find Makefile jobqueue.control README.md src sql expected recipes test \
 			-type f ! -name '*.o' ! -name '*.so' ! -name '*.bc' ! -name '*.d' \
 			! -name .buildflags 2>/dev/null || true
 	} | LC_ALL=C sort
