@@ -360,10 +360,9 @@ jq_keywait_take(Oid db, const char *key, int len)
 		result = JQ_KEY_FULL;
 	else if (k->nholders > 0 && !is_of_our_claim(k))
 		result = JQ_KEY_BUSY;
-	else if (k->nholders == 0 &&
-			 (k->pusher >= 0 || k->first != JQ_NIL || k->spilled ||
-			  k->first_session >= 0 || k->turn_ends != 0 ||
-			  k->unparked_until != 0))
+	else if (k->nholders == 0 && (k->pusher >= 0 || k->first != JQ_NIL ||
+								  k->spilled || k->first_session >= 0 ||
+								  k->turn_ends != 0 || k->unparked_until != 0))
 		result = JQ_KEY_GONE;
 	else
 	{
