@@ -744,6 +744,7 @@ attempt_it(JqAttempt *a)
 			(void) finish_row(a, t, &row, NULL, (Datum) 0);
 		PopActiveSnapshot();
 		jq_unique_ends_with_commit();
+		jq_publish_will_tell(true);
 		CommitTransactionCommand();
 		return COMPLETED;
 	}
@@ -754,6 +755,7 @@ attempt_it(JqAttempt *a)
 	jq_unique_ends_with_commit();
 	JQ_PAUSE("worker-before-commit");
 	a->committing = true;
+	jq_publish_will_tell(true);
 	CommitTransactionCommand();
 	return COMPLETED;
 }
@@ -801,6 +803,7 @@ jq_attempt_begin(void)
 JqVerdict
 jq_attempt_caught(JqAttempt *a, bool report)
 {
+	jq_publish_will_tell(false);
 	HOLD_INTERRUPTS();
 	stop_timeout();
 	MemoryContextSwitchTo(jq_job_context);
