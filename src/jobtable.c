@@ -183,7 +183,7 @@ index_info(Oid relid)
 	IndexInfo *info = BuildIndexInfo(index);
 
 	MemoryContextSwitchTo(old);
-	index_close(index, NoLock);
+	index_close(index, AccessShareLock);
 	return info;
 }
 
@@ -274,7 +274,8 @@ lookup(JqTable *t)
 		key_info = index_info(t->key);
 	}
 	known_relfile = InvalidOid;
-	table_close(rel, NoLock);
+	/* not for as long as the transaction: a change is noticed */
+	table_close(rel, AccessShareLock);
 	return true;
 }
 

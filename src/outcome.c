@@ -305,6 +305,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			if (a->snoozed_until != 0 && jq_claim_cancel_wanted())
 			{
 				/* it came too late to interrupt it, but it is not to run again */
+				jq_publish_told();
 				end_failed(a, true);
 				break;
 			}
@@ -319,6 +320,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 				if (dbix >= 0)
 					jq_db_due(dbix, a->snoozed_until);
 			}
+			jq_publish_told();
 			break;
 		case EXPIRED:
 			a->attempt = 0; /* it was never started */

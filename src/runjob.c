@@ -807,6 +807,7 @@ attempt_it(JqAttempt *a)
 			(void) finish_row(a, t, &row, NULL, (Datum) 0);
 		PopActiveSnapshot();
 		jq_unique_ends_with_commit();
+		jq_publish_will_tell(true);
 		CommitTransactionCommand();
 		return COMPLETED;
 	}
@@ -818,6 +819,7 @@ attempt_it(JqAttempt *a)
 	jq_unique_ends_with_commit();
 	JQ_PAUSE("worker-before-commit");
 	a->committing = true;
+	jq_publish_will_tell(true);
 	CommitTransactionCommand();
 	return COMPLETED;
 }
@@ -866,6 +868,7 @@ jq_attempt_begin(void)
 JqVerdict
 jq_attempt_caught(JqAttempt *a, bool report)
 {
+	jq_publish_will_tell(false);
 	HOLD_INTERRUPTS();
 	stop_timeout();
 	MemoryContextSwitchTo(jq_job_context);

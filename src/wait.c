@@ -36,7 +36,6 @@
 #include "pause.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
-#include "replication/walsender_private.h"
 #include "runhere.h"
 #include "runjob.h"
 #include "storage/latch.h"
@@ -55,9 +54,13 @@
 #include "worker.h"
 
 #define MAX_IDS 1000
-#define LOOK_MS \
-	60000		   /* so that a lost row is noticed, or a step of the clock */
 #define SOON_MS 10 /* its end is about to be told */
+#ifdef JQ_TESTING
+#define LOOK_MS 3600000 /* tests want to know when somebody is not called */
+#else
+#define LOOK_MS \
+	60000 /* so that a lost row is noticed, or a step of the clock */
+#endif
 
 typedef struct Target
 {
@@ -101,14 +104,71 @@ check_owner(Oid owner, int64 id)
 			 "One may wait for the jobs of roles whose privileges one has.")));
 }
 
-static void
-too_large(int64 id)
+/* an end of a record that has been written to the WAL, or later */
+static XLogRecPtr
+end_of_wal(void)
 {
+	XLogRecPtr lsn = GetXLogInsertRecPtr();
+
+	/* at the start of a page it stands behind the header, which may not exist */
+	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
+		lsn -= SizeOfXLogLongPHD;
+	else if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		lsn -= SizeOfXLogShortPHD;
+	return lsn;
+}
+
+/* have the standbys confirmed it, as this session asks for? */
+static bool
+is_confirmed(XLogRecPtr lsn)
+{
+	int mode;
+	bool ok;
+
+	if (!SyncRepRequested())
+		return true;
+	mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ?
+			   SYNC_REP_WAIT_WRITE :
+		   synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY ?
+			   SYNC_REP_WAIT_APPLY :
+			   SYNC_REP_WAIT_FLUSH;
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	/* the setting as the server has it: this session's own may be older */
+	ok = !jq_standbys_defined() || WalSndCtl->lsn[mode] >= lsn;
+	LWLockRelease(SyncRepLock);
+	return ok;
+}
+
+/* all up to there; invalid: all that there is */
+static void
+make_durable(XLogRecPtr lsn)
+{
+	if (XLogRecPtrIsInvalid(lsn))
+		lsn = end_of_wal();
+	JQ_PAUSE("wait-before-flush");
+	XLogFlush(lsn);
+	HOLD_INTERRUPTS();
+	SyncRepWaitForLSN(lsn, true);
+	RESUME_INTERRUPTS();
+	CHECK_FOR_INTERRUPTS();
+	/* a cancel ends that with a warning */
+	if (!is_confirmed(lsn))
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("the end of the job is not confirmed by a standby"),
+				 errhint("Wait for it again.")));
+}
+
+static void
+too_large(const Target *t)
+{
+	if (!t->here)
+		make_durable(t->lsn);
 	ereport(ERROR,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("job " INT64_FORMAT
 					" is completed, but its result was not kept",
-					id),
+					t->id),
 			 errdetail("Results of more than %d bytes are only in the history.",
 					   JQ_RECENT_TEXT),
 			 errhint("Enqueue it with keep, or set keep for its queue.")));
@@ -123,11 +183,12 @@ take_recent(Wait *w, Target *t, const JqRecent *r, const char *text, int len,
 	char *copy = text != NULL && len > 0 ? pnstrdup(text, len) : NULL;
 
 	t->state = jq_outcome_name(r->outcome);
-	t->lsn = r->lsn;
+	/* one that had come back may have ended once more, by somebody else */
+	t->lsn = r->outcome == JQ_COMPLETED ? r->lsn : InvalidXLogRecPtr;
 	if (r->outcome != JQ_COMPLETED)
 		t->error = copy;
 	else if (cut)
-		too_large(t->id);
+		too_large(t);
 	else if (copy != NULL)
 	{
 		t->result = DirectFunctionCall1(jsonb_in, CStringGetDatum(copy));
@@ -201,14 +262,13 @@ must_not_be_ours(JqRow *row, int64 id)
 static void
 not_found(const Target *t)
 {
+	make_durable(InvalidXLogRecPtr);
 	if (t->seen)
-		ereport(ERROR,
-				(errcode(ERRCODE_NO_DATA_FOUND),
-				 errmsg("job " INT64_FORMAT
-						" has ended, and it is not known how",
-						t->id),
-				 errhint("Its row was deleted, or its worker ended after its "
-						 "commit; with keep the history would know.")));
+		ereport(ERROR, (errcode(ERRCODE_NO_DATA_FOUND),
+						errmsg("job " INT64_FORMAT
+							   " has ended, and it is not known how",
+							   t->id),
+						errhint("Its row was deleted by hand.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_NO_DATA_FOUND),
 			 errmsg("job " INT64_FORMAT " does not exist", t->id),
@@ -263,7 +323,7 @@ look(Wait *w, Target *t)
 	if (known && r.outcome == JQ_COMPLETED && !r.cut)
 		take_recent(w, t, &r, r.text, r.textlen, false);
 	else if (take_history(w, table, t))
-		t->lsn = known ? r.lsn : InvalidXLogRecPtr;
+		t->lsn = known && r.outcome == JQ_COMPLETED ? r.lsn : InvalidXLogRecPtr;
 	else if (known)
 		take_recent(w, t, &r, r.text, r.textlen, r.cut);
 	else if (out)
@@ -274,62 +334,12 @@ look(Wait *w, Target *t)
 
 /* ------------------------------------------------------------ durability */
 
-/* an end of a record that has been written to the WAL, or later */
-static XLogRecPtr
-end_of_wal(void)
-{
-	XLogRecPtr lsn = GetXLogInsertRecPtr();
-
-	/* at the start of a page it stands behind the header, which may not exist */
-	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
-		lsn -= SizeOfXLogLongPHD;
-	else if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
-		lsn -= SizeOfXLogShortPHD;
-	return lsn;
-}
-
-/* have the standbys confirmed it, as this session asks for? */
-static bool
-is_confirmed(XLogRecPtr lsn)
-{
-	int mode;
-	bool ok;
-
-	if (!SyncRepRequested() || SyncRepStandbyNames == NULL ||
-		SyncRepStandbyNames[0] == '\0')
-		return true;
-	mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ?
-			   SYNC_REP_WAIT_WRITE :
-		   synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY ?
-			   SYNC_REP_WAIT_APPLY :
-			   SYNC_REP_WAIT_FLUSH;
-	LWLockAcquire(SyncRepLock, LW_SHARED);
-	ok = WalSndCtl->lsn[mode] >= lsn;
-	LWLockRelease(SyncRepLock);
-	return ok;
-}
-
-static void
-make_durable(XLogRecPtr lsn)
-{
-	JQ_PAUSE("wait-before-flush");
-	XLogFlush(lsn);
-	HOLD_INTERRUPTS();
-	SyncRepWaitForLSN(lsn, true);
-	RESUME_INTERRUPTS();
-	CHECK_FOR_INTERRUPTS();
-	/* a cancel ends that with a warning */
-	if (!is_confirmed(lsn))
-		ereport(ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("the end of the job is not confirmed by a standby"),
-				 errhint("Wait for it again.")));
-}
-
 static void
 make_ends_durable(Wait *w)
 {
 	XLogRecPtr lsn = InvalidXLogRecPtr;
+	bool any = false;
+	bool known = true;
 	int i;
 
 	for (i = 0; i < w->n; i++)
@@ -338,12 +348,12 @@ make_ends_durable(Wait *w)
 
 		if (!t->ended || t->here)
 			continue;
-		if (XLogRecPtrIsInvalid(t->lsn))
-			t->lsn = end_of_wal();
+		any = true;
+		known &= !XLogRecPtrIsInvalid(t->lsn);
 		lsn = Max(lsn, t->lsn);
 	}
-	if (!XLogRecPtrIsInvalid(lsn))
-		make_durable(lsn);
+	if (any)
+		make_durable(known ? lsn : InvalidXLogRecPtr);
 }
 
 /* --------------------------------------------------------------- the wait */
@@ -454,8 +464,8 @@ check_ids(Wait *w)
 	{
 		int64 id = w->targets[i].id;
 
-		if ((jq_current_job.id != 0 && jq_current_job.id == id) ||
-			jq_runs_here(id))
+		/* 0 is no job, and so is what runs where none runs */
+		if (id != 0 && jq_runs_here(id))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
 					 errmsg("job " INT64_FORMAT " cannot wait for itself", id),
@@ -489,7 +499,8 @@ wait_for(Wait *w, int wanted)
 				ereport(ERROR,
 						(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 						 errmsg("too many jobs are waited for"),
-						 errdetail("There is room for %d, over all sessions.",
+						 errdetail("There is room for %d over all sessions, "
+								   "besides one for each.",
 								   JQ_WAITERS),
 						 errhint("Wait for fewer jobs at a time.")));
 		}
@@ -526,6 +537,7 @@ wait_for(Wait *w, int wanted)
 		jq_waiter_drop_all();
 	}
 	PG_END_TRY();
+	MemoryContextDelete(w->scratch);
 	make_ends_durable(w);
 }
 
