@@ -3,9 +3,11 @@
  *		The row of a service in jobqueue_service, and who may use it.
  *
  * Statements of services are few and go through SPI, as the extension's owner.
+ * Each is parsed and planned once in a process; four of them handle a message.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -15,6 +17,82 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
+#include "utils/snapmgr.h"
+
+/* ------------------------------------------------------------- statements */
+
+#define PLANS 16 /* more than there are statements */
+
+typedef struct Statement
+{
+	const char *sql; /* its address, NULL: free */
+	Oid extension;
+	char schema_name[NAMEDATALEN];
+	SPIPlanPtr plan;
+} Statement;
+
+static Statement plans[PLANS];
+
+/* the plan of a statement, which is a constant; made when it is not there */
+static SPIPlanPtr
+plan_of(JqTable *t, const char *sql, int nargs, Oid *types)
+{
+	Statement *p = plans;
+
+	while (p->sql != NULL && p->sql != sql)
+		if (++p == plans + PLANS)
+			elog(ERROR, "too many statements of services");
+	/* another extension, or moved to another schema */
+	if (p->plan != NULL && (p->extension != t->extension ||
+							strcmp(p->schema_name, t->schema_name) != 0))
+	{
+		SPIPlanPtr old = p->plan;
+
+		p->plan = NULL;
+		SPI_freeplan(old);
+	}
+	if (p->plan == NULL)
+	{
+		SPIPlanPtr plan = SPI_prepare_cursor(jq_owner_statement(t, sql), nargs,
+											 types, CURSOR_OPT_GENERIC_PLAN);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare \"%s\": %s", sql,
+				 SPI_result_code_string(SPI_result));
+		p->sql = sql;
+		p->extension = t->extension;
+		strlcpy(p->schema_name, t->schema_name, sizeof(p->schema_name));
+		p->plan = plan;
+	}
+	return p->plan;
+}
+
+void
+jq_service_run(JqTable *t, const char *sql, int nargs, Oid *types,
+			   Datum *values, const char *nulls, bool latest)
+{
+	SPIPlanPtr plan;
+	int rc;
+
+	/* a plan outlives the size that a table has; rows are found by index */
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	plan = plan_of(t, sql, nargs, types);
+	if (latest)
+	{
+		CommandCounterIncrement();
+		PushActiveSnapshot(GetLatestSnapshot());
+	}
+	rc = SPI_execute_plan(plan, values, nulls, latest, 0);
+	if (rc < 0)
+		elog(ERROR, "could not execute \"%s\": %s", sql,
+			 SPI_result_code_string(rc));
+	if (latest)
+		PopActiveSnapshot();
+}
+
+/* ---------------------------------------------------------------- the row */
 
 #define COLUMNS                                                               \
 	"SELECT id, name::text, owner::oid, status, queue::text, state, handler," \
@@ -112,7 +190,7 @@ jq_service_find(JqTable *t, text *name, JqService *s)
 	bool found;
 
 	jq_owner_begin(t, &state);
-	jq_owner_read(t, COLUMNS "name = $1", 1, types, values, NULL);
+	jq_service_run(t, COLUMNS "name = $1", 1, types, values, NULL, true);
 	found = service_of_result(s, context);
 	jq_owner_end(&state);
 	return found;
@@ -128,7 +206,7 @@ jq_service_find_by_id(JqTable *t, int64 id, JqService *s)
 	bool found;
 
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, COLUMNS "id = $1", 1, types, values, NULL);
+	jq_service_run(t, COLUMNS "id = $1", 1, types, values, NULL, false);
 	found = service_of_result(s, context);
 	jq_owner_end(&state);
 	return found;
@@ -141,7 +219,7 @@ jq_service_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 	JqOwnerState state;
 
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, nargs, types, values, nulls);
+	jq_service_run(t, sql, nargs, types, values, nulls, false);
 	*n = SPI_processed;
 	jq_owner_end(&state);
 }

@@ -46,7 +46,13 @@ extern void jq_service_check_owner(const JqService *s);
 /* ERROR: it is being stopped */
 extern void jq_service_is_stopping(const JqService *s);
 
-/* a statement as the extension's owner; *n: rows processed */
+/*
+ * A statement, between jq_owner_begin() and jq_owner_end(); sql is a constant.
+ * latest: it reads what is there now, whatever the transaction's snapshot.
+ */
+extern void jq_service_run(JqTable *t, const char *sql, int nargs, Oid *types,
+						   Datum *values, const char *nulls, bool latest);
+/* the same alone; *n: rows processed */
 extern void jq_service_execute(JqTable *t, const char *sql, int nargs,
 							   Oid *types, Datum *values, const char *nulls,
 							   uint64 *n);

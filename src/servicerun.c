@@ -53,10 +53,10 @@ jq_service_look(JqTable *t, const JqRow *row)
 
 	values[0] = Int64GetDatum(jq_service_id(jq_row_cstring(row, JQ_COL_KEY)));
 	jq_owner_begin(t, &state);
-	jq_owner_read(t,
-				  "SELECT status = 'failed' FROM %s.jobqueue_service"
-				  " WHERE id = $1",
-				  1, types, values, NULL);
+	jq_service_run(t,
+				   "SELECT status = 'failed' FROM %s.jobqueue_service"
+				   " WHERE id = $1",
+				   1, types, values, NULL, true);
 	if (SPI_processed > 0)
 		look = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
 										  SPI_tuptable->tupdesc, 1, &isnull)) ?
@@ -112,7 +112,7 @@ finish_message(JqTable *t, const JqService *s, int64 id, Datum new_state)
 	values[0] = Int64GetDatum(s->id);
 	values[1] = new_state;
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 2, types, values, NULL);
+	jq_service_run(t, sql, 2, types, values, NULL, false);
 	found = SPI_processed > 0;
 	if (found)
 		down_job =

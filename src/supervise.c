@@ -156,7 +156,7 @@ jq_service_failed(JqTable *t, int64 id, const char *key, const JqFailure *f,
 	values[0] = Int64GetDatum(service);
 	values[1] = CStringGetTextDatum(f->message ? f->message : "");
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 2, types, values, NULL);
+	jq_service_run(t, sql, 2, types, values, NULL, false);
 	if (SPI_processed == 0)
 	{
 		jq_owner_end(&state);
