@@ -35,6 +35,34 @@ token_argument(FunctionCallInfo fcinfo, int n)
 	return PG_ARGISNULL(n) ? NULL : PG_GETARG_UUID_P(n);
 }
 
+static bool
+is_cancelled(JqTable *t, int64 id)
+{
+	Oid types[1] = {INT8OID};
+	Datum values[1];
+	JqOwnerState state;
+	bool cancelled;
+
+	values[0] = Int64GetDatum(id);
+	jq_owner_begin(t, &state);
+	jq_owner_read(t,
+				  "SELECT FROM %s.jobqueue_archive"
+				  " WHERE id = $1 AND state = 'cancelled'",
+				  1, types, values, NULL);
+	cancelled = SPI_processed > 0;
+	jq_owner_end(&state);
+	return cancelled;
+}
+
+/* pin the claim for this transaction; whoever has lost it is told why */
+static void
+pin(JqTable *t, int64 id, const pg_uuid_t *token, bool extend, JqFetched *f)
+{
+	if (!jq_fetched_has(MyDatabaseId, id) && is_cancelled(t, id))
+		jq_fetch_cancelled(id);
+	jq_fetchxact_pin(id, token, extend, f);
+}
+
 static void
 row_gone(int64 id)
 {
@@ -88,7 +116,7 @@ jq_complete(PG_FUNCTION_ARGS)
 	Datum result = PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1);
 	JqFetched f;
 
-	jq_fetchxact_pin(id, token_argument(fcinfo, 2), false, &f);
+	pin(t, id, token_argument(fcinfo, 2), false, &f);
 	if (f.leased)
 		jq_lease_delete(t, id);
 	if (!finish_row(t, &f, result))
@@ -130,7 +158,7 @@ jq_fail(PG_FUNCTION_ARGS)
 							errhint("0 tries it again at once.")));
 		failure.retry_at = GetCurrentTimestamp() + us;
 	}
-	jq_fetchxact_pin(id, token_argument(fcinfo, 3), false, &f);
+	pin(t, id, token_argument(fcinfo, 3), false, &f);
 	failure.started_at = f.started_at;
 	if (f.leased)
 		jq_lease_delete(t, id);
@@ -157,7 +185,7 @@ jq_release(PG_FUNCTION_ARGS)
 	int64 id = jq_control_id(fcinfo);
 	JqFetched f;
 
-	jq_fetchxact_pin(id, token_argument(fcinfo, 1), false, &f);
+	pin(t, id, token_argument(fcinfo, 1), false, &f);
 	if (f.leased)
 		jq_lease_delete(t, id);
 	jq_fetchxact_end(id, JQ_FETCH_RELEASED, 0, NULL);
@@ -179,7 +207,7 @@ jq_extend(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
 				 errmsg("lease must be more than 0"),
 				 errhint("Give the time from now that is still needed.")));
-	jq_fetchxact_pin(id, token_argument(fcinfo, 2), true, &f);
+	pin(t, id, token_argument(fcinfo, 2), true, &f);
 	until = GetCurrentTimestamp() + us;
 	jq_lease_write(t, &id, 1, &f.token, until);
 	jq_fetchxact_end(id, JQ_FETCH_EXTENDED, until, NULL);

@@ -11,12 +11,14 @@
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "mb/pg_wchar.h"
 #include "ondead.h"
 #include "publish.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
-#define MAX_ERRORS 25 /* kept with a job */
+#define MAX_ERRORS 25		 /* kept with a job */
+#define MAX_ERROR_TEXT 16384 /* bytes of each text of one of them */
 
 void
 jq_begin_bookkeeping(void)
@@ -49,6 +51,20 @@ opt_text(const char *s, char *flag)
 {
 	*flag = s != NULL ? ' ' : 'n';
 	return s != NULL ? CStringGetTextDatum(s) : (Datum) 0;
+}
+
+/* many long ones would not fit into one jsonb: no failure could be recorded */
+static Datum
+cut_text(const char *s, char *flag)
+{
+	int len;
+
+	*flag = s != NULL ? ' ' : 'n';
+	if (s == NULL)
+		return (Datum) 0;
+	len = (int) Min(strlen(s), MAX_ERROR_TEXT + 1);
+	return PointerGetDatum(
+		cstring_to_text_with_len(s, pg_mbcliplen(s, len, MAX_ERROR_TEXT)));
 }
 
 bool
@@ -198,10 +214,10 @@ jq_record_failure(JqTable *t, int64 id, const JqFailure *f, TimestampTz *run_at)
 	values[1] = Int16GetDatum(attempt);
 	values[2] = TimestampTzGetDatum(*run_at);
 	values[3] = opt_text(f->sqlstate, &flags[3]);
-	values[4] = opt_text(f->message, &flags[4]);
-	values[5] = opt_text(f->detail, &flags[5]);
-	values[6] = opt_text(f->hint, &flags[6]);
-	values[7] = opt_text(f->context, &flags[7]);
+	values[4] = cut_text(f->message, &flags[4]);
+	values[5] = cut_text(f->detail, &flags[5]);
+	values[6] = cut_text(f->hint, &flags[6]);
+	values[7] = cut_text(f->context, &flags[7]);
 	values[8] = Int32GetDatum(MAX_ERRORS);
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, sql, 9, types, values, flags);

@@ -176,10 +176,10 @@ static int
 take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
 	JqTaken taken[TAKE_AT_ONCE];
-	bool full = false;
 	int got = 0;
 	int n, i;
 
+	r->full = false;
 	if (!jobqueue_enabled)
 	{
 		jq_consumer_leave();
@@ -193,7 +193,7 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 		/* the place that we were given while we slept, if any */
 		(void) jq_consumer_stop(&place);
 		n = jq_fetched_take(r->queue, Min(r->max - got, TAKE_AT_ONCE),
-							r->leased, &place, taken, &full);
+							r->leased, &place, taken, &r->full);
 		JQ_PAUSE("fetch-taken");
 		for (i = 0; i < n; i++)
 		{
@@ -207,15 +207,22 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 		}
 		CHECK_FOR_INTERRUPTS();
 	} while (n > 0 && got < r->max);
-	if (full && got == 0)
+	return got;
+}
+
+void
+jq_fetch_nothing(const JqFetchRequest *r)
+{
+	if (r->full)
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("too many jobs are fetched"),
-			 errdetail("There may be %d at a time.", jq_fetched_max()),
+			 errdetail(
+				 "There may be %d at a time, of one queue as many as it leaves to others.",
+				 jq_fetched_max()),
 			 errhint(
 				 "Complete some first, or increase jobqueue.max_ready_jobs.")));
-	return got;
 }
 
 static bool
@@ -224,12 +231,13 @@ may_take(const JqFetchRequest *r)
 	int dbix = jq_dir_db(MyDatabaseId, true);
 
 	return jobqueue_enabled && dbix >= 0 && !jq_db_is_quiesced(dbix) &&
-		   jq_consumer_may_have(r->queue);
+		   !jq_fetched_full() && jq_consumer_may_have(r->queue);
 }
 
 /*
- * A consumer that has gone is not to be given a job: the attempt would be lost.
- * The server does not look by itself while a statement runs.
+ * Sleep on the latch.  A client that has gone is noticed here, where it would
+ * still be given jobs otherwise; elsewhere PostgreSQL notices it when the
+ * statement has ended.
  */
 static void
 sleep_until(TimestampTz now, TimestampTz until)
@@ -260,6 +268,7 @@ sleep_until(TimestampTz now, TimestampTz until)
 		}
 	}
 	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
 }
 
 /* sleep until there may be a job, or it is that late */
@@ -279,7 +288,6 @@ jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 		if (now >= until)
 			break;
 		sleep_until(now, until);
-		CHECK_FOR_INTERRUPTS();
 	}
 }
 
@@ -319,16 +327,22 @@ jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given)
 }
 
 static int
-fetch(JqTable *t, JqFetchRequest *r, JqGiven *given)
+fetch(JqFetchRequest *r, JqGiven *given)
 {
 	TimestampTz until = GetCurrentTimestamp() + r->wait_us;
 	int n;
 
 	for (;;)
 	{
-		n = jq_fetch_now(t, r, given);
-		if (n > 0 || GetCurrentTimestamp() >= until)
+		/* it may have been rebuilt while we slept */
+		n = jq_fetch_now(jq_table_required(), r, given);
+		if (n > 0)
 			return n;
+		if (GetCurrentTimestamp() >= until)
+		{
+			jq_fetch_nothing(r);
+			return 0;
+		}
 		jq_fetch_await(r, until);
 	}
 }
@@ -341,12 +355,10 @@ jq_fetch(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	JqFetchRequest r;
-	JqTable *t;
 	JqGiven *given;
 	int n, i;
 
 	jq_fetch_request(fcinfo, &r, "jobqueue_fetch()");
-	t = jq_table_required();
 	/*
 	 * The snapshot of such a transaction is older than what is fetched now: it
 	 * would not see what the jobs, and those before them of their keys, are
@@ -362,7 +374,7 @@ jq_fetch(PG_FUNCTION_ARGS)
 				 "Fetch in a transaction of isolation level READ COMMITTED.")));
 	InitMaterializedSRF(fcinfo, 0);
 	given = palloc(r.max * sizeof(JqGiven));
-	n = fetch(t, &r, given);
+	n = fetch(&r, given);
 	for (i = 0; i < n; i++)
 	{
 		JqRow *row = &given[i].row;

@@ -19,6 +19,7 @@ typedef struct JqFetchRequest
 	int64 lease_us;
 	pg_uuid_t token;
 	TimestampTz until; /* of the lease, once jobs have been taken */
+	bool full;		   /* there was a job, but no room for its claim */
 } JqFetchRequest;
 
 /* a job that is given to the consumer */
@@ -34,6 +35,8 @@ extern void jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 							 const char *function);
 /* Take up to max jobs.  Returns how many there are. */
 extern int jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given);
+/* there were none, and it is time to return: ERROR if there was no room */
+extern void jq_fetch_nothing(const JqFetchRequest *r);
 /*
  * Sleep until there may be a job, or it is that late; jq_fetch_now is to follow.
  * If an error comes in between, the abort lets go what we were given.

@@ -179,10 +179,11 @@ jq_fetched_count(Oid db)
 static void
 session_exit(int code, Datum arg)
 {
-	(void) code;
 	(void) arg;
 	LWLockReleaseAll();
-	jq_fetched_lose_mine();
+	/* it leaves by itself when its client has gone */
+	jq_fetched_lose_mine(code == 0 || ClientConnectionLost ? JQ_LOSS_CLIENT :
+															 JQ_LOSS_SESSION);
 }
 
 void
@@ -193,21 +194,38 @@ jq_fetched_register_exit(void)
 	jq_have_fetched = true;
 }
 
-/* room for up to n claims, which are counted from now on */
-static int
-reserve(int n)
+/*
+ * Room for one more claim of a queue that has so many: it is counted from now on.
+ * A queue may have as many as it leaves to others; so none can take them all.
+ */
+static bool
+reserve(int has)
 {
 	uint32 old = pg_atomic_read_u32(&jq_shared->nfetched);
-	int got;
 
 	do
 	{
-		got = Min(n, jq_fetched_max() - (int) old);
-		if (got <= 0)
-			return 0;
+		if (has >= jq_fetched_max() - (int) old)
+			return false;
 	} while (
-		!pg_atomic_compare_exchange_u32(&jq_shared->nfetched, &old, old + got));
-	return got;
+		!pg_atomic_compare_exchange_u32(&jq_shared->nfetched, &old, old + 1));
+	return true;
+}
+
+bool
+jq_fetched_full(void)
+{
+	return pg_atomic_read_u32(&jq_shared->fetched_full) != 0;
+}
+
+/* the same; if not, whoever ends a claim from now on wakes us */
+static bool
+reserve_or_wait(int has)
+{
+	if (reserve(has))
+		return true;
+	(void) pg_atomic_exchange_u32(&jq_shared->fetched_full, 1);
+	return reserve(has);
 }
 
 /* lane lock held exclusively, room reserved: the entry becomes a claim */
@@ -261,7 +279,7 @@ int
 jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 				JqTaken *out, bool *full)
 {
-	int room;
+	bool room = false;
 	int n = 0;
 	int tries = 0;
 	bool refill;
@@ -271,13 +289,11 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 	JqLane *l;
 
 	jq_fetched_register_exit();
-	room = reserve(max);
-	*full = room == 0;
-	lane = room > 0 ? lock_lane(queue) : -1;
+	*full = false;
+	lane = lock_lane(queue);
 	if (lane < 0)
 	{
 		jq_limit_give(place);
-		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, room);
 		return 0;
 	}
 	l = &jq_lanes[lane];
@@ -287,12 +303,11 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 	{
 		LWLockRelease(jq_lane_lock(lane));
 		jq_limit_give(place);
-		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, room);
 		return 0;
 	}
-	while (n < room && l->nready > 0 && !jq_lane_stopped(l) &&
+	while (n < max && l->nready > 0 && !jq_lane_stopped(l) &&
 		   !*(volatile bool *) &jq_dbs[dbix].quiesced &&
-		   tries < room + TAKE_TRIES)
+		   tries < max + TAKE_TRIES)
 	{
 		JqTaken *t = &out[n];
 		uint32 next = JQ_NIL;
@@ -301,6 +316,11 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 
 		tries++;
 		if (!jq_limit_take(lane, place, false))
+			break;
+		if (!room)
+			room = reserve_or_wait((int) l->nclaimed);
+		*full = !room;
+		if (*full)
 			break;
 		ix = jq_lane_take_first(l);
 		if (ix == JQ_NIL)
@@ -340,6 +360,7 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 			jq_lane_take_back(next);
 		insert(lane, ix, place, MyProcPid, JQ_FETCHED_TAKING);
 		*place = JQ_NO_PLACE;
+		room = false;
 		n++;
 		jq_fetchxact_taken(t->id);
 	}
@@ -350,8 +371,11 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 		l->want_refill = true;
 	}
 	LWLockRelease(jq_lane_lock(lane));
-	if (n < room)
-		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, room - n);
+	if (room)
+	{
+		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+		jq_fetched_tell_of_room();
+	}
 	jq_limit_give(place);
 	jq_limit_wake();
 	jq_keylock_tell();
@@ -433,8 +457,12 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 
 	if (jq_fetched_has(MyDatabaseId, item->id))
 		return true;
-	if (reserve(1) == 0)
+	if (pg_atomic_fetch_add_u32(&jq_shared->nfetched, 1) >=
+		(uint32) jq_fetched_max())
+	{
+		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
 		return false;
+	}
 	lane = lock_lane(queue);
 	ix = lane < 0 ? JQ_NIL : jq_entry_new(item, lane);
 	if (ix == JQ_NIL)

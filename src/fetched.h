@@ -31,10 +31,19 @@ typedef enum JqFetchedFate
 /* why a claim was lost */
 typedef enum JqFetchedLoss
 {
-	JQ_LOSS_SESSION = 1, /* its session has ended, or was reset */
+	JQ_LOSS_SESSION = 1, /* its session was ended, perhaps with the server */
+	JQ_LOSS_CLIENT,		 /* its client has gone, or has reset the session */
 	JQ_LOSS_LEASE,		 /* the lease is over */
-	JQ_LOSS_CANCEL		 /* it was cancelled, and the consumer knows */
+	JQ_LOSS_CANCEL		 /* it was cancelled; of a session: and that knows */
 } JqFetchedLoss;
+
+/* what becomes of a job whose claim ends */
+typedef enum JqFetchedThen
+{
+	JQ_THEN_GONE,  /* it has ended, or others see to it */
+	JQ_THEN_TABLE, /* its row says when it goes on */
+	JQ_THEN_LANE   /* it goes back there, as if it had not been taken */
+} JqFetchedThen;
 
 #define JQ_DIGEST_MAX 40
 
@@ -46,7 +55,8 @@ typedef enum JqFetchedLoss
  *		PREPARE							refused
  *		exit of the session, DISCARD ALL	held claims without lease are lost
  *		crash of the server				all is gone; leases are read anew
- *		no room							nothing more is fetched, see jq_fetched_take
+ *		no room							nothing more is fetched, see jq_fetched_take;
+ *										of what there is one queue gets half
  */
 typedef struct JqFetched
 {
@@ -58,7 +68,8 @@ typedef struct JqFetched
 	JqFetchedFate fate;
 	JqFetchedLoss loss; /* JQ_FETCHED_LOST */
 	bool leased;
-	bool cancel;  /* it is to be cancelled: nobody may complete it */
+	bool cancel;  /* it is to be cancelled: nobody may complete it, and it does
+				   * not run again */
 	uint32 entry; /* * of the pool, with its key */
 	int lane;	  /* * it stays what it is meanwhile */
 	Oid owner;	  /* of the job */
@@ -96,6 +107,8 @@ extern void jq_fetched_init(void);
 
 /* how many claims there may be, in all databases */
 extern int jq_fetched_max(void);
+/* somebody found no room, and none has become free since */
+extern bool jq_fetched_full(void);
 
 /* is the job claimed so?  Any lock but its own may be held. */
 extern bool jq_fetched_has(Oid db, int64 id);
@@ -110,8 +123,8 @@ extern int jq_fetched_count(Oid db);
 /*
  * Take up to max jobs that may run now, for this session's transaction, which has
  * made room for them (jq_fetchxact_reserve); place is none, or one that was given
- * to a consumer of the queue, and is none afterwards.  *full: there is no room
- * for more claims.
+ * to a consumer of the queue, and is none afterwards.  *full: there is a job, and
+ * no room for its claim.
  */
 extern int jq_fetched_take(const char *queue, int max, bool leased,
 						   JqPlace *place, JqTaken *out, bool *full);
@@ -149,11 +162,8 @@ extern void jq_fetched_undo(int64 id, JqFetchedFate was);
 extern void jq_fetched_keep(int64 id);
 /* the lease holds until then */
 extern void jq_fetched_extended(int64 id, TimestampTz until);
-/*
- * The claim ends, and all it holds is free.  publish: the job goes back to its
- * lane, as if it had not been taken.
- */
-extern void jq_fetched_end(Oid db, int64 id, bool publish);
+/* The claim ends, and all it holds is free. */
+extern void jq_fetched_end(Oid db, int64 id, JqFetchedThen then);
 
 /*
  * The consumer is gone: what the claim holds is free, the scheduler records the
@@ -161,11 +171,14 @@ extern void jq_fetched_end(Oid db, int64 id, bool publish);
  */
 extern bool jq_fetched_lose(Oid db, int64 id, JqFetchedLoss loss);
 /* all claims of this session */
-extern void jq_fetched_lose_mine(void);
+extern void jq_fetched_lose_mine(JqFetchedLoss loss);
 /* have jq_fetched_lose_mine() called when this session exits */
 extern void jq_fetched_register_exit(void);
 
-/* mark it; false: it is not fetched */
+/*
+ * It is cancelled; false: it is not fetched.  A lease ends with that.  The claim
+ * of a session lasts until that is told: it may be at work on the job.
+ */
 extern bool jq_fetched_cancel(Oid db, int64 id);
 
 /* scheduler: leases that are over are lost; when does the next one end? */

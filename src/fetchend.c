@@ -15,6 +15,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
+#include "pause.h"
 #include "queue.h"
 #include "utils/timestamp.h"
 
@@ -76,22 +77,34 @@ jq_fetched_pin(int64 id, const pg_uuid_t *token, JqFetchedFate fate,
 	return r;
 }
 
+/* a leased job was cancelled while a transaction had to do with its claim */
+static bool
+was_cancelled(const JqFetched *f)
+{
+	return f->cancel && f->leased && f->state == JQ_FETCHED_HELD &&
+		   f->fate == JQ_FATE_NONE;
+}
+
 void
 jq_fetched_undo(int64 id, JqFetchedFate was)
 {
 	JqFetched *f;
 	bool over = false;
+	bool cancelled = false;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(MyDatabaseId, id);
 	if (f != NULL)
 	{
 		f->fate = was;
+		cancelled = was_cancelled(f);
 		over = was == JQ_FATE_NONE && f->leased &&
 			   f->leased_until <= GetCurrentTimestamp();
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
-	if (over)
+	if (cancelled)
+		(void) jq_fetched_lose(MyDatabaseId, id, JQ_LOSS_CANCEL);
+	else if (over)
 	{
 		int dbix = jq_dir_db(MyDatabaseId, false);
 
@@ -100,11 +113,26 @@ jq_fetched_undo(int64 id, JqFetchedFate was)
 	}
 }
 
+/*
+ * When a session ends, what it had is to be with others within milliseconds: the
+ * scheduler, which records that, is there as long as sessions have claims.
+ */
+static void
+call_scheduler(void)
+{
+	int dbix = jq_dir_db(MyDatabaseId, true);
+
+	if (dbix >= 0 &&
+		*(volatile JqSchedState *) &jq_dbs[dbix].sched_state == JQ_SCHED_NONE)
+		jq_db_request(dbix, JQ_REQ_LEASES);
+}
+
 void
 jq_fetched_keep(int64 id)
 {
 	JqFetched *f;
 	TimestampTz until = DT_NOEND;
+	bool cancelled = false;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(MyDatabaseId, id);
@@ -116,10 +144,15 @@ jq_fetched_keep(int64 id)
 			f->pid = 0; /* no session's any more */
 			until = f->leased_until;
 		}
+		cancelled = was_cancelled(f);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
-	if (until != DT_NOEND)
+	if (cancelled)
+		(void) jq_fetched_lose(MyDatabaseId, id, JQ_LOSS_CANCEL);
+	else if (until != DT_NOEND)
 		jq_fetched_tell_lease(until);
+	else
+		call_scheduler();
 }
 
 void
@@ -127,6 +160,7 @@ jq_fetched_extended(int64 id, TimestampTz until)
 {
 	JqFetched *f;
 	bool found = false;
+	bool cancelled = false;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(MyDatabaseId, id);
@@ -137,9 +171,12 @@ jq_fetched_extended(int64 id, TimestampTz until)
 		if (f->fate == JQ_FATE_EXTEND)
 			f->fate = JQ_FATE_NONE;
 		found = true;
+		cancelled = was_cancelled(f);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
-	if (found)
+	if (cancelled)
+		(void) jq_fetched_lose(MyDatabaseId, id, JQ_LOSS_CANCEL);
+	else if (found)
 		jq_fetched_tell_lease(until);
 }
 
@@ -159,41 +196,73 @@ let_go(JqFetched *f)
 	jq_limit_give(&f->place);
 }
 
+/* the lock held, all that the claim holds is free: the scheduler is to end it */
 static void
-remove_claim(const JqFetched *f)
+to_lost(JqFetched *f, JqFetchedLoss loss)
+{
+	f->state = JQ_FETCHED_LOST;
+	f->loss = f->cancel ? JQ_LOSS_CANCEL : loss;
+	f->since = GetCurrentTimestamp();
+	f->fate = JQ_FATE_NONE;
+	f->place = JQ_NO_PLACE;
+	f->digest_len = 0;
+}
+
+/* there is room for a claim again: whoever found none looks once more */
+void
+jq_fetched_tell_of_room(void)
+{
+	int i;
+
+	if (!jq_fetched_full() ||
+		pg_atomic_exchange_u32(&jq_shared->fetched_full, 0) == 0)
+		return;
+	for (i = 0; i < jq_shared->nlanes; i++)
+		if (OidIsValid(jq_groups[i].db) &&
+			jq_groups[i].role == JQ_CONSUMER_ROLE)
+			jq_group_wake(i, 1);
+}
+
+/*
+ * What it held is free.  false: the job is not to go on, as it was cancelled
+ * meanwhile; the claim is lost.
+ */
+static bool
+remove_claim(const JqFetched *f, JqFetchedThen then)
 {
 	JqLane *l = &jq_lanes[f->lane];
-	bool found;
+	JqFetched *mine;
+	int dbix;
 
 	LWLockAcquire(jq_lane_lock(f->lane), LW_EXCLUSIVE);
+	dbix = l->dbix;
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
-	hash_search(jq_fetched_table, f, HASH_REMOVE, &found);
-	Assert(found);
+	mine = jq_fetched_find(f->db, f->id);
+	Assert(mine != NULL);
+	if (then != JQ_THEN_GONE && mine->cancel)
+	{
+		to_lost(mine, JQ_LOSS_CANCEL);
+		LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+		LWLockRelease(jq_lane_lock(f->lane));
+		jq_db_request(dbix, JQ_REQ_FAILED);
+		return false;
+	}
+	hash_search(jq_fetched_table, f, HASH_REMOVE, NULL);
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	jq_claim_count_down(f->db, f->id);
 	l->nclaimed--;
 	LWLockRelease(jq_lane_lock(f->lane));
+	/* a full barrier: see jq_fetched_take */
 	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
 	jq_entry_free(f->entry);
 	if (pg_atomic_read_u32(&jq_shared->starved) != 0)
 		jq_claim_unstarve();
-}
-
-/* no transaction has to do with it any more */
-static void
-hold_again(Oid db, int64 id)
-{
-	JqFetched *f;
-
-	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
-	f = jq_fetched_find(db, id);
-	f->state = JQ_FETCHED_HELD;
-	f->fate = JQ_FATE_NONE;
-	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	jq_fetched_tell_of_room();
+	return true;
 }
 
 void
-jq_fetched_end(Oid db, int64 id, bool publish)
+jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 {
 	JqFetched f;
 	JqItem item;
@@ -201,13 +270,6 @@ jq_fetched_end(Oid db, int64 id, bool publish)
 
 	if (!jq_fetched_get(db, id, &f))
 		return;
-	if (publish && f.cancel)
-	{
-		/* it is not to run again: the scheduler ends it */
-		hold_again(db, id);
-		(void) jq_fetched_lose(db, id, JQ_LOSS_CANCEL);
-		return;
-	}
 	memset(&item, 0, sizeof(item));
 	item.id = id;
 	item.priority = JQ_ENTRY(f.entry)->priority;
@@ -216,8 +278,8 @@ jq_fetched_end(Oid db, int64 id, bool publish)
 	item.key = key;
 	item.keylen = jq_entry_key(f.entry, key);
 	let_go(&f);
-	remove_claim(&f);
-	if (publish)
+	JQ_PAUSE("fetched-let-go");
+	if (remove_claim(&f, then) && then == JQ_THEN_LANE)
 		jq_lane_publish(db, JQ_CONSUMER_ROLE, f.queue, &item, 1);
 }
 
@@ -261,10 +323,7 @@ jq_fetched_lose(Oid db, int64 id, JqFetchedLoss loss)
 	let_go(&copy);
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(db, id);
-	f->state = JQ_FETCHED_LOST;
-	f->loss = f->cancel ? JQ_LOSS_CANCEL : loss;
-	f->since = GetCurrentTimestamp();
-	f->fate = JQ_FATE_NONE;
+	to_lost(f, loss);
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	jq_db_request(jq_lanes[copy.lane].dbix, JQ_REQ_FAILED);
 	return true;
@@ -297,7 +356,7 @@ find_mine(int64 *ids, int most)
 }
 
 void
-jq_fetched_lose_mine(void)
+jq_fetched_lose_mine(JqFetchedLoss loss)
 {
 	int64 ids[256];
 	int n, i;
@@ -308,7 +367,7 @@ jq_fetched_lose_mine(void)
 	{
 		n = find_mine(ids, lengthof(ids));
 		for (i = 0; i < n; i++)
-			(void) jq_fetched_lose(MyDatabaseId, ids[i], JQ_LOSS_SESSION);
+			(void) jq_fetched_lose(MyDatabaseId, ids[i], loss);
 	} while (n == lengthof(ids));
 }
 
@@ -316,15 +375,21 @@ bool
 jq_fetched_cancel(Oid db, int64 id)
 {
 	JqFetched *f;
+	bool marked = false;
+	bool leased = false;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(db, id);
 	if (f != NULL && f->state != JQ_FETCHED_LOST)
-		f->cancel = true;
-	else
-		f = NULL;
+	{
+		f->cancel = marked = true;
+		leased = f->leased;
+	}
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
-	return f != NULL;
+	/* if a transaction has to do with it, that does so when it has ended */
+	if (leased)
+		(void) jq_fetched_lose(db, id, JQ_LOSS_CANCEL);
+	return marked;
 }
 
 /* -------------------------------------------------------------- scheduler */
@@ -357,7 +422,7 @@ jq_fetched_recorded(Oid db, int64 id)
 	JqFetched f;
 
 	if (jq_fetched_get(db, id, &f) && f.state == JQ_FETCHED_LOST)
-		remove_claim(&f);
+		(void) remove_claim(&f, JQ_THEN_GONE);
 }
 
 void
@@ -384,6 +449,6 @@ jq_fetched_purge(Oid db)
 		LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 		if (id == 0)
 			return;
-		jq_fetched_end(db, id, false);
+		jq_fetched_end(db, id, JQ_THEN_GONE);
 	}
 }

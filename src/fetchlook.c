@@ -83,7 +83,7 @@ hold_doubtful(const JqTaken *job, const char *queue, TransactionId xid)
 	bool noted = jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
 										job->id, xid);
 
-	jq_fetchxact_drop(job->id, !noted);
+	jq_fetchxact_drop(job->id, noted ? JQ_THEN_GONE : JQ_THEN_LANE);
 	if (noted)
 		jq_db_request(jq_lanes[job->lane].dbix, JQ_REQ_FAILED);
 }
@@ -139,7 +139,7 @@ waits_for_order(JqTable *t, const JqTaken *job, const char *queue)
 								&again, &run_at) &&
 			jq_pos_cmp(again, pos) == 0)
 		{
-			jq_fetchxact_drop(job->id, true);
+			jq_fetchxact_drop(job->id, JQ_THEN_LANE);
 			return true;
 		}
 		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, pos.id);
@@ -216,7 +216,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 		case JQ_FETCH_GONE:
 			pg_atomic_fetch_add_u64(
 				&jq_queues[jq_lanes[job->lane].queue_ix].wasted, 1);
-			jq_fetchxact_drop(job->id, false);
+			jq_fetchxact_drop(job->id, JQ_THEN_GONE);
 			jq_after_ended(dbix, job->id);
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_DOUBTFUL:
@@ -228,13 +228,14 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home ||
 		t->meta_database != MyDatabaseId)
 	{
-		jq_fetchxact_drop(job->id, false); /* held: adopt publishes it */
+		jq_fetchxact_drop(job->id,
+						  JQ_THEN_TABLE); /* held: adopt publishes it */
 		return JQ_LOOK_DROPPED;
 	}
 	item_of_row(&item, row);
 	if (!matches(job, row, &item, &run_at))
 	{
-		jq_fetchxact_drop(job->id, false);
+		jq_fetchxact_drop(job->id, JQ_THEN_TABLE);
 		jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
 					   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
 		return JQ_LOOK_DROPPED;
@@ -244,7 +245,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 			GetCurrentTimestamp())
 	{
 		/* the scheduler ends it */
-		jq_fetchxact_drop(job->id, false);
+		jq_fetchxact_drop(job->id, JQ_THEN_TABLE);
 		jq_db_expiry(dbix,
 					 Max(DatumGetTimestampTz(JQ_ROW(row, JQ_COL_EXPIRES_AT)),
 						 DT_NOBEGIN + 1));

@@ -187,8 +187,13 @@ jq_fetch_wait(PG_FUNCTION_ARGS)
 		n = jq_fetch_now(jq_table_required(), &r, given);
 		MemoryContextSwitchTo(old);
 		PopActiveSnapshot();
-		if (n > 0 || GetCurrentTimestamp() >= until)
+		if (n > 0)
 			break;
+		if (GetCurrentTimestamp() >= until)
+		{
+			jq_fetch_nothing(&r);
+			break;
+		}
 		begin_anew();
 		jq_fetch_await(&r, until);
 	}

@@ -61,7 +61,7 @@ static void
 undo(Step *s)
 {
 	if (s->kind == STEP_TAKE)
-		jq_fetched_end(MyDatabaseId, s->id, true);
+		jq_fetched_end(MyDatabaseId, s->id, JQ_THEN_LANE);
 	else
 		jq_fetched_undo(s->id, s->was);
 }
@@ -104,6 +104,7 @@ static void
 carry_out(const Step *s)
 {
 	JqFetched f;
+	bool later;
 
 	if (s->kind == STEP_TAKE)
 	{
@@ -133,8 +134,12 @@ carry_out(const Step *s)
 		case JQ_FETCH_LATER:
 			break;
 	}
-	jq_fetched_end(MyDatabaseId, s->id, s->how == JQ_FETCH_RELEASED);
-	if (s->how == JQ_FETCH_RETRY || s->how == JQ_FETCH_LATER)
+	later = s->how == JQ_FETCH_RETRY || s->how == JQ_FETCH_LATER;
+	jq_fetched_end(MyDatabaseId, s->id,
+				   s->how == JQ_FETCH_RELEASED ? JQ_THEN_LANE :
+				   later					   ? JQ_THEN_TABLE :
+												 JQ_THEN_GONE);
+	if (later)
 	{
 		int dbix = jq_dir_db(MyDatabaseId, true);
 
@@ -263,7 +268,7 @@ jq_fetchxact_taken(int64 id)
 }
 
 void
-jq_fetchxact_drop(int64 id, bool publish)
+jq_fetchxact_drop(int64 id, JqFetchedThen then)
 {
 	int i;
 
@@ -273,7 +278,15 @@ jq_fetchxact_drop(int64 id, bool publish)
 	Assert(i >= 0);
 	memmove(&steps[i], &steps[i + 1], (nsteps - i - 1) * sizeof(Step));
 	nsteps--;
-	jq_fetched_end(MyDatabaseId, id, publish);
+	jq_fetched_end(MyDatabaseId, id, then);
+}
+
+void
+jq_fetch_cancelled(int64 id)
+{
+	ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+					errmsg("job " INT64_FORMAT " was cancelled", id),
+					errhint("Roll back what was done for it.")));
 }
 
 static void
@@ -330,9 +343,7 @@ refuse(int64 id, JqPinned pinned, const JqFetched *f)
 		case JQ_PIN_CANCELLED:
 			/* whoever is told has it no more */
 			(void) jq_fetched_lose(MyDatabaseId, id, JQ_LOSS_CANCEL);
-			ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
-							errmsg("job " INT64_FORMAT " was cancelled", id),
-							errhint("Roll back what was done for it.")));
+			jq_fetch_cancelled(id);
 			break;
 		case JQ_PIN_LOST:
 			ereport(

@@ -33,9 +33,9 @@ extern void jq_fetchxact_reserve(int n);
 extern void jq_fetchxact_taken(int64 id);
 /*
  * The claim on it goes at once, nothing has been done with it: the row is gone,
- * or belongs elsewhere (publish false), or it is to wait in its lane.
+ * or belongs elsewhere, or it is to wait in its lane.
  */
-extern void jq_fetchxact_drop(int64 id, bool publish);
+extern void jq_fetchxact_drop(int64 id, JqFetchedThen then);
 
 /*
  * The claim is to end so; ERROR if it is not the caller's.  It has been pinned for
@@ -43,6 +43,8 @@ extern void jq_fetchxact_drop(int64 id, bool publish);
  */
 extern void jq_fetchxact_pin(int64 id, const pg_uuid_t *token, bool extend,
 							 JqFetched *f);
+/* ERROR: it is not the caller's any more, as it was cancelled */
+extern void jq_fetch_cancelled(int64 id);
 /*
  * ... and how.  at: its run_at, or when the lease ends.  text: its result, or the
  * error; may be NULL.

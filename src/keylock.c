@@ -34,6 +34,7 @@
 #include "common/hashfn.h"
 #include "compat.h"
 #include "database.h"
+#include "fetched.h"
 #include "guc.h"
 #include "keytable.h"
 #include "keywake.h"
@@ -88,12 +89,12 @@ tag_match(const void *a, const void *b, Size keysize)
 		   memcmp(x->text, y->text, x->len) != 0;
 }
 
-/* held keys: workers and sessions; waited for: see jq_keylock_release */
+/* held keys: workers, sessions, consumers; waited for: see jq_keylock_release */
 static long
 max_keys(void)
 {
 	return 4 * MaxBackends + (4 + JQ_BATCH_MAX) * max_worker_processes + 1024 +
-		   jobqueue_max_ready_jobs / 16;
+		   jq_fetched_max() + jobqueue_max_ready_jobs / 16;
 }
 
 Size

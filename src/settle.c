@@ -192,13 +192,14 @@ loss_text(JqFetchedLoss loss)
 	switch (loss)
 	{
 		case JQ_LOSS_SESSION:
-			return "consumer lost: its session ended before the job";
+		case JQ_LOSS_CLIENT:
+			break;
 		case JQ_LOSS_LEASE:
 			return "consumer lost: its lease ended before the job";
 		case JQ_LOSS_CANCEL:
-			break;
+			return "cancelled while a consumer had it";
 	}
-	return "cancelled while a consumer had it";
+	return "consumer lost: its session ended before the job";
 }
 
 static void
@@ -211,7 +212,7 @@ settle_lost(JqFetched *h)
 	bool cancelled = h->loss == JQ_LOSS_CANCEL;
 	const char *text = loss_text(h->loss);
 
-	/* a session that ends with the server is not charged, see below */
+	/* one that is terminated may be so with the server: as in settle_failing */
 	if (h->loss == JQ_LOSS_SESSION &&
 		h->since + SHUTDOWN_GRACE_MS * INT64CONST(1000) > GetCurrentTimestamp())
 	{
@@ -223,6 +224,8 @@ settle_lost(JqFetched *h)
 	memset(&f, 0, sizeof(f));
 	f.sqlstate = "08006";
 	f.message = text;
+	f.retry_at =
+		GetCurrentTimestamp(); /* the next consumer may have it at once */
 	f.started_at = h->started_at;
 	t = jq_sched_begin();
 	if (t != NULL && h->leased)

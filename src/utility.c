@@ -299,7 +299,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	else if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
 		jq_publish_recycle(InvalidOid);
 	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
-		jq_fetched_lose_mine(); /* the session is somebody else's now */
+		jq_fetched_lose_mine(JQ_LOSS_CLIENT); /* it is somebody else's now */
 	if (IsA(stmt, DropdbStmt) && dbix >= 0)
 	{
 		jq_dir_purge_db(db);

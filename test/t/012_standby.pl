@@ -33,6 +33,10 @@ property 'a standby runs nothing and refuses to enqueue' => sub {
 };
 
 property 'promotion: what waits on the standby runs, once' => sub {
+	my $leased = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'leased', key => 'l')});
+	my $token = sql(q{SELECT token FROM jobqueue_fetch('leased', lease => '1 h')});
+	my $over = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'over')});
+	sql(q{SELECT token FROM jobqueue_fetch('over', lease => '5 s')});
 	sql('SELECT jobqueue_quiesce()');
 	sql(q{SELECT count(jobqueue_enqueue('note', jsonb_build_object('what', i), key => 'k' || i % 3)) FROM generate_series(1, 500) i});
 	enqueue('note', what => 'due', run_at => 'yesterday');
@@ -40,6 +44,12 @@ property 'promotion: what waits on the standby runs, once' => sub {
 	$primary->stop('immediate');
 	$standby->promote;
 	$JobqueueTest::node = $standby;
+	wait_for("SELECT count(*) > 0 FROM jobqueue_running WHERE leased_until IS NOT NULL");
+	is(sql("SELECT job FROM jobqueue_keys WHERE key = 'l'"), $leased, 'what was leased is so, with its key');
+	is(sql(q{SELECT count(*) FROM jobqueue_fetch('leased')}), 0, 'nobody else gets it');
+	sql("SELECT jobqueue_complete($leased, token => '$token')");
+	is(sql(q{SELECT id || ' ' || attempt FROM jobqueue_fetch('over', wait => '1 min', lease => '1 h')}), "$over 2", 'a lease that is over ends there');
+	sql(q{SELECT jobqueue_complete(job, token => token) FROM jobqueue_lease});
 	wait_drained();
 	is(sql('SELECT count(*), count(DISTINCT job), max(attempt) FROM ran'), '501|501|1', 'all, not held');
 	enqueue('note', what => 'new');
