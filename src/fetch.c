@@ -36,7 +36,6 @@
 #include "keylock.h"
 #include "lane.h"
 #include "lease.h"
-#include "libpq/libpq-be.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pause.h"
@@ -236,8 +235,9 @@ may_take(const JqFetchRequest *r)
 }
 
 /*
- * A consumer that has gone is not to be given a job: the attempt would be lost.
- * The server does not look by itself while a statement runs.
+ * Sleep on the latch.  A client that has gone is noticed here, where it would
+ * still be given jobs otherwise; elsewhere PostgreSQL notices it when the
+ * statement has ended.
  */
 static void
 sleep_until(TimestampTz now, TimestampTz until)
@@ -268,6 +268,7 @@ sleep_until(TimestampTz now, TimestampTz until)
 		}
 	}
 	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
 }
 
 /* sleep until there may be a job, or it is that late */
@@ -287,7 +288,6 @@ jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 		if (now >= until)
 			break;
 		sleep_until(now, until);
-		CHECK_FOR_INTERRUPTS();
 	}
 }
 
