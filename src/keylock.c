@@ -769,8 +769,13 @@ unpark(JqKey *k, uint32 hash, bool all, bool *ask)
 {
 	uint32 chain = JQ_NIL;
 
-	if (k->unparked_until != 0 && k->unparked_until <= GetCurrentTimestamp())
-		k->unparked_until = 0;
+	if (k->unparked_until != 0)
+	{
+		if (k->unparked_until <= GetCurrentTimestamp())
+			k->unparked_until = 0;
+		else
+			jq_key_wake_by(k, hash, k->unparked_until);
+	}
 	/* smaller ones than those in the lanes may be on their way */
 	if (k->pusher < 0 &&
 		(k->first != JQ_NIL || k->norders > 0 || k->first_session >= 0))

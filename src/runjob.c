@@ -997,7 +997,11 @@ jq_attempt_alone(JqAttempt *a)
 		/* it gave way to somebody who waits for its key: he has it first */
 		wanted = a->job->keylen > 0 && jq_waitgraph_key_wanted();
 		if (wanted)
+		{
 			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+			/* he may be a job behind this one, on his way to a worker */
+			let_others_go(reruns_of(a->job));
+		}
 		if (wanted || !jq_claim_may_repeat(a->job, MyDatabaseId))
 		{
 			verdict = give_back_for_rerun(a);
