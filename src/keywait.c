@@ -530,7 +530,7 @@ jq_keywait_holder(Oid db, const char *key, int len, int nth, int *procno,
 }
 
 bool
-jq_keywait_only_holder(Oid db, const char *key, int len, int *pid)
+jq_keywait_only_holder(Oid db, const char *key, int len, int limit, int *pid)
 {
 	JqKeyTag tag;
 	uint32 hash;
@@ -541,7 +541,7 @@ jq_keywait_only_holder(Oid db, const char *key, int len, int *pid)
 	hash = jq_key_hash_of(&tag);
 	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
-	only = k != NULL && k->nholders == 1;
+	only = k != NULL && k->nholders == 1 && Min(k->limit, limit) == 1;
 	if (only)
 		*pid = k->holder.pid;
 	LWLockRelease(jq_key_partition(hash));
