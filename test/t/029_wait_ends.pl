@@ -333,6 +333,29 @@ property 'a full table keeps nobody from waiting for one job' => sub {
 	forget();
 };
 
+property 'a job of a batch that waits does so alone' => sub {
+	sql(q{SELECT jobqueue_configure('batch', batch => 10), jobqueue_pause('batch')});
+	sql(<<'END');
+CREATE FUNCTION waits(args jsonb) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN (SELECT state FROM jobqueue_wait((args->>'for')::bigint, '1 hour'));
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLERRM;
+END $$;
+END
+	# the one that it waits for cannot run before the first of the batch has committed
+	my $first = enqueue('note', what => 'first', queue => 'batch');
+	my $child = enqueue('note', what => 'child', after => "{$first}");
+	my $parent = enqueue('waits', args => "{\"for\": $child}", queue => 'batch');
+	my $sibling = enqueue('waits', args => "{\"for\": $first}", queue => 'batch');
+
+	sql(q{SELECT jobqueue_resume('batch')});
+	is(sql("SELECT state, result FROM jobqueue_wait(ARRAY[$parent, $sibling], '1 min')"),
+		qq{completed|"completed"\ncompleted|"completed"}, 'both');
+	is(ran(), 'first child', 'each ran once');
+	forget();
+};
+
 # ---- prepared transactions --------------------------------------------------
 
 property 'a job that a prepared transaction has enqueued' => sub {
