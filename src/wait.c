@@ -54,7 +54,8 @@
 #include "worker.h"
 
 #define MAX_IDS 1000
-#define SOON_MS 10 /* its end is about to be told */
+#define SOON_MS 10 /* its end is about to be told; doubled up to */
+#define SOON_MAX_MS 1000
 #ifdef JQ_TESTING
 #define LOOK_MS 3600000 /* tests want to know when somebody is not called */
 #else
@@ -416,6 +417,7 @@ sleep_until_called(Wait *w, int wanted)
 {
 	static uint32 wait_event;
 	TimestampTz looked = GetCurrentTimestamp();
+	int soon_ms = SOON_MS;
 	JqWaitLook look;
 
 	jq_waitgraph_begin(&look);
@@ -435,7 +437,10 @@ sleep_until_called(Wait *w, int wanted)
 		check_workers(w);
 		wake = Min(w->until, looked + LOOK_MS * INT64CONST(1000));
 		if (soon)
-			wake = Min(wake, now + SOON_MS * INT64CONST(1000));
+		{
+			wake = Min(wake, TimestampTzPlusMilliseconds(now, soon_ms));
+			soon_ms = Min(2 * soon_ms, SOON_MAX_MS);
+		}
 		if (jq_waitgraph_look(&look))
 		{
 			char *what = describe(w);
@@ -470,7 +475,7 @@ check_ids(Wait *w)
 					(errcode(ERRCODE_OBJECT_IN_USE),
 					 errmsg("job " INT64_FORMAT " cannot wait for itself", id),
 					 errhint("Wait for another job.")));
-		if (jq_is_worker && jq_claim_is_other(id))
+		if (jq_is_worker && jq_claim_is_other(id) && !jq_claim_shares())
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
 					 errmsg("job " INT64_FORMAT
@@ -478,6 +483,20 @@ check_ids(Wait *w)
 							id),
 					 errhint("Set batch to 1 for a queue whose jobs wait.")));
 	}
+}
+
+/*
+ * Those before it in a batch have not committed while it waits, perhaps for what
+ * cannot run before they have: it is to be run alone, after them.  A cancel is
+ * what no handler in the job takes for a failure of its own.
+ */
+static void
+must_not_share(void)
+{
+	if (jq_claim_shares())
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("a job that waits does not share a transaction")));
 }
 
 static void
@@ -514,6 +533,7 @@ wait_for(Wait *w, int wanted)
 			{
 				if (jq_is_worker && jq_current_job.id != 0)
 				{
+					must_not_share();
 					w->worker = jq_slot_begin_wait();
 					if (!w->worker)
 						ereport(

@@ -42,6 +42,7 @@ typedef struct Cell
 typedef struct Table
 {
 	int free;
+	int used; /* read without the lock */
 	uint64 tellings;
 	volatile int heads[BUCKETS];
 	Cell cells[FLEXIBLE_ARRAY_MEMBER]; /* JQ_WAITERS, one for each process */
@@ -174,6 +175,7 @@ jq_waiter_add(int64 id, bool needed, TimestampTz since)
 		c->told = false;
 		c->telling = 0;
 		link_cell(i, bucket_of(id));
+		table->used++;
 		any_mine = true;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_WAITER));
@@ -200,6 +202,7 @@ jq_waiter_drop_all(void)
 		unlink_cell(i);
 		c->procno = -1;
 		c->more = NONE;
+		table->used--;
 		if (i < JQ_WAITERS)
 		{
 			c->next = table->free;
@@ -344,6 +347,9 @@ jq_waiter_call_all(Oid db)
 {
 	int from = 0;
 
+	pg_memory_barrier();
+	if (*(volatile int *) &table->used == 0)
+		return;
 	while (from < ncells())
 	{
 		int procnos[WAKE_MAX];

@@ -154,8 +154,9 @@ property 'the end is seen by a transaction whose snapshot is older' => sub {
 	$s->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SELECT count(*) FROM jobqueue_job');
 	sql("SELECT jobqueue_reschedule($_, now())") foreach @ids;
 	wait_drained();
-	send_sql($s, "SELECT 'told', state, length(result::text) FROM jobqueue_wait(ARRAY[$ids[0], $ids[1]])");
-	is(told($s), 'completed|452 completed|452', 'in the ring and in the history');
+	is($s->query("SELECT state, length(result::text) FROM jobqueue_wait(ARRAY[$ids[0], $ids[1]])"),
+		"completed|452\ncompleted|452", 'in the ring and in the history');
+	$s->quit;
 	forget();
 };
 
@@ -330,6 +331,29 @@ property 'a full table keeps nobody from waiting for one job' => sub {
 	@s = map { waiter("array_fill($id, ARRAY[1000])", role => 'one') } (1 .. 4);
 	sql("SELECT jobqueue_cancel($id)");
 	is(told($_), join(' ', ('cancelled|cancelled') x 1000), 'told') foreach @s;
+	forget();
+};
+
+property 'a job of a batch that waits does so alone' => sub {
+	sql(q{SELECT jobqueue_configure('batch', batch => 10), jobqueue_pause('batch')});
+	sql(<<'END');
+CREATE FUNCTION waits(args jsonb) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN (SELECT state FROM jobqueue_wait((args->>'for')::bigint, '1 hour'));
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLERRM;
+END $$;
+END
+	# the one that it waits for cannot run before the first of the batch has committed
+	my $first = enqueue('note', what => 'first', queue => 'batch');
+	my $child = enqueue('note', what => 'child', after => "{$first}");
+	my $parent = enqueue('waits', args => "{\"for\": $child}", queue => 'batch');
+	my $sibling = enqueue('waits', args => "{\"for\": $first}", queue => 'batch');
+
+	sql(q{SELECT jobqueue_resume('batch')});
+	is(sql("SELECT state, result FROM jobqueue_wait(ARRAY[$parent, $sibling], '1 min')"),
+		qq{completed|"completed"\ncompleted|"completed"}, 'both');
+	is(ran(), 'first child', 'each ran once');
 	forget();
 };
 
