@@ -1,6 +1,12 @@
 /*
  * servicerow.c
- *		The row of a service in jobqueue_service, and who may use it.
+ *		The rows of a service, and who may use it.
+ *
+ * jobqueue_service has what a service is, and jobqueue_service_current what each
+ * message changes: the state.  That row is never updated in place, so to speak: its
+ * index has how many messages have been handled, so that the newest version is the
+ * first that a look from the end finds.  Else whoever looks would pass by all that
+ * somebody's old snapshot keeps; and senders look by name.
  *
  * Statements of services are few and go through SPI, as the extension's owner.
  * Each is parsed and planned once in a process; four of them handle a message.
@@ -94,10 +100,17 @@ jq_service_run(JqTable *t, const char *sql, int nargs, Oid *types,
 
 /* ---------------------------------------------------------------- the row */
 
-#define COLUMNS                                                               \
-	"SELECT id, name::text, owner::oid, status, queue::text, state, handler," \
-	" func_owner, coalesce(down_job, 0), timeout, search_path, settings"      \
-	" FROM %s.jobqueue_service WHERE "
+#define COLUMNS(state)                                                  \
+	"SELECT s.id, s.name::text, s.owner::oid, s.status, s.queue::text," \
+	" s.handler, s.func_owner, coalesce(s.down_job, 0), s.timeout,"     \
+	" s.search_path, s.settings, " state " FROM %s.jobqueue_service s "
+
+#define WITHOUT_STATE COLUMNS("NULL::jsonb, NULL::bigint")
+#define WITH_STATE                                                \
+	COLUMNS("c.state, c.handled")                                 \
+	" JOIN LATERAL (SELECT y.state, y.handled"                    \
+	"  FROM %s.jobqueue_service_current y WHERE y.service = s.id" \
+	"  ORDER BY y.handled DESC LIMIT 1) c ON true "
 
 char *
 jq_service_key(int64 id)
@@ -160,22 +173,23 @@ service_of_result(JqService *s, MemoryContext context)
 	s->owner = DatumGetObjectId(jq_service_column(3, context, &isnull));
 	s->status = jq_service_text(4, context);
 	s->queue = jq_service_text(5, context);
-	s->state = jq_service_column(6, context, &isnull);
-	s->handler = jq_service_text(7, context);
-	s->func_owner = DatumGetObjectId(jq_service_column(8, context, &isnull));
+	s->handler = jq_service_text(6, context);
+	s->func_owner = DatumGetObjectId(jq_service_column(7, context, &isnull));
 	if (isnull)
 		s->func_owner = InvalidOid;
-	s->down_job = DatumGetInt64(jq_service_column(9, context, &isnull));
-	s->timeout = jq_service_column(10, context, &isnull);
+	s->down_job = DatumGetInt64(jq_service_column(8, context, &isnull));
+	s->timeout = jq_service_column(9, context, &isnull);
 	s->has_timeout = !isnull;
 	for (i = 0; i < JQ_NCOLS; i++)
 		s->environment.nulls[i] = true;
 	s->environment.values[JQ_COL_SEARCH_PATH - 1] =
-		jq_service_column(11, context,
+		jq_service_column(10, context,
 						  &s->environment.nulls[JQ_COL_SEARCH_PATH - 1]);
 	s->environment.values[JQ_COL_SETTINGS - 1] =
-		jq_service_column(12, context,
+		jq_service_column(11, context,
 						  &s->environment.nulls[JQ_COL_SETTINGS - 1]);
+	s->state = jq_service_column(12, context, &isnull);
+	s->handled = DatumGetInt64(jq_service_column(13, context, &isnull));
 	return true;
 }
 
@@ -190,14 +204,15 @@ jq_service_find(JqTable *t, text *name, JqService *s)
 	bool found;
 
 	jq_owner_begin(t, &state);
-	jq_service_run(t, COLUMNS "name = $1", 1, types, values, NULL, true);
+	jq_service_run(t, WITHOUT_STATE "WHERE s.name = $1", 1, types, values, NULL,
+				   true);
 	found = service_of_result(s, context);
 	jq_owner_end(&state);
 	return found;
 }
 
 bool
-jq_service_find_by_id(JqTable *t, int64 id, JqService *s)
+jq_service_find_by_id(JqTable *t, int64 id, bool latest, JqService *s)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Oid types[1] = {INT8OID};
@@ -206,7 +221,8 @@ jq_service_find_by_id(JqTable *t, int64 id, JqService *s)
 	bool found;
 
 	jq_owner_begin(t, &state);
-	jq_service_run(t, COLUMNS "id = $1", 1, types, values, NULL, false);
+	jq_service_run(t, WITH_STATE "WHERE s.id = $1", 1, types, values, NULL,
+				   latest);
 	found = service_of_result(s, context);
 	jq_owner_end(&state);
 	return found;

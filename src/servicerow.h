@@ -1,6 +1,6 @@
 /*
  * servicerow.h
- *		The row of a service in jobqueue_service, and who may use it.
+ *		The rows of a service, and who may use it.
  *
  * What is found is palloc'd in the caller's context.
  */
@@ -18,7 +18,8 @@ typedef struct JqService
 	Oid owner;
 	char *status;
 	char *queue;
-	Datum state;
+	Datum state; /* this and the next: where it was asked for */
+	int64 handled;
 	char *handler;
 	Oid func_owner;
 	int64 down_job; /* 0 = none */
@@ -32,10 +33,14 @@ typedef struct JqService
 extern char *jq_service_key(int64 id);
 extern int64 jq_service_id(const char *key);
 
-/* as it is now, whatever the transaction's snapshot; false: there is none */
+/*
+ * As it is now, whatever the transaction's snapshot, without its state; false:
+ * there is none.
+ */
 extern bool jq_service_find(JqTable *t, text *name, JqService *s);
-/* as the transaction's snapshot has it */
-extern bool jq_service_find_by_id(JqTable *t, int64 id, JqService *s);
+/* with its state; not the latest: as the transaction's snapshot has it */
+extern bool jq_service_find_by_id(JqTable *t, int64 id, bool latest,
+								  JqService *s);
 
 /* the name that is the first argument of a function; ERROR if it is none */
 extern text *jq_service_name(FunctionCallInfo fcinfo);

@@ -3,7 +3,7 @@
  *		A message is handled: in the transaction of its job, the handler is called
  *		with the state, and what it returns is the new one.
  *
- * Only the worker that has the key writes "state", so it reads it without a lock:
+ * Only the worker that has the key writes the state, so it reads it without a lock:
  * the row is locked from its UPDATE to the commit only.
  */
 #include "postgres.h"
@@ -99,33 +99,22 @@ static void
 finish_message(JqTable *t, const JqService *s, int64 id, Datum new_state)
 {
 	static const char *const sql =
-		"UPDATE %s.jobqueue_service SET state = $2, handled = handled + 1"
-		" WHERE id = $1 AND status <> 'failed'"
-		" RETURNING coalesce(down_job, 0)";
-	Oid types[2] = {INT8OID, JSONBOID};
-	Datum values[2];
-	JqOwnerState state;
-	int64 down_job = 0;
-	bool found;
-	bool isnull;
+		"UPDATE %s.jobqueue_service_current SET state = $2,"
+		" handled = handled + 1 WHERE service = $1 AND handled = $3";
+	Oid types[3] = {INT8OID, JSONBOID, INT8OID};
+	Datum values[3];
+	uint64 found;
 
 	values[0] = Int64GetDatum(s->id);
 	values[1] = new_state;
-	jq_owner_begin(t, &state);
-	jq_service_run(t, sql, 2, types, values, NULL, false);
-	found = SPI_processed > 0;
-	if (found)
-		down_job =
-			DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-										SPI_tuptable->tupdesc, 1, &isnull));
-	jq_owner_end(&state);
-	if (!found)
+	values[2] = Int64GetDatum(s->handled);
+	jq_service_execute(t, sql, 3, types, values, NULL, &found);
+	if (found == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("service \"%s\" failed or ended while it handled "
-						"the message",
+				 errmsg("service \"%s\" ended while it handled the message",
 						s->name)));
-	if (down_job == id)
+	if (s->down_job == id)
 		jq_service_end(t, s->id, s->name, id);
 }
 
@@ -144,7 +133,7 @@ jq_service_handle(JqRow *row, bool *isnull)
 	bool found;
 	int nest;
 
-	found = jq_service_find_by_id(t, service, &s);
+	found = jq_service_find_by_id(t, service, false, &s);
 	if (!found || strcmp(s.status, "failed") == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						found ? errmsg("service \"%s\" has failed", s.name) :
