@@ -295,11 +295,12 @@ jq_service_state(PG_FUNCTION_ARGS)
 {
 	JqTable *t = jq_table_required();
 	JqService s;
+	Datum state;
 
 	jq_service_argument(t, fcinfo, &s);
-	if (!jq_service_find_by_id(t, s.id, true, &s))
+	if (!jq_service_read_state(t, s.id, false, &state))
 		PG_RETURN_NULL(); /* it has ended just now */
-	PG_RETURN_DATUM(s.state);
+	PG_RETURN_DATUM(state);
 }
 
 PG_FUNCTION_INFO_V1(jq_whereis_service);

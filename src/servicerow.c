@@ -13,7 +13,12 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/stratnum.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -23,7 +28,10 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 /* ------------------------------------------------------------- statements */
@@ -100,17 +108,10 @@ jq_service_run(JqTable *t, const char *sql, int nargs, Oid *types,
 
 /* ---------------------------------------------------------------- the row */
 
-#define COLUMNS(state)                                                  \
-	"SELECT s.id, s.name::text, s.owner::oid, s.status, s.queue::text," \
-	" s.handler, s.func_owner, coalesce(s.down_job, 0), s.timeout,"     \
-	" s.search_path, s.settings, " state " FROM %s.jobqueue_service s "
-
-#define WITHOUT_STATE COLUMNS("NULL::jsonb, NULL::bigint")
-#define WITH_STATE                                                \
-	COLUMNS("c.state, c.handled")                                 \
-	" JOIN LATERAL (SELECT y.state, y.handled"                    \
-	"  FROM %s.jobqueue_service_current y WHERE y.service = s.id" \
-	"  ORDER BY y.handled DESC LIMIT 1) c ON true "
+#define COLUMNS                                                          \
+	"SELECT id, name::text, owner::oid, status, queue::text, handler,"   \
+	" func_owner, coalesce(down_job, 0), timeout, search_path, settings" \
+	" FROM %s.jobqueue_service WHERE "
 
 char *
 jq_service_key(int64 id)
@@ -188,8 +189,6 @@ service_of_result(JqService *s, MemoryContext context)
 	s->environment.values[JQ_COL_SETTINGS - 1] =
 		jq_service_column(11, context,
 						  &s->environment.nulls[JQ_COL_SETTINGS - 1]);
-	s->state = jq_service_column(12, context, &isnull);
-	s->handled = DatumGetInt64(jq_service_column(13, context, &isnull));
 	return true;
 }
 
@@ -204,15 +203,14 @@ jq_service_find(JqTable *t, text *name, JqService *s)
 	bool found;
 
 	jq_owner_begin(t, &state);
-	jq_service_run(t, WITHOUT_STATE "WHERE s.name = $1", 1, types, values, NULL,
-				   true);
+	jq_service_run(t, COLUMNS "name = $1", 1, types, values, NULL, true);
 	found = service_of_result(s, context);
 	jq_owner_end(&state);
 	return found;
 }
 
 bool
-jq_service_find_by_id(JqTable *t, int64 id, bool latest, JqService *s)
+jq_service_find_by_id(JqTable *t, int64 id, JqService *s)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Oid types[1] = {INT8OID};
@@ -221,11 +219,86 @@ jq_service_find_by_id(JqTable *t, int64 id, bool latest, JqService *s)
 	bool found;
 
 	jq_owner_begin(t, &state);
-	jq_service_run(t, WITH_STATE "WHERE s.id = $1", 1, types, values, NULL,
-				   latest);
+	jq_service_run(t, COLUMNS "id = $1", 1, types, values, NULL, false);
 	found = service_of_result(s, context);
 	jq_owner_end(&state);
 	return found;
+}
+
+/* ------------------------------------------------------------- the state */
+
+#define CURRENT "jobqueue_service_current"
+
+/* the newest version of the row that a snapshot sees, copied; NULL: none */
+static HeapTuple
+newest(JqTable *t, Relation rel, int64 id, Snapshot snapshot)
+{
+	Oid pk = get_relname_relid(CURRENT "_pkey", t->schema);
+	Relation index = index_open(pk, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tup;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);
+	tup = systable_getnext_ordered(scan, BackwardScanDirection);
+	if (HeapTupleIsValid(tup))
+		tup = heap_copytuple(tup);
+	systable_endscan_ordered(scan);
+	index_close(index, NoLock);
+	return tup;
+}
+
+/*
+ * Whoever has the key of the service reads what is there: nobody else writes it.  No
+ * snapshot of the transaction is used, so that serializable handlers of different
+ * services do not meet in the index.  Others need one: they could miss the version
+ * before a commit and the one after.
+ */
+bool
+jq_service_read_state(JqTable *t, int64 id, bool has_key, Datum *state)
+{
+	Relation rel =
+		table_open(get_relname_relid(CURRENT, t->schema), AccessShareLock);
+	Snapshot snapshot =
+		has_key ? SnapshotSelf : RegisterSnapshot(GetLatestSnapshot());
+	HeapTuple tup = newest(t, rel, id, snapshot);
+	bool isnull;
+
+	if (tup != NULL)
+	{
+		Datum d = heap_getattr(tup, 3, RelationGetDescr(rel), &isnull);
+
+		*state = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+	}
+	if (!has_key)
+		UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	return tup != NULL;
+}
+
+bool
+jq_service_write_state(JqTable *t, int64 id, Datum state)
+{
+	Relation rel =
+		table_open(get_relname_relid(CURRENT, t->schema), RowExclusiveLock);
+	HeapTuple tup = newest(t, rel, id, SnapshotSelf);
+	Datum values[3];
+	bool nulls[3];
+	bool replace[3] = {false, true, true};
+
+	if (tup != NULL)
+	{
+		heap_deform_tuple(tup, RelationGetDescr(rel), values, nulls);
+		values[1] = Int64GetDatum(DatumGetInt64(values[1]) + 1);
+		values[2] = state;
+		CatalogTupleUpdate(rel, &tup->t_self,
+						   heap_modify_tuple(tup, RelationGetDescr(rel), values,
+											 nulls, replace));
+		CommandCounterIncrement();
+	}
+	table_close(rel, NoLock);
+	return tup != NULL;
 }
 
 void

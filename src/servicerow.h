@@ -18,8 +18,6 @@ typedef struct JqService
 	Oid owner;
 	char *status;
 	char *queue;
-	Datum state; /* this and the next: where it was asked for */
-	int64 handled;
 	char *handler;
 	Oid func_owner;
 	int64 down_job; /* 0 = none */
@@ -33,14 +31,16 @@ typedef struct JqService
 extern char *jq_service_key(int64 id);
 extern int64 jq_service_id(const char *key);
 
-/*
- * As it is now, whatever the transaction's snapshot, without its state; false:
- * there is none.
- */
+/* as it is now, whatever the transaction's snapshot; false: there is none */
 extern bool jq_service_find(JqTable *t, text *name, JqService *s);
-/* with its state; not the latest: as the transaction's snapshot has it */
-extern bool jq_service_find_by_id(JqTable *t, int64 id, bool latest,
-								  JqService *s);
+/* as the transaction's snapshot has it */
+extern bool jq_service_find_by_id(JqTable *t, int64 id, JqService *s);
+
+/* the state that stands in the table now; false: the service has ended */
+extern bool jq_service_read_state(JqTable *t, int64 id, bool has_key,
+								  Datum *state);
+/* the caller has the key; one more message has been handled */
+extern bool jq_service_write_state(JqTable *t, int64 id, Datum state);
 
 /* the name that is the first argument of a function; ERROR if it is none */
 extern text *jq_service_name(FunctionCallInfo fcinfo);

@@ -98,18 +98,7 @@ split_result(Datum result, Datum *reply, bool *has_reply)
 static void
 finish_message(JqTable *t, const JqService *s, int64 id, Datum new_state)
 {
-	static const char *const sql =
-		"UPDATE %s.jobqueue_service_current SET state = $2,"
-		" handled = handled + 1 WHERE service = $1 AND handled = $3";
-	Oid types[3] = {INT8OID, JSONBOID, INT8OID};
-	Datum values[3];
-	uint64 found;
-
-	values[0] = Int64GetDatum(s->id);
-	values[1] = new_state;
-	values[2] = Int64GetDatum(s->handled);
-	jq_service_execute(t, sql, 3, types, values, NULL, &found);
-	if (found == 0)
+	if (!jq_service_write_state(t, s->id, new_state))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("service \"%s\" ended while it handled the message",
@@ -127,13 +116,15 @@ jq_service_handle(JqRow *row, bool *isnull)
 	Handling this = {service, handling};
 	volatile Datum result = (Datum) 0;
 	Datum reply = (Datum) 0;
+	Datum old_state;
 	Datum new_state;
 	bool has_reply;
 	JqService s;
 	bool found;
 	int nest;
 
-	found = jq_service_find_by_id(t, service, false, &s);
+	found = jq_service_find_by_id(t, service, &s) &&
+			jq_service_read_state(t, service, true, &old_state);
 	if (!found || strcmp(s.status, "failed") == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						found ? errmsg("service \"%s\" has failed", s.name) :
@@ -157,7 +148,7 @@ jq_service_handle(JqRow *row, bool *isnull)
 	handling = &this;
 	PG_TRY();
 	{
-		result = jq_execute_handler(s.handler, s.func_owner, s.state,
+		result = jq_execute_handler(s.handler, s.func_owner, old_state,
 									JQ_ROW(row, JQ_COL_ARGS),
 									JQ_ROW_NULL(row, JQ_COL_ARGS), isnull);
 	}

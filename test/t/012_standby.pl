@@ -33,7 +33,12 @@ property 'a standby runs nothing and refuses to enqueue' => sub {
 };
 
 property 'promotion: what waits on the standby runs, once' => sub {
+	sql(q{CREATE FUNCTION add_up(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql
+		AS 'SELECT to_jsonb(state::int + coalesce((message->>''add'')::int, 0))'});
+	sql(q{SELECT jobqueue_start_service('adds', 'add_up', '0'), jobqueue_send('adds', '{"add": 1}')});
+	wait_drained();
 	sql('SELECT jobqueue_quiesce()');
+	sql(q{SELECT jobqueue_send('adds', '{"add": 10}'), jobqueue_send('adds', '{"add": 100}', 'yesterday')});
 	sql(q{SELECT count(jobqueue_enqueue('note', jsonb_build_object('what', i), key => 'k' || i % 3)) FROM generate_series(1, 500) i});
 	enqueue('note', what => 'due', run_at => 'yesterday');
 	wait_for_standby();
@@ -42,6 +47,7 @@ property 'promotion: what waits on the standby runs, once' => sub {
 	$JobqueueTest::node = $standby;
 	wait_drained();
 	is(sql('SELECT count(*), count(DISTINCT job), max(attempt) FROM ran'), '501|501|1', 'all, not held');
+	is(sql(q{SELECT jobqueue_service_state('adds')}), '111', 'services go on with their state and messages');
 	enqueue('note', what => 'new');
 	wait_drained();
 	is(sql('SELECT count(*) FROM ran'), 502, 'and new ones');
