@@ -22,6 +22,9 @@ sub wait_for_standby
 }
 
 property 'a standby runs nothing and refuses to enqueue' => sub {
+	sql(q{CREATE FUNCTION add_up(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql
+		AS 'SELECT to_jsonb(state::int + coalesce((message->>''add'')::int, 0))'});
+	sql(q{SELECT jobqueue_start_service('adds', 'add_up', '0'), jobqueue_send('adds', '{"add": 1}')});
 	enqueue('note', what => 'x') foreach (1 .. 10);
 	wait_drained();
 	wait_for_standby();
@@ -33,10 +36,6 @@ property 'a standby runs nothing and refuses to enqueue' => sub {
 };
 
 property 'promotion: what waits on the standby runs, once' => sub {
-	sql(q{CREATE FUNCTION add_up(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql
-		AS 'SELECT to_jsonb(state::int + coalesce((message->>''add'')::int, 0))'});
-	sql(q{SELECT jobqueue_start_service('adds', 'add_up', '0'), jobqueue_send('adds', '{"add": 1}')});
-	wait_drained();
 	sql('SELECT jobqueue_quiesce()');
 	sql(q{SELECT jobqueue_send('adds', '{"add": 10}'), jobqueue_send('adds', '{"add": 100}', 'yesterday')});
 	sql(q{SELECT count(jobqueue_enqueue('note', jsonb_build_object('what', i), key => 'k' || i % 3)) FROM generate_series(1, 500) i});
