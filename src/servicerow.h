@@ -1,6 +1,6 @@
 /*
  * servicerow.h
- *		The row of a service in jobqueue_service, and who may use it.
+ *		The rows of a service, and who may use it.
  *
  * What is found is palloc'd in the caller's context.
  */
@@ -18,7 +18,6 @@ typedef struct JqService
 	Oid owner;
 	char *status;
 	char *queue;
-	Datum state;
 	char *handler;
 	Oid func_owner;
 	int64 down_job; /* 0 = none */
@@ -36,6 +35,12 @@ extern int64 jq_service_id(const char *key);
 extern bool jq_service_find(JqTable *t, text *name, JqService *s);
 /* as the transaction's snapshot has it */
 extern bool jq_service_find_by_id(JqTable *t, int64 id, JqService *s);
+
+/* the state that stands in the table now; false: the service has ended */
+extern bool jq_service_read_state(JqTable *t, int64 id, bool has_key,
+								  Datum *state);
+/* the caller has the key; one more message has been handled */
+extern bool jq_service_write_state(JqTable *t, int64 id, Datum state);
 
 /* the name that is the first argument of a function; ERROR if it is none */
 extern text *jq_service_name(FunctionCallInfo fcinfo);

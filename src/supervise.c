@@ -70,6 +70,9 @@ jq_service_end(JqTable *t, int64 id, const char *name, int64 but)
 
 	jq_service_execute(t, "DELETE FROM %s.jobqueue_service WHERE id = $1", 1,
 					   types, values, NULL, &done);
+	jq_service_execute(
+		t, "DELETE FROM %s.jobqueue_service_current WHERE service = $1", 1,
+		types, values, NULL, &done);
 	/* what later ones wait for in memory: they are to be told, at the commit */
 	ids =
 		list_jobs(t, OF_KEY " AND (attempt > 0 OR crashes > 0 OR keeps_order)",
