@@ -225,13 +225,14 @@ jq_fetch_nothing(const JqFetchRequest *r)
 				 "Complete some first, or increase jobqueue.max_ready_jobs.")));
 }
 
+/* if there was no room for us: not before there may be some */
 static bool
 may_take(const JqFetchRequest *r)
 {
 	int dbix = jq_dir_db(MyDatabaseId, true);
 
 	return jobqueue_enabled && dbix >= 0 && !jq_db_is_quiesced(dbix) &&
-		   !jq_fetched_full() && jq_consumer_may_have(r->queue);
+		   !(r->full && jq_fetched_full()) && jq_consumer_may_have(r->queue);
 }
 
 /*
@@ -275,6 +276,7 @@ sleep_until(TimestampTz now, TimestampTz until)
 void
 jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 {
+	JQ_PAUSE("fetch-before-list");
 	if (!jq_consumer_wait(r->queue))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

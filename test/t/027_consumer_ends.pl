@@ -204,6 +204,25 @@ property 'one queue cannot have all claims, and a full table wakes who waits whe
 	clean();
 };
 
+paused_property 'no room for one queue does not keep a consumer of another from a job' => sub {
+	sql("SELECT count(jobqueue_enqueue(NULL, queue => 'greedy')) FROM generate_series(1, 40)");
+	my ($s, $o) = (session(), session());
+	is($s->query_safe("SELECT count(*) FROM jobqueue_fetch('greedy', 100)"), '32', 'as many as it may have');
+	arm('fetch-before-list');
+	$o->query_safe('CREATE TEMP TABLE got (id bigint)');
+	send_sql($o, "INSERT INTO got SELECT id FROM jobqueue_fetch('other', 1, '1 min')");
+	caught('fetch-before-list');
+	like(sql_error("SELECT * FROM jobqueue_fetch('greedy')"), qr/too many jobs are fetched/, 'no room');
+	my $id = put('other');
+	release('fetch-before-list');
+	is(got($o), $id, 'it has the job');
+	$o->query_safe("SELECT jobqueue_complete($id)");
+	$s->query_safe('SELECT jobqueue_release(id) FROM jobqueue_running WHERE pid = pg_backend_pid()');
+	$s->quit;
+	$o->quit;
+	clean();
+};
+
 property 'a rate: a consumer that waits is woken when a token comes' => sub {
 	sql(q{SELECT jobqueue_configure('rate', rate => 4, rate_per => '1 s')});
 	my $s = session();
