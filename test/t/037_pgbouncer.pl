@@ -11,6 +11,7 @@ use JobqueueTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my ($pgbouncer) = grep { -x } map { "$_/pgbouncer" } '/usr/sbin', split /:/, $ENV{PATH};
 plan skip_all => 'there is no pgbouncer (Debian: pgbouncer)' unless $pgbouncer;
@@ -51,7 +52,14 @@ sub pooled(&)
 sub start_pooler
 {
 	$pooler = IPC::Run::start([ $pgbouncer, '-q', $ini ], '<', \undef, '>', \my $out, '2>&1');
-	pooled { wait_for('SELECT true') };
+	# by -c: psql may be gone before it has read its input
+	my @probe = ('psql', '-X', '-h', $dir, '-p', $port, '-U', $user, '-c', 'SELECT true', 'postgres');
+	my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
+	until (IPC::Run::run(\@probe, '<', \undef, '>', \my $answer, '2>', \my $error))
+	{
+		die "the pooler does not answer: $error\n" if --$tries <= 0;
+		usleep(100_000);
+	}
 }
 
 # what a client of a pool must not do: leave its server connection as it was
