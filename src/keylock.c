@@ -84,7 +84,7 @@ static long
 max_keys(void)
 {
 	return 4 * MaxBackends + (4 + JQ_BATCH_MAX) * max_worker_processes + 1024 +
-		   jq_fetched_max() + jobqueue_max_ready_jobs / 16;
+		   jq_fetched_max_keys() + jobqueue_max_ready_jobs / 16;
 }
 
 Size
@@ -509,7 +509,10 @@ take(JqKey *k, uint32 hash, int64 job, int claim_pid, int lane, uint32 ix,
 	jq_key_rules(k, hash, lane, &r);
 	if (ix == JQ_NIL)
 	{
-		if (k->nholders > 0 &&
+		/* a lease that the table has, it had before */
+		bool had = of_claim && lane >= 0;
+
+		if (k->nholders > 0 && !had &&
 			(k->nholders >= Min(r.limit, k->limit) || (!of_claim && holds(k))))
 			return JQ_KEY_BUSY;
 		if (k->first_session >= 0)
