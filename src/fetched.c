@@ -35,6 +35,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #define TAKE_TRIES 64 /* entries looked at besides those taken */
@@ -129,7 +130,8 @@ JqFetched *
 jq_fetched_list(Oid db, int *n)
 {
 	int max = (int) pg_atomic_read_u32(&jq_shared->nfetched);
-	JqFetched *list = palloc(Max(max, 1) * sizeof(JqFetched));
+	JqFetched *list = palloc_extended(mul_size(Max(max, 1), sizeof(JqFetched)),
+									  MCXT_ALLOC_HUGE);
 	HASH_SEQ_STATUS seq;
 	JqFetched *f;
 
@@ -157,7 +159,7 @@ jq_fetched_list(Oid db, int *n)
 		if (all)
 			break;
 		max *= 2;
-		list = repalloc(list, max * sizeof(JqFetched));
+		list = repalloc_huge(list, mul_size(max, sizeof(JqFetched)));
 	}
 	return list;
 }

@@ -378,9 +378,9 @@ jq_scheduler_main(Datum arg)
 		if (look_again == DT_NOEND)
 		{
 			/* a request that came meanwhile is served before we think of leaving */
-			bool stop = template ||
-						(now - idle_since >= IDLE_MS * INT64CONST(1000) &&
-						 jq_fetched_count(MyDatabaseId) == 0);
+			bool stop =
+				template || (now - idle_since >= IDLE_MS * INT64CONST(1000) &&
+							 jq_fetched_count(MyDatabaseId) == 0);
 
 			if (stop &&
 				jq_db_sched_leave(jq_sched_dbix,
