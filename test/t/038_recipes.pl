@@ -195,6 +195,7 @@ sub no_overlap
 
 # ---- webhooks --------------------------------------------------------------
 
+$JobqueueTest::tidy_db = 'webhooks';
 in('webhooks', <<'END');
 TRUNCATE customer;
 CREATE TABLE synced (job bigint, customer int, seen pg_snapshot);
@@ -378,6 +379,7 @@ property 'webhooks: a sync that waits for its retry does not swallow events' => 
 
 # ---- tracker ---------------------------------------------------------------
 
+$JobqueueTest::tidy_db = 'tracker';
 in('tracker', <<'END');
 TRUNCATE bank, settled;
 CREATE TABLE asked (transfer text);
@@ -505,6 +507,7 @@ property 'tracker: while it ends, messages and a new start are errors' => sub {
 
 # ---- mail ------------------------------------------------------------------
 
+$JobqueueTest::tidy_db = 'mail';
 in('mail', <<'END');
 DELETE FROM jobqueue_job;
 TRUNCATE mail;
