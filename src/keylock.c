@@ -137,11 +137,11 @@ jq_keylock_crowded(void)
 	return hash_get_num_entries(jq_keys) > max_keys() / 2;
 }
 
-/* sessions leave a quarter to the keys of jobs */
+/* sessions leave a quarter to the keys of jobs, and consumers what they have */
 static long
 max_session_keys(void)
 {
-	return max_keys() / 4 * 3;
+	return (max_keys() - jq_fetched_max_keys()) / 4 * 3;
 }
 
 bool
