@@ -713,8 +713,7 @@ CREATE VIEW jobqueue_services WITH (security_barrier) AS
 		 CROSS JOIN LATERAL (SELECT 'jobqueue_service:' || s.id AS key) k
 		 LEFT JOIN jobqueue_running_jobs() r ON r.key = k.key
 		 LEFT JOIN jobqueue_queue q ON q.name = s.queue
-		 LEFT JOIN LATERAL (SELECT y.state, y.handled FROM jobqueue_service_current y
-			WHERE y.service = s.id ORDER BY y.handled DESC LIMIT 1) c ON true
+		 LEFT JOIN jobqueue_service_current c ON c.service = s.id
 	WHERE x.sight > 0;
 
 -- ---------------------------------------------------------------------------
