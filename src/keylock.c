@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "database.h"
 #include "keytable.h"
+#include "keywait.h"
 #include "keywake.h"
 #include "lane.h"
 #include "miscadmin.h"
