@@ -91,6 +91,9 @@ is_taken(Edges *e, int64 id)
 	{
 		if (fetched.state != JQ_FETCHED_LOST)
 			add_process(e, fetched.pid);
+		/* a lease is nobody's, but for a transaction that is about to end it */
+		if (fetched.fate != JQ_FATE_NONE)
+			add_process(e, fetched.fate_pid);
 		return true;
 	}
 	if (!jq_claim_find_held(MyDatabaseId, id, &held))
