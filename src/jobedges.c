@@ -164,11 +164,14 @@ jq_job_blockers(PGPROC *proc, uint64 *since, int *pids, int max)
 	if (e.njobs > 0)
 	{
 		t = jq_table_required();
+		/* transactions are looked up that are not older than some snapshot */
+		PushActiveSnapshot(GetLatestSnapshot());
 		for (i = 0; i < e.njobs; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
 			look_at(&e, t, e.jobs[i]);
 		}
+		PopActiveSnapshot();
 	}
 	pfree(e.jobs);
 	return e.n;
