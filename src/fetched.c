@@ -113,6 +113,20 @@ jq_fetched_get(Oid db, int64 id, JqFetched *out)
 }
 
 int
+jq_fetched_process(Oid db, int64 id)
+{
+	JqFetched *f;
+	int pid = 0;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	f = jq_fetched_find(db, id);
+	if (f != NULL && f->state != JQ_FETCHED_LOST)
+		pid = f->fate != JQ_FATE_NONE ? f->fate_pid : f->pid;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return pid;
+}
+
+int
 jq_fetched_key(Oid db, int64 id, char *buf)
 {
 	JqFetched *f;
