@@ -374,8 +374,8 @@ BEGIN
 	END IF;
 	COMMIT;
 	FOR f IN SELECT jsonb_array_elements(jobs) LOOP
-		IF random() < 0.4 THEN
-			PERFORM pg_sleep(random() * 0.2);
+		IF random() < 0.2 THEN
+			PERFORM pg_sleep(random() * 0.1);
 		END IF;
 		h := how[1 + floor(random() * cardinality(how))];
 		PERFORM finish(f, h, q, began);
@@ -547,7 +547,7 @@ sub a_post
 
 sub a_lock
 {
-	return sprintf "SELECT %s(%s, %s);\n", pick(qw(lock_xact lock_xact lock_session)), key(), some_time(0.3);
+	return sprintf "SELECT %s(%s, %s);\n", pick(qw(lock_xact lock_xact lock_session)), key(), some_time(pick(0.02, 0.3));
 }
 
 sub unlock
@@ -574,7 +574,7 @@ sub consume
 {
 	my $ways = join ', ', map { "'$_'" } map { pick(('complete') x 5, qw(fail release extend leave)) } 1 .. 4;
 	return sprintf "CALL consume('%s', %d, %s, %s, ARRAY[%s], %s);\n", pick(@queues), 1 + int rand pick(1, 6),
-	  some_time(pick(0.001, 1)), chance(0.5) ? 'NULL' : "'" . pick(0.1, 0.4, 2) . " s'", $ways,
+	  some_time(pick(0.001, 0.3)), chance(0.5) ? 'NULL' : "'" . pick(0.1, 0.4, 2) . " s'", $ways,
 	  chance(0.3) ? 'true' : 'false';
 }
 
@@ -608,7 +608,7 @@ sub statement
 		return "\\connect -\n" if $dice < 0.97;
 		return "SELECT pg_sleep(" . rand(0.2) . ");\n";
 	}
-	return an_enqueue() if $dice < 0.35;
+	return join '', map { an_enqueue() } 0 .. rand 4 if $dice < 0.35;
 	return many() if $dice < 0.38;
 	return in_transaction(\&an_enqueue) if $dice < 0.42;
 	if ($dice < 0.44)
@@ -617,7 +617,7 @@ sub statement
 		return "BEGIN;\n" . an_enqueue() . sprintf("SELECT post(%s, 'nothing', NULL, false);\n", service())
 		  . "PREPARE TRANSACTION '$g';\n" . pick('COMMIT', 'COMMIT', 'ROLLBACK') . " PREPARED '$g';\n";
 	}
-	return sprintf "SELECT waits(some_sent(%d, %d), %s, %s);\n", pick(1, 1, 5, 60), int rand 10, some_time(1),
+	return sprintf "SELECT waits(some_sent(%d, %d), %s, %s);\n", pick(1, 1, 5, 60), int rand 10, some_time(pick(0.05, 1)),
 	  pick('true', 'false')
 	  if $dice < 0.52;
 	return in_transaction(\&a_lock) if $dice < 0.60;
@@ -627,7 +627,7 @@ sub statement
 	return unlock_all() if $dice < 0.70;
 	return a_post() if $dice < 0.80;
 	return in_transaction(\&a_post) if $dice < 0.83;
-	return sprintf "CALL call_it(%s, %s);\n", service(), some_time(2) if $dice < 0.87;
+	return sprintf "CALL call_it(%s, %s);\n", service(), some_time(pick(0.1, 2)) if $dice < 0.87;
 	my $some = sprintf '(some_sent(1, %d))[1]', int rand 20;
 	return "SELECT jobqueue_cancel($some);\n" if $dice < 0.91;
 	return "SELECT jobqueue_cancel((SELECT id FROM posted ORDER BY i DESC LIMIT 1));\n" if $dice < 0.92;
@@ -665,7 +665,7 @@ sub control
 		"SELECT count(*) FROM jobqueue_status;\nSELECT count(*) FROM jobqueue_jobs;\nSELECT count(*) FROM jobqueue_keys;\nSELECT count(*) FROM jobqueue_services;\n");
 
 	$s = "BEGIN;\n$s" . ending() if $s !~ /quiesce|pg_sleep|VACUUM|SYSTEM/ && chance(0.3);
-	return $s . "SELECT pg_sleep(" . rand(0.3) . ");\n";
+	return $s . "SELECT pg_sleep(" . rand(0.15) . ");\n";
 }
 
 my @clients;
@@ -678,7 +678,7 @@ sub start_client
 	my $text = '';
 	my $log = "$PostgreSQL::Test::Utils::log_path/043_all_together_client_$who.log";
 
-	$text .= $who eq 'control' ? control() : statement($who) foreach 1 .. 500;
+	$text .= $who eq 'control' ? control() : statement($who) foreach 1 .. 1000;
 	append_to_file($file, $text);
 	# the name is that of a sender
 	local %ENV = node()->_get_env(PGAPPNAME => "client $who $files");
@@ -697,7 +697,7 @@ sub start_client
 
 sub start_clients
 {
-	@clients = map { start_client($_) } qw(r1 r2 super consumer consumer control);
+	@clients = map { start_client($_) } qw(r1 r1 r2 super consumer consumer consumer control);
 }
 
 # those whose server process has gone come again
@@ -833,10 +833,15 @@ sub settle
 	my $end = time + ($ENV{JQ_DRAIN} || $PostgreSQL::Test::Utils::timeout_default);
 	while (1)
 	{
-		sql("SELECT jobqueue_reschedule_where(NULL, 'scheduled', NULL, NULL, true)");
-		sql("SELECT start(name, 'permanent', 1000) FROM jobqueue_services WHERE status = 'failed'");
-		node()->psql('postgres', "CALL consume('$_', 20, '0', NULL, ARRAY['complete'], false)") foreach @queues;
-		last if sql('SELECT (SELECT count(*) FROM jobqueue_job) + (SELECT count(*) FROM jobqueue_running)') == 0;
+		my $left;
+
+		node()->psql('postgres', join("\n", map { "SELECT finish(f, 'complete', '$_', NULL) FROM jsonb_array_elements(take('$_', 12, NULL)) f;" } @queues), on_error_stop => 0);
+		$left = sql(<<'SQL');
+SELECT FROM jobqueue_services s, start(s.name, 'permanent', 1000) WHERE status = 'failed';
+SELECT FROM jobqueue_reschedule_where(NULL, 'scheduled', NULL, NULL, true);
+SELECT (SELECT count(*) FROM jobqueue_job) + (SELECT count(*) FROM jobqueue_running);
+SQL
+		last if $left =~ /^0$/m;
 		die "does not drain\n" if time > $end;
 		usleep(50_000);
 	}
