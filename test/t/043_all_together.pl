@@ -851,6 +851,17 @@ SQL
 	note sprintf 'drained in %.1f s', time - $begin;
 }
 
+# A session may lock the key of a job that it has fetched, and run a job of a key
+# that it has locked.
+sub same
+{
+	my ($one, $other) = @_;
+
+	return 1 if $one eq $other;
+	($one, $other) = ($other, $one) if $one !~ /^session/;
+	return $one =~ /^session(\d+)$/ && $other =~ /^(?:claimsession|job.*-)$1$/;
+}
+
 # whoever has something to himself has it alone
 sub overlaps
 {
@@ -872,8 +883,7 @@ sub overlaps
 			@active = grep { $_->[1] > $h->[0] } @active;
 			foreach my $o (@active)
 			{
-				# a session may lock the key of a job that it has fetched
-				next if $o->[3] =~ /^(?:claim)?\Q$h->[3]\E$/ || $h->[3] eq "claim$o->[3]";
+				next if same($o->[3], $h->[3]);
 				if ($o->[2] eq 'x' || $h->[2] eq 'x')
 				{
 					push @wrong, "$what: $o->[3] $o->[0] - $o->[1], $h->[3] $h->[0] - $h->[1]";
