@@ -22,7 +22,7 @@ use Time::HiRes qw(time usleep);
 
 my $seed = $ENV{JQ_SEED} || int(time * 1000) % 1_000_000;
 my $rounds = $ENV{JQ_ROUNDS} || 2;
-my $seconds = $ENV{JQ_SECONDS} || 10;
+my $seconds = $ENV{JQ_SECONDS} || 7;
 my $faults = $ENV{JQ_FAULTS} // 1;
 
 note "seed $seed";
@@ -757,6 +757,9 @@ sub fault
 		('terminate client') x 4,
 		('cancel client') x 5,
 		('drop client') x 4,
+		('freeze worker') x 2,
+		('freeze client') x 2,
+		'freeze scheduler',
 		('terminate scheduler') x 3,
 		'terminate launcher',
 		'kill worker',
@@ -787,6 +790,14 @@ sub fault
 	my $pid = a_pid($whom eq 'client' ? "application_name LIKE 'client %'" : "backend_type = 'jobqueue $whom'");
 
 	return unless $pid;
+	if ($how eq 'freeze')
+	{
+		# longer than some leases, and than locks are waited for
+		kill('STOP', $pid);
+		usleep(rand(600_000));
+		kill('CONT', $pid);
+		return;
+	}
 	if ($how eq 'kill')
 	{
 		my $offset = crash_offset();
