@@ -17,6 +17,7 @@
 #include "fetch.h"
 #include "fetchxact.h"
 #include "fmgr.h"
+#include "grant.h"
 #include "lane.h"
 #include "lease.h"
 #include "miscadmin.h"
@@ -41,17 +42,26 @@ is_cancelled(JqTable *t, int64 id)
 	Oid types[1] = {INT8OID};
 	Datum values[1];
 	JqOwnerState state;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
 	bool cancelled;
+	bool isnull;
 
 	values[0] = Int64GetDatum(id);
 	jq_owner_begin(t, &state);
 	jq_owner_read(t,
-				  "SELECT FROM %s.jobqueue_archive"
-				  " WHERE id = $1 AND state = 'cancelled'",
+				  "SELECT queue FROM %s.jobqueue_archive WHERE id = $1"
+				  " AND state = 'cancelled' AND command IS NULL",
 				  1, types, values, NULL);
 	cancelled = SPI_processed > 0;
+	if (cancelled)
+		strlcpy(queue,
+				TextDatumGetCString(SPI_getbinval(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1,
+												  &isnull)),
+				sizeof(queue));
 	jq_owner_end(&state);
-	return cancelled;
+	/* to others nothing is told of it */
+	return cancelled && jq_may_consume(queue);
 }
 
 /* pin the claim for this transaction; whoever has lost it is told why */
