@@ -243,7 +243,7 @@ ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
 -- Services, one row each; see src/service.c.  What each message changes is in a
 -- table of its own, see src/servicerow.c.
 CREATE TABLE jobqueue_service (
-	name		text COLLATE "C" NOT NULL,
+	name		text COLLATE "C" NOT NULL CHECK (octet_length(name) BETWEEN 1 AND 255),
 	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
 	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	home		bigint NOT NULL DEFAULT jobqueue_home(),
