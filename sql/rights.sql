@@ -161,6 +161,32 @@ SELECT jobqueue_complete(:command);
 \set VERBOSITY default
 RESET ROLE;
 
+-- what builds an index or a view for another role lends that its session, not its keys and claims
+SELECT jobqueue_grant('regress_jq_nobody', 'lock');
+SELECT jobqueue_enqueue(NULL, queue => 'rights1') AS id \gset
+SELECT count(*) FROM jobqueue_fetch('rights1');
+SELECT jobqueue_lock('mine');
+CREATE SCHEMA regress_jq AUTHORIZATION regress_jq_nobody;
+SET ROLE regress_jq_nobody;
+CREATE FUNCTION regress_jq.borrow(command text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE command;
+	RETURN 'done';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE || ' ' || SQLERRM;
+END $$;
+CREATE MATERIALIZED VIEW regress_jq.borrowed AS SELECT command, regress_jq.borrow(format(command, :id)) FROM (VALUES
+	('SELECT jobqueue_complete(%s)'), ('SELECT jobqueue_fail(%s)'), ('SELECT jobqueue_release(%s)'),
+	('SELECT jobqueue_fetch(''rights2'')'), ('SELECT jobqueue_lock(''theirs'')'), ('SELECT jobqueue_xact_lock(''theirs'')'),
+	('SELECT jobqueue_try_lock(''theirs'')'), ('SELECT jobqueue_unlock(''mine'')'), ('SELECT pg_advisory_unlock_all()')) v (command) WITH NO DATA;
+RESET ROLE;
+REFRESH MATERIALIZED VIEW regress_jq.borrowed;
+SELECT * FROM regress_jq.borrowed;
+SELECT key FROM jobqueue_keys;
+SELECT jobqueue_complete(:id);
+SELECT jobqueue_unlock('mine');
+DROP SCHEMA regress_jq CASCADE;
+
 DROP PROCEDURE looks;
 DROP FUNCTION may;
 DROP VIEW objects;

@@ -30,6 +30,15 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+static JqTable *
+begin(const char *function)
+{
+	JqTable *t = jq_control_begin(function);
+
+	jq_control_not_restricted(function);
+	return t;
+}
+
 static const pg_uuid_t *
 token_argument(FunctionCallInfo fcinfo, int n)
 {
@@ -121,7 +130,7 @@ PG_FUNCTION_INFO_V1(jq_complete);
 Datum
 jq_complete(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_complete()");
+	JqTable *t = begin("jobqueue_complete()");
 	int64 id = jq_control_id(fcinfo);
 	Datum result = PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1);
 	JqFetched f;
@@ -147,7 +156,7 @@ PG_FUNCTION_INFO_V1(jq_fail);
 Datum
 jq_fail(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_fail()");
+	JqTable *t = begin("jobqueue_fail()");
 	int64 id = jq_control_id(fcinfo);
 	JqFailure failure;
 	JqRecorded recorded;
@@ -191,7 +200,7 @@ PG_FUNCTION_INFO_V1(jq_release);
 Datum
 jq_release(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_release()");
+	JqTable *t = begin("jobqueue_release()");
 	int64 id = jq_control_id(fcinfo);
 	JqFetched f;
 
@@ -206,7 +215,7 @@ PG_FUNCTION_INFO_V1(jq_extend);
 Datum
 jq_extend(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_extend()");
+	JqTable *t = begin("jobqueue_extend()");
 	int64 id = jq_control_id(fcinfo);
 	TimestampTz until;
 	JqFetched f;
