@@ -1007,7 +1007,7 @@ COMMENT ON FUNCTION jobqueue_try_lock(text) IS
 COMMENT ON FUNCTION jobqueue_unlock(text) IS
 	'undo one jobqueue_lock() or jobqueue_try_lock() of this session when the transaction ends; false if there is none';
 COMMENT ON FUNCTION jobqueue_whereis(text) IS
-	'the process that holds a key, for a job or as a session; 0: one of a role that one may not see; NULL: nobody holds it';
+	'the process that holds a key, for a job or as a session; 0: one of a role that one may not see, or none, by a lease; NULL: nobody holds it';
 COMMENT ON TABLE jobqueue_service IS
 	'services, one row each; a row is a right to run its handler as its owner, so grant nothing on it; read the view jobqueue_services';
 COMMENT ON COLUMN jobqueue_service.id IS
