@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "conflict.h"
 #include "consumer.h"
+#include "control.h"
 #include "database.h"
 #include "executor/spi.h"
 #include "fetch.h"
@@ -135,6 +136,7 @@ jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 	get_request(fcinfo, r);
 	PreventCommandIfParallelMode(function);
 	PreventCommandDuringRecovery(function);
+	jq_control_not_restricted(function);
 	if (r->leased)
 		PreventCommandIfReadOnly(function);
 	else if (jq_is_worker)
