@@ -184,6 +184,8 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 	int n, i;
 
 	r->full = false;
+	/* from now on an abort ends a wait that may follow */
+	jq_fetchxact_reserve(TAKE_AT_ONCE);
 	if (!jobqueue_enabled)
 	{
 		jq_consumer_leave();
