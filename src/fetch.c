@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "conflict.h"
 #include "consumer.h"
+#include "control.h"
 #include "database.h"
 #include "executor/spi.h"
 #include "fetch.h"
@@ -34,6 +35,7 @@
 #include "guc.h"
 #include "jobscan.h"
 #include "keylock.h"
+#include "keywait.h"
 #include "lane.h"
 #include "lease.h"
 #include "miscadmin.h"
@@ -134,6 +136,7 @@ jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 	get_request(fcinfo, r);
 	PreventCommandIfParallelMode(function);
 	PreventCommandDuringRecovery(function);
+	jq_control_not_restricted(function);
 	if (r->leased)
 		PreventCommandIfReadOnly(function);
 	else if (jq_is_worker)
@@ -176,6 +179,7 @@ static int
 take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
 	JqTaken taken[TAKE_AT_ONCE];
+	XLogRecPtr lsn = InvalidXLogRecPtr;
 	int got = 0;
 	int n, i;
 
@@ -206,15 +210,30 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 			g->id = taken[i].id;
 			describe(r, g);
 			got++;
+			/* with a lease the commit is to be flushed, after those */
+			if (taken[i].keylen > 0 && !r->leased)
+				lsn = Max(lsn, jq_keywait_lsn(MyDatabaseId, taken[i].key,
+											  taken[i].keylen));
 		}
 		CHECK_FOR_INTERRUPTS();
 	} while (n > 0 && got < r->max);
+	jq_keywait_flush(lsn);
 	return got;
 }
 
 void
 jq_fetch_nothing(const JqFetchRequest *r)
 {
+	int dbix = jq_dir_db(MyDatabaseId, false);
+	int ix = dbix >= 0 ? jq_dir_queue(dbix, r->queue, false) : -1;
+
+	if (ix >= 0 &&
+		(pg_atomic_read_u32(&jq_queues[ix].stopped) & JQ_STOPPED_PAUSED))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("queue \"%s\" is paused", r->queue),
+				 errhint("It gives jobs again after jobqueue_resume('%s').",
+						 r->queue)));
 	if (r->full)
 		ereport(
 			ERROR,

@@ -29,6 +29,7 @@
 #include "catalog/pg_proc.h"
 #include "command.h"
 #include "compat.h"
+#include "control.h"
 #include "explain.h"
 #include "fmgr.h"
 #include "jobtable.h"
@@ -234,7 +235,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 	if (prev_object_access_hook)
 		prev_object_access_hook(access, classId, objectId, subId, arg);
 	if (access != OAT_FUNCTION_EXECUTE ||
-		objectId != F_PG_ADVISORY_UNLOCK_ALL || !IsTransactionState())
+		objectId != F_PG_ADVISORY_UNLOCK_ALL || !IsTransactionState() ||
+		InSecurityRestrictedOperation())
 		return;
 	for (i = 0; i < nlocked; i++)
 	{
@@ -380,22 +382,6 @@ wait_for(const char *key, int len, TimestampTz until)
 	return given;
 }
 
-/*
- * Whoever had the key may have committed without a flush, as workers do.  What
- * we do about it, or tell others, is not to be forgotten less easily than that.
- */
-static void
-flush_holders(const char *key, int len)
-{
-	XLogRecPtr lsn;
-
-	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF || RecoveryInProgress())
-		return;
-	lsn = jq_keywait_lsn(MyDatabaseId, key, len);
-	if (lsn != InvalidXLogRecPtr && lsn > GetFlushRecPtr(NULL))
-		XLogFlush(lsn);
-}
-
 static bool
 take_or_wait(const char *key, int len, TimestampTz until)
 {
@@ -476,7 +462,7 @@ lock(const char *key, int len, TimestampTz until, bool xact)
 		l->xact_nest = GetCurrentTransactionNestLevel();
 		at_end = true;
 	}
-	flush_holders(key, len);
+	jq_keywait_flush(jq_keywait_lsn(MyDatabaseId, key, len));
 	return true;
 }
 
@@ -527,6 +513,7 @@ jq_lock_session(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_lock()", &len);
 
+	jq_control_not_restricted("jobqueue_lock()");
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), false));
 }
 
@@ -538,6 +525,7 @@ jq_lock_xact(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_xact_lock()", &len);
 
+	jq_control_not_restricted("jobqueue_xact_lock()");
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), true));
 }
 
@@ -549,6 +537,7 @@ jq_try_lock(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_try_lock()", &len);
 
+	jq_control_not_restricted("jobqueue_try_lock()");
 	PG_RETURN_BOOL(lock(key, len, DT_NOBEGIN, false));
 }
 
@@ -561,6 +550,7 @@ jq_unlock(PG_FUNCTION_ARGS)
 	char *key = key_argument(fcinfo, "jobqueue_unlock()", &len);
 	LockedKey *l = find(key, len);
 
+	jq_control_not_restricted("jobqueue_unlock()");
 	if (l == NULL || l->session <= l->unlocks)
 	{
 		ereport(WARNING,

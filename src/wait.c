@@ -75,6 +75,7 @@ typedef struct Target
 	bool has_result;
 	Datum result;
 	char *error;
+	bool hidden;	/* the caller sees no results of its owner */
 	bool here;		/* in this very transaction: nothing to flush */
 	XLogRecPtr lsn; /* of its commit; invalid: not known */
 } Target;
@@ -93,17 +94,12 @@ typedef struct Wait
 /* ------------------------------------------------------------- one look */
 
 static void
-check_owner(Oid owner, int64 id)
+check_owner(Oid owner, Target *t)
 {
-	if (jq_is_admin() ||
-		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)))
-		return;
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		 errmsg("permission denied for job " INT64_FORMAT, id),
-		 errhint(
-			 "One may wait for the jobs of roles whose privileges one has.")));
+	/* an administrator waits for all, and sees of them what the views show */
+	t->hidden = jq_sight_of(owner) < 2;
+	if (t->hidden)
+		jq_check_owner(owner, t->id, "wait for");
 }
 
 /* an end of a record that has been written to the WAL, or later */
@@ -189,9 +185,9 @@ take_recent(Wait *w, Target *t, const JqRecent *r, const char *text, int len,
 	t->lsn = r->outcome == JQ_COMPLETED ? r->lsn : InvalidXLogRecPtr;
 	if (r->outcome != JQ_COMPLETED)
 		t->error = copy;
-	else if (cut)
+	else if (cut && !t->hidden)
 		too_large(t);
-	else if (copy != NULL)
+	else if (copy != NULL && !cut)
 	{
 		t->result = DirectFunctionCall1(jsonb_in, CStringGetDatum(copy));
 		t->has_result = true;
@@ -245,7 +241,7 @@ take_history(Wait *w, JqTable *table, Target *t)
 	PopActiveSnapshot();
 	if (!found)
 		return false;
-	check_owner(owner, t->id);
+	check_owner(owner, t);
 	t->ended = true;
 	return true;
 }
@@ -297,14 +293,14 @@ look(Wait *w, Target *t)
 	t->soon = false;
 	if (jq_waiter_told(t->cell, &r) && r.outcome == JQ_COMPLETED && !r.cut)
 	{
-		check_owner(r.role, t->id);
+		check_owner(r.role, t);
 		take_recent(w, t, &r, r.text, r.textlen, false);
 		return;
 	}
 	if (jq_row_fetch(table, t->id, NULL, NULL, &row, &xid, NULL) !=
 		JQ_FETCH_GONE)
 	{
-		check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t->id);
+		check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t);
 		must_not_be_ours(&row, t->id);
 		t->seen = true;
 		return;
@@ -313,6 +309,7 @@ look(Wait *w, Target *t)
 	{
 		bool cut = len > JQ_RECENT_TEXT;
 
+		check_owner(r.role, t);
 		t->here = true;
 		if (!cut || !take_history(w, table, t))
 			take_recent(w, t, &r, text, text ? strlen(text) : 0, cut);
@@ -324,7 +321,7 @@ look(Wait *w, Target *t)
 	known =
 		jq_waiter_told(t->cell, &r) || jq_recent_find(MyDatabaseId, t->id, &r);
 	if (known)
-		check_owner(r.role, t->id);
+		check_owner(r.role, t);
 	if (known && r.outcome == JQ_COMPLETED && !r.cut)
 		take_recent(w, t, &r, r.text, r.textlen, false);
 	else if (take_history(w, table, t))
@@ -618,7 +615,7 @@ to_row(const Target *t, Datum *values, bool *nulls)
 	nulls[1] = !t->ended;
 	if (t->ended)
 		values[1] = CStringGetTextDatum(t->state);
-	nulls[2] = !t->ended || !t->has_result;
+	nulls[2] = !t->ended || !t->has_result || t->hidden;
 	values[2] = t->result;
 	nulls[3] = !t->ended || t->error == NULL;
 	if (!nulls[3])
