@@ -570,7 +570,7 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	memcpy(f->digest, digest, digest_len);
 	f->nkeys += digest_len > 0 ? 1 : 0;
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
-	/* nothing else runs yet, so nobody has the keys */
+	/* no job runs yet; sessions may have the key, or wait for it: it has it, too */
 	if (item->keylen > 0)
 		ok = jq_keylock_take_for_claim(MyDatabaseId, item->key, item->keylen,
 									   item->id, 0, lane, JQ_NIL, &ask,
