@@ -35,6 +35,7 @@
 #include "guc.h"
 #include "jobscan.h"
 #include "keylock.h"
+#include "keywait.h"
 #include "lane.h"
 #include "lease.h"
 #include "miscadmin.h"
@@ -178,10 +179,13 @@ static int
 take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
 	JqTaken taken[TAKE_AT_ONCE];
+	XLogRecPtr lsn = InvalidXLogRecPtr;
 	int got = 0;
 	int n, i;
 
 	r->full = false;
+	/* from now on an abort ends a wait that may follow */
+	jq_fetchxact_reserve(TAKE_AT_ONCE);
 	if (!jobqueue_enabled)
 	{
 		jq_consumer_leave();
@@ -206,15 +210,30 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 			g->id = taken[i].id;
 			describe(r, g);
 			got++;
+			/* with a lease the commit is to be flushed, after those */
+			if (taken[i].keylen > 0 && !r->leased)
+				lsn = Max(lsn, jq_keywait_lsn(MyDatabaseId, taken[i].key,
+											  taken[i].keylen));
 		}
 		CHECK_FOR_INTERRUPTS();
 	} while (n > 0 && got < r->max);
+	jq_keywait_flush(lsn);
 	return got;
 }
 
 void
 jq_fetch_nothing(const JqFetchRequest *r)
 {
+	int dbix = jq_dir_db(MyDatabaseId, false);
+	int ix = dbix >= 0 ? jq_dir_queue(dbix, r->queue, false) : -1;
+
+	if (ix >= 0 &&
+		(pg_atomic_read_u32(&jq_queues[ix].stopped) & JQ_STOPPED_PAUSED))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("queue \"%s\" is paused", r->queue),
+				 errhint("It gives jobs again after jobqueue_resume('%s').",
+						 r->queue)));
 	if (r->full)
 		ereport(
 			ERROR,

@@ -174,6 +174,9 @@ xact_callback(XactEvent event, void *arg)
 						 "cannot PREPARE a transaction that has fetched or ended jobs"),
 					 errhint("Commit it.")));
 			break;
+		case XACT_EVENT_PREPARE:
+			forget(); /* the memory of a fetch that found nothing goes, too */
+			break;
 		default:
 			break;
 	}
@@ -387,13 +390,8 @@ jq_fetchxact_end(int64 id, JqFetchEnd how, TimestampTz at, const char *text)
 	Assert(s != NULL && !s->decided);
 	if (text != NULL)
 	{
-		/* the ring cuts it, and says that it did */
 		s->len = strlen(text);
-		s->text = MemoryContextAlloc(
-			TopTransactionContext,
-			Min(s->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
-		strlcpy(s->text, text,
-				Min(s->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
+		s->text = jq_recent_copy(TopTransactionContext, text, s->len);
 	}
 	s->decided = true;
 	s->how = how;

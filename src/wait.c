@@ -13,7 +13,8 @@
  * Nobody is told what a crash or a failover could take back: the end of the job
  * is flushed, and replicated as this session's own synchronous_commit says.
  *
- * No lock is held while it sleeps, but the statement's snapshot is.
+ * No lock is held while it sleeps, but the statement's snapshot is; of
+ * jobqueue_call(), which commits before it comes here, there is none.
  */
 #include "postgres.h"
 
@@ -97,14 +98,8 @@ check_owner(Oid owner, Target *t)
 {
 	/* an administrator waits for all, and sees of them what the views show */
 	t->hidden = jq_sight_of(owner) < 2;
-	if (!t->hidden || jq_is_admin())
-		return;
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		 errmsg("permission denied for job " INT64_FORMAT, t->id),
-		 errhint(
-			 "One may wait for the jobs of roles whose privileges one has.")));
+	if (t->hidden)
+		jq_check_owner(owner, t->id, "wait for");
 }
 
 /* an end of a record that has been written to the WAL, or later */
@@ -217,6 +212,8 @@ take_history(Wait *w, JqTable *table, Target *t)
 	Oid owner = InvalidOid;
 
 	values[0] = Int64GetDatum(t->id);
+	/* what is out of line is read under a snapshot, which a call may not have */
+	PushActiveSnapshot(GetLatestSnapshot());
 	jq_owner_begin(table, &state);
 	jq_owner_read(table, sql, 1, types, values, NULL);
 	found = SPI_processed > 0;
@@ -241,6 +238,7 @@ take_history(Wait *w, JqTable *table, Target *t)
 		MemoryContextSwitchTo(old);
 	}
 	jq_owner_end(&state);
+	PopActiveSnapshot();
 	if (!found)
 		return false;
 	check_owner(owner, t);
@@ -452,6 +450,8 @@ sleep_until_called(Wait *w, int wanted)
 			jq_waitgraph_error(&look, what);
 		}
 		wake = Min(wake, look.next);
+		/* where there is no other snapshot, none is held while it sleeps */
+		InvalidateCatalogSnapshotConditionally();
 		JQ_PAUSE("wait-before-sleep");
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
