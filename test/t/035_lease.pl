@@ -154,6 +154,9 @@ property 'DISCARD ALL ends what a session has fetched' => sub {
 	$s->query_safe('DISCARD ALL');
 	wait_for("SELECT attempt = 1 FROM jobqueue_job");
 	is(sql('SELECT count(*) FROM jobqueue_keys WHERE pid IS NOT NULL'), '0', 'the key is free');
+	is(fetch($s, 'l'), $id, 'fetched again');
+	$s->query("DISCARD ALL;\nSELECT jobqueue_complete($id)");
+	like($s->{stderr}, qr/job $id is not fetched/, 'it is told so, even at once');
 	clean();
 };
 
