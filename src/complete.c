@@ -30,6 +30,8 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#define MAX_UNREAD_US (10 * USECS_PER_SEC)
+
 static JqTable *
 begin(const char *function)
 {
@@ -77,6 +79,18 @@ is_cancelled(JqTable *t, int64 id)
 static void
 pin(JqTable *t, int64 id, const pg_uuid_t *token, bool extend, JqFetched *f)
 {
+	TimestampTz until = GetCurrentTimestamp() + MAX_UNREAD_US;
+
+	while (token != NULL && !jq_fetched_has(MyDatabaseId, id) &&
+		   jq_lease_unread_job(t, id))
+	{
+		if (GetCurrentTimestamp() > until)
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("leases have not been read since the server "
+								   "has started"),
+							errhint("Try again; the lease holds.")));
+		jq_control_pause();
+	}
 	if (!jq_fetched_has(MyDatabaseId, id) && is_cancelled(t, id))
 		jq_fetch_cancelled(id);
 	jq_fetchxact_pin(id, token, extend, f);

@@ -125,8 +125,8 @@ lock_job(JqTable *t, int64 id)
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 }
 
-static void
-wait_a_moment(void)
+void
+jq_control_pause(void)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 10L, PG_WAIT_EXTENSION);
@@ -151,7 +151,7 @@ jq_control_await(JqTable *t, int64 id)
 	/* of a session it is let go with its locks */
 	lock_job(t, id);
 	while (jq_claim_has(MyDatabaseId, id) && !jq_publish_is_held(id))
-		wait_a_moment();
+		jq_control_pause();
 }
 
 bool
@@ -193,7 +193,7 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 				if (f == JQ_FETCH_DOUBTFUL)
 					XactLockTableWait(xid, NULL, NULL, XLTW_None);
 				else
-					wait_a_moment();
+					jq_control_pause();
 				break;
 			case JQ_HOLD_FULL:
 				ereport(ERROR,

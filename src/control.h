@@ -47,4 +47,7 @@ extern bool jq_job_run_now(JqTable *t, int64 id);
  */
 extern void jq_control_await(JqTable *t, int64 id);
 
+/* look again in 10 ms, or when the latch is set */
+extern void jq_control_pause(void);
+
 #endif /* JQ_CONTROL_H */

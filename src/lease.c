@@ -60,6 +60,45 @@ jq_lease_delete(JqTable *t, int64 id)
 	jq_owner_end(&state);
 }
 
+/* --------------------------------------------------------- memory is new */
+
+static bool
+unread(JqTable *t, const char *sql, Oid type, Datum value)
+{
+	int dbix = jq_dir_db(MyDatabaseId, true);
+	JqOwnerState state;
+	bool found;
+
+	if (dbix < 0 || *(volatile bool *) &jq_dbs[dbix].leases_read)
+		return false;
+	jq_owner_begin(t, &state);
+	jq_owner_read(t, sql, 1, &type, &value, NULL);
+	found = SPI_processed > 0;
+	jq_owner_end(&state);
+	jq_db_request(dbix, JQ_REQ_LEASES);
+	/* read meanwhile, they count from now on */
+	pg_memory_barrier();
+	return found && !*(volatile bool *) &jq_dbs[dbix].leases_read;
+}
+
+bool
+jq_lease_unread_job(JqTable *t, int64 id)
+{
+	return unread(t, "SELECT FROM %s.jobqueue_lease WHERE job = $1", INT8OID,
+				  Int64GetDatum(id));
+}
+
+bool
+jq_lease_unread_key(JqTable *t, const char *key, int len)
+{
+	return unread(t,
+				  "SELECT FROM %s.jobqueue_lease l"
+				  " JOIN %s.jobqueue_job j ON j.id = l.job"
+				  " JOIN %s.jobqueue_meta m ON m.home = j.home"
+				  " WHERE j.key = $1",
+				  TEXTOID, PointerGetDatum(cstring_to_text_with_len(key, len)));
+}
+
 /* -------------------------------------------------------------- scheduler */
 
 typedef struct Lease

@@ -20,6 +20,13 @@ extern void jq_lease_write(JqTable *t, const int64 *ids, int n,
 extern void jq_lease_delete(JqTable *t, int64 id);
 
 /*
+ * Memory being new: is there a lease that it has not read yet, of that job, or of
+ * a job of that key?  If so, the scheduler is asked to.
+ */
+extern bool jq_lease_unread_job(JqTable *t, int64 id);
+extern bool jq_lease_unread_key(JqTable *t, const char *key, int len);
+
+/*
  * Scheduler, memory being new: claim what is leased, before anything is taken
  * from a lane.
  */

@@ -34,6 +34,7 @@
 #include "fmgr.h"
 #include "jobtable.h"
 #include "keywait.h"
+#include "lease.h"
 #include "lockkey.h"
 #include "miscadmin.h"
 #include "pause.h"
@@ -404,6 +405,14 @@ take_or_wait(const char *key, int len, TimestampTz until)
 						 "the quota grows with jobqueue.max_ready_jobs.")));
 	if (jq_keylock_reserved())
 		table_full();
+	/* after a start of the server: its holder is not known yet */
+	while (!RecoveryInProgress() &&
+		   jq_lease_unread_key(jq_table_required(), key, len))
+	{
+		if (GetCurrentTimestamp() >= until)
+			return false;
+		jq_control_pause();
+	}
 	switch (jq_keywait_take(MyDatabaseId, key, len))
 	{
 		case JQ_KEY_TAKEN:

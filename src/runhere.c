@@ -18,6 +18,7 @@
 #include "directory.h"
 #include "failure.h"
 #include "keylock.h"
+#include "lease.h"
 #include "lib/ilist.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -170,13 +171,19 @@ note_ended(const JqRecent *r, const char *result)
 static void
 take_key(int64 id, const char *key, int len, int lane)
 {
+	JqKeyResult result;
 	bool ask = false;
 	uint32 next;
 
 	jq_publish_reserve_key();
 	jq_keylock_prepare();
-	switch (
-		jq_keylock_take(MyDatabaseId, key, len, id, lane, JQ_NIL, &ask, &next))
+	/* after a start of the server: its holder is not known yet */
+	if (jq_lease_unread_key(jq_table_required(), key, len))
+		result = JQ_KEY_BUSY;
+	else
+		result = jq_keylock_take(MyDatabaseId, key, len, id, lane, JQ_NIL, &ask,
+								 &next);
+	switch (result)
 	{
 		case JQ_KEY_TAKEN:
 			jq_publish_key(key, len);

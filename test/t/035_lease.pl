@@ -122,27 +122,32 @@ property 'leases, with their keys, survive restart and crash' => sub {
 	clean();
 };
 
-property 'sessions that come for its key first do not keep a lease from memory' => sub {
+property 'a lease has its key, and is known, before memory has read it' => sub {
 	my $id = put('l', key => 'k');
 	my ($got, $token) = lease('l', '1 h');
 	my $other = enqueue('note', what => 'runs');
 	wait_state($other, 'completed');
+	my $same = sql(q{SELECT jobqueue_enqueue('SELECT 1', key => 'k', run_at => 'tomorrow')});
 	set_conf('jobqueue.enabled' => 'off');
 	$node->restart;
-	my ($has, $waits) = (session(), session());
-	is($has->query_safe("SELECT jobqueue_lock('k')"), 't', 'nobody knows of the lease');
+	my ($s, $waits, $ends) = map { session() } 1 .. 3;
+	is($s->query_safe("SELECT jobqueue_try_lock('k')"), 'f', 'nobody else has its key');
+	is($s->query_safe("SELECT jobqueue_lock('k', '10 ms')"), 'f', 'nor who waits for it');
+	is($s->query_safe("SELECT jobqueue_try_lock('other')"), 't', 'others are free');
+	like(sql_error("SELECT jobqueue_run($same)"), qr/key "k" of job $same is held/, 'nor a job');
 	send_sql($waits, "SELECT jobqueue_lock('k')");
-	wait_for("SELECT waiting = 1 FROM jobqueue_keys WHERE key = 'k'");
+	send_sql($ends, "SELECT jobqueue_extend($id, '2 h', '$token') > now()");
 	set_conf('jobqueue.enabled' => 'on');
 	$other = enqueue('note', what => 'runs');
 	wait_state($other, 'completed');
-	is(sql("SELECT id FROM jobqueue_running WHERE leased_until IS NOT NULL"), $id, 'memory has it');
-	$has->query_safe("SELECT jobqueue_unlock('k')");
-	like(sql("SELECT waiting FROM jobqueue_keys WHERE key = 'k'"), qr/^1$/, 'the lease has the key, the other one waits');
+	$ends->query('SELECT 1');
+	is($ends->{stderr}, '', 'whoever has the token is not told that it has ended');
+	is(sql("SELECT id FROM jobqueue_running WHERE leased_until > now() + '1 h 30 min'"), $id, 'memory has it');
+	wait_for("SELECT job = $id AND waiting = 1 FROM jobqueue_keys WHERE key = 'k'");
 	sql("SELECT jobqueue_complete($id, token => '$token')");
 	$waits->query_safe('SELECT 1');
-	is(sql("SELECT job IS NULL AND pid IS NOT NULL FROM jobqueue_keys WHERE key = 'k'"), 't', 'then that has it');
-	$_->quit foreach $has, $waits;
+	is(sql("SELECT job IS NULL AND pid IS NOT NULL FROM jobqueue_keys WHERE key = 'k'"), 't', 'then who waits has the key');
+	$_->quit foreach $s, $waits, $ends;
 	forget();
 	clean();
 };
