@@ -496,6 +496,10 @@ CREATE FUNCTION jobqueue_service_state(name text) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_service_state' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_whereis_service(name text) RETURNS int
 	AS 'MODULE_PATHNAME', 'jq_whereis_service' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_cron_next(cron text,
+	after timestamptz DEFAULT now(), timezone text DEFAULT NULL,
+	n int DEFAULT 1) RETURNS SETOF timestamptz
+	AS 'MODULE_PATHNAME', 'jq_cron_next_sql' LANGUAGE C STABLE PARALLEL SAFE;
 CREATE FUNCTION jobqueue_grant(role regrole, level text,
 	queue text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -1029,6 +1033,8 @@ COMMENT ON FUNCTION jobqueue_service_state(text) IS
 	'the state that the last message handled has left';
 COMMENT ON FUNCTION jobqueue_whereis_service(text) IS
 	'the process that handles a message of the service now; NULL: none does';
+COMMENT ON FUNCTION jobqueue_cron_next(text, timestamptz, text, int) IS
+	'the next n instants of a cron expression after a moment, in a time zone (null: that of the session)';
 COMMENT ON FUNCTION jobqueue_grant(regrole, text, text) IS
 	'give a role the level "use", "consume" (of a queue; null: of all), "lock", "monitor" or "admin"';
 COMMENT ON FUNCTION jobqueue_revoke(regrole, text, text) IS
