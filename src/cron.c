@@ -729,3 +729,47 @@ jq_cron_next(const JqCron *cron, TimestampTz start, TimestampTz after,
 	*next = (instant - EPOCH_DIFF) * USECS_PER_SEC;
 	return true;
 }
+
+/*
+ * Whether there is an instant after a moment and up to another is known from the
+ * first one after it: so the last one is searched for, first in ever longer
+ * stretches back from the end, then by halves.
+ */
+bool
+jq_cron_previous(const JqCron *cron, TimestampTz start, TimestampTz from,
+				 TimestampTz to, const pg_tz *zone, TimestampTz *previous)
+{
+	TimestampTz none = to; /* none in (none, to] */
+	TimestampTz some, next;
+	int64 length;
+
+	for (length = USECS_PER_SEC;; length *= 2)
+	{
+		some = to - from <= length ? from : to - length;
+		if (jq_cron_next(cron, start, some, zone, &next) && next <= to)
+			break;
+		if (some == from)
+			return false;
+		none = some;
+	}
+	for (;;)
+	{
+		/* the last one is in [next, none] */
+		*previous = next;
+		if (!jq_cron_next(cron, start, *previous, zone, &next) || next > to)
+			return true;
+		some = next;
+		while (none - some > 1)
+		{
+			TimestampTz middle = some + (none - some) / 2;
+
+			if (jq_cron_next(cron, start, middle, zone, &next) && next <= to)
+			{
+				some = next;
+				break;
+			}
+			none = middle;
+		}
+		next = some;
+	}
+}

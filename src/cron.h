@@ -50,4 +50,9 @@ extern bool jq_cron_next(const JqCron *cron, TimestampTz start,
 						 TimestampTz after, const pg_tz *zone,
 						 TimestampTz *next);
 
+/* the last instant in (from, to]; false: there is none */
+extern bool jq_cron_previous(const JqCron *cron, TimestampTz start,
+							 TimestampTz from, TimestampTz to,
+							 const pg_tz *zone, TimestampTz *previous);
+
 #endif /* JQ_CRON_H */

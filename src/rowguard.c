@@ -20,6 +20,7 @@
 #include "jobtable.h"
 #include "publish.h"
 #include "quota.h"
+#include "rowguard.h"
 #include "unique.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -30,8 +31,8 @@
 #include "utils/timestamp.h"
 
 /* may the current user act for the owner? */
-static void
-check_acts_for(Oid owner)
+void
+jq_row_check_owner(Oid owner)
 {
 	if (superuser())
 		return;
@@ -352,9 +353,9 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	if (jq_bookkeeping && t != NULL && GetUserId() == t->owner)
 		return PointerGetDatum(new);
 
-	check_acts_for(DatumGetObjectId(column(new, desc, "owner", &isnull)));
+	jq_row_check_owner(DatumGetObjectId(column(new, desc, "owner", &isnull)));
 	if (update)
-		check_acts_for(DatumGetObjectId(
+		jq_row_check_owner(DatumGetObjectId(
 			column(data->tg_trigtuple, desc, "owner", &isnull)));
 	if (t == NULL || RelationGetRelid(data->tg_relation) != t->job)
 		return PointerGetDatum(new);

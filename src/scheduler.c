@@ -12,6 +12,7 @@
  *							from lanes
  *		discovers lanes		which (queue, owner) have ready rows
  *		refills keys, lanes	see keylock.c, lane.c
+ *		fires schedules		that are due
  *		publishes due rows	whose run_at has come
  *		ends expired rows	that were not started in time
  *		releases			jobs that waited for others
@@ -224,8 +225,14 @@ scheduler_exit(int code, Datum arg)
 }
 
 static void
-serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
+serve(uint32 requests, const JqFrom *from)
 {
+	/* on time, to a few milliseconds */
+	if (requests & JQ_REQ_SCHEDULES)
+	{
+		guarded(jq_sched_fire, from->schedule, JQ_REQ_SCHEDULES);
+		guarded(jq_sched_find_next_schedule, from->schedule, JQ_REQ_SCHEDULES);
+	}
 	if (requests & JQ_REQ_SETTINGS)
 	{
 		guarded(read_settings, 0, JQ_REQ_SETTINGS);
@@ -239,12 +246,12 @@ serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 		guarded(jq_sched_refill, 0, JQ_REQ_REFILL);
 	if (requests & JQ_REQ_DUE)
 	{
-		guarded(jq_sched_publish_due, due_from, JQ_REQ_DUE);
+		guarded(jq_sched_publish_due, from->due, JQ_REQ_DUE);
 		guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
 	}
 	if (requests & JQ_REQ_EXPIRY)
 	{
-		guarded(jq_sched_end_expired, expiry_from, JQ_REQ_EXPIRY);
+		guarded(jq_sched_end_expired, from->expiry, JQ_REQ_EXPIRY);
 		guarded(jq_sched_find_next_expiry, 0, JQ_REQ_EXPIRY);
 	}
 	if (requests & JQ_REQ_AFTER_ALL)
@@ -266,17 +273,17 @@ serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 void
 jq_sched_serve_others(uint32 later)
 {
-	TimestampTz due_from, expiry_from;
+	JqFrom from;
 	uint32 requests;
 
 	CHECK_FOR_INTERRUPTS();
 	if (*(volatile bool *) &jq_dbs[jq_sched_dbix].leave)
 		proc_exit(0);
-	requests = jq_db_take_requests(jq_sched_dbix, &due_from, &expiry_from);
+	requests = jq_db_take_requests(jq_sched_dbix, &from);
 	if (requests & later)
 		jq_db_request_quietly(jq_sched_dbix, requests & later);
 	if (requests & ~later)
-		serve(requests & ~later, due_from, expiry_from);
+		serve(requests & ~later, &from);
 }
 
 /* is the extension here, and is this a place to stay? */
@@ -349,7 +356,7 @@ jq_scheduler_main(Datum arg)
 	for (;;)
 	{
 		uint32 requests;
-		TimestampTz due_from, expiry_from;
+		JqFrom from;
 		TimestampTz now;
 		TimestampTz wake;
 		long timeout;
@@ -357,11 +364,11 @@ jq_scheduler_main(Datum arg)
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
 		look_again = DT_NOEND;
-		requests = jq_db_take_requests(jq_sched_dbix, &due_from, &expiry_from);
+		requests = jq_db_take_requests(jq_sched_dbix, &from);
 		if (requests != 0)
 		{
 			pgstat_report_activity(STATE_RUNNING, "jobqueue scheduler");
-			serve(requests, due_from, expiry_from);
+			serve(requests, &from);
 			idle_since = GetCurrentTimestamp();
 		}
 		now = GetCurrentTimestamp();
@@ -378,9 +385,9 @@ jq_scheduler_main(Datum arg)
 		if (look_again == DT_NOEND)
 		{
 			/* a request that came meanwhile is served before we think of leaving */
-			bool stop = template ||
-						(now - idle_since >= IDLE_MS * INT64CONST(1000) &&
-						 jq_fetched_count(MyDatabaseId) == 0);
+			bool stop =
+				template || (now - idle_since >= IDLE_MS * INT64CONST(1000) &&
+							 jq_fetched_count(MyDatabaseId) == 0);
 
 			if (stop &&
 				jq_db_sched_leave(jq_sched_dbix,

@@ -70,9 +70,9 @@ typedef struct JqShared
 
 	pg_atomic_uint64 pool_head; /* free entries: (tag << 32) | index */
 	pg_atomic_uint32 pool_nfree;
-	pg_atomic_uint32 starved;  /* a lane wanted entries and got none */
-	pg_atomic_uint32 nheld;	   /* entries of the claim table */
-	pg_atomic_uint32 nfetched; /* claims of consumers, or about to be */
+	pg_atomic_uint32 starved;	   /* a lane wanted entries and got none */
+	pg_atomic_uint32 nheld;		   /* entries of the claim table */
+	pg_atomic_uint32 nfetched;	   /* claims of consumers, or about to be */
 	pg_atomic_uint32 fetched_full; /* a consumer found no room for a claim */
 	pg_atomic_uint64
 		last_flush; /* TimestampTz: when a worker flushed the WAL */
@@ -83,6 +83,9 @@ typedef struct JqShared
 	pg_atomic_uint64 limits_due;   /* earliest wake_at of all; see limit.c */
 	pg_atomic_uint32 key_orders;   /* orders noted in keys; see keyorder.c */
 	pg_atomic_uint32 breaks_cycle; /* pid that is at it; see waitgraph.c */
+#ifdef JQ_TESTING
+	pg_atomic_uint64 clock_offset; /* us; see clock.h */
+#endif
 
 	int launcher_procno;		   /* JQ_LOCK_SLOT; -1 = none */
 	int launcher_pid;			   /* JQ_LOCK_SLOT */
