@@ -250,6 +250,7 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 		d->sched_procno = -1;
 		d->sched_pid = 0;
 		d->sched_not_before = 0;
+		jq_shared->schedulers_wanted = false; /* one place is there */
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	if (leave)

@@ -385,14 +385,14 @@ jq_scheduler_main(Datum arg)
 		if (look_again == DT_NOEND)
 		{
 			/* a request that came meanwhile is served before we think of leaving */
-			bool stop =
-				template || (now - idle_since >= IDLE_MS * INT64CONST(1000) &&
-							 jq_fetched_count(MyDatabaseId) == 0);
+			bool crowded = *(volatile bool *) &jq_shared->schedulers_wanted;
+			int64 rest = IDLE_MS * INT64CONST(1000);
+			bool stop = template || ((crowded || now - idle_since >= rest) &&
+									 jq_fetched_count(MyDatabaseId) == 0);
 
-			if (stop &&
-				jq_db_sched_leave(jq_sched_dbix,
-								  template ? now + USECS_PER_SEC :
-											 now + IDLE_MS * INT64CONST(1000)))
+			if (template || crowded)
+				rest = USECS_PER_SEC;
+			if (stop && jq_db_sched_leave(jq_sched_dbix, now + rest))
 				break;
 		}
 		wake = TimestampTzPlusMilliseconds(idle_since, IDLE_MS);
