@@ -240,7 +240,8 @@ CREATE TABLE jobqueue_queue (
 );
 ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
 
--- Services, one row each; see src/service.c.
+-- Services, one row each; see src/service.c.  What each message changes is in a
+-- table of its own, see src/servicerow.c.
 CREATE TABLE jobqueue_service (
 	name		text COLLATE "C" NOT NULL,
 	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
@@ -259,15 +260,19 @@ CREATE TABLE jobqueue_service (
 	timeout		interval CHECK (timeout >= '0'),
 	search_path	text,
 	settings	text[],
-	handled		bigint NOT NULL DEFAULT 0,
 	failed		bigint NOT NULL DEFAULT 0,
 	failures	timestamptz[] NOT NULL DEFAULT '{}',
 	last_error	text,
 	down_job	bigint,
-	state		jsonb NOT NULL,
 	CONSTRAINT jobqueue_service_pkey PRIMARY KEY (name),
 	CONSTRAINT jobqueue_service_id_key UNIQUE (id)
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0,
+);
+CREATE TABLE jobqueue_service_current (
+	service		bigint NOT NULL,
+	handled		bigint NOT NULL DEFAULT 0,
+	state		jsonb NOT NULL,
+	CONSTRAINT jobqueue_service_current_pkey PRIMARY KEY (service, handled)
+) WITH (autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
 
 -- Schedules, one row each; see src/schedule.c and src/fire.c.
@@ -321,6 +326,7 @@ SELECT pg_catalog.pg_extension_config_dump('jobqueue_consumer', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_service', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_service_current', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_schedule', '');
 
 -- Rows that did not come through jobqueue_enqueue: may their writer act for
@@ -372,6 +378,7 @@ CREATE POLICY jobqueue_archive_owner ON jobqueue_archive
 ALTER TABLE jobqueue_service ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_service_owner ON jobqueue_service
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
+ALTER TABLE jobqueue_service_current ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_schedule ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_schedule_owner ON jobqueue_schedule
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
@@ -773,11 +780,11 @@ CREATE VIEW jobqueue_workers WITH (security_barrier) AS
 
 CREATE VIEW jobqueue_services WITH (security_barrier) AS
 	SELECT s.name::text AS name, s.owner::oid::regrole AS owner, s.handler,
-		   s.status, CASE WHEN x.sight = 2 THEN s.state END AS state,
+		   s.status, CASE WHEN x.sight = 2 THEN c.state END AS state,
 		   (SELECT count(*) FROM jobqueue_job j
 			WHERE pg_catalog.hashtextextended(j.key, 0) = pg_catalog.hashtextextended(k.key, 0)
 			  AND j.key = k.key) AS waiting,
-		   s.handled, s.failed, s.last_error, s.restart, s.max_restarts,
+		   c.handled, s.failed, s.last_error, s.restart, s.max_restarts,
 		   s.within, s.queue::text AS queue,
 		   coalesce(s.timeout, q.timeout, '1 hour') AS timeout, s.started_at,
 		   r.pid
@@ -786,6 +793,7 @@ CREATE VIEW jobqueue_services WITH (security_barrier) AS
 		 CROSS JOIN LATERAL (SELECT 'jobqueue_service:' || s.id AS key) k
 		 LEFT JOIN jobqueue_running_jobs() r ON r.key = k.key
 		 LEFT JOIN jobqueue_queue q ON q.name = s.queue
+		 LEFT JOIN jobqueue_service_current c ON c.service = s.id
 	WHERE x.sight > 0;
 
 CREATE VIEW jobqueue_schedules WITH (security_barrier) AS
@@ -1117,6 +1125,10 @@ COMMENT ON COLUMN jobqueue_service.failures IS
 	'when messages failed, within the last period';
 COMMENT ON COLUMN jobqueue_service.down_job IS
 	'the job that is its last message';
+COMMENT ON TABLE jobqueue_service_current IS
+	'the state of each service';
+COMMENT ON COLUMN jobqueue_service_current.service IS 'its number';
+COMMENT ON COLUMN jobqueue_service_current.handled IS 'messages handled';
 COMMENT ON TRIGGER jobqueue_service_guard ON jobqueue_service IS
 	'who writes a row must be a member of its owner';
 COMMENT ON POLICY jobqueue_service_owner ON jobqueue_service IS
@@ -1339,7 +1351,7 @@ COMMENT ON COLUMN jobqueue_recent.outcome IS
 	'completed, failed (will be tried again), snoozed (will be run again), dead or cancelled';
 COMMENT ON COLUMN jobqueue_recent.attempt IS 'this attempt, from 1';
 COMMENT ON COLUMN jobqueue_recent.lsn IS
-	'end of the commit in the WAL: of the job, or of the record of its failure; null where no worker ended it';
+	'end of the commit of a completed job in the WAL';
 COMMENT ON COLUMN jobqueue_recent.result IS
 	'the first 500 bytes of the result as text; shown to members of the owner only';
 COMMENT ON COLUMN jobqueue_recent.error IS

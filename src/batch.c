@@ -38,6 +38,7 @@
 #include "lockkey.h"
 #include "miscadmin.h"
 #include "pause.h"
+#include "publish.h"
 #include "queue.h"
 #include "runjob.h"
 #include "session.h"
@@ -180,6 +181,7 @@ note_committed(int done)
 		if (jobs[i].keylen > 0)
 			jq_keylock_release(MyDatabaseId, jobs[i].key, jobs[i].keylen);
 	}
+	jq_publish_told();
 	if (any)
 		cancel_snoozed(done, recall);
 	jq_claim_end_others(jobs[0].lane);
@@ -294,6 +296,8 @@ jq_run_batch(JqClaimed *job, Oid role, const char *queue, int queue_ix,
 							errmsg("canceling a job of a batch")));
 		attempts[0].committing = done > 0;
 		set_commit_level(done);
+		if (done > 0)
+			jq_publish_will_tell(true);
 		CommitTransactionCommand();
 	}
 	PG_CATCH();

@@ -461,6 +461,13 @@ jq_claim_is_other(int64 id)
 	return other_of_slot(jq_my_slot, id) >= 0;
 }
 
+bool
+jq_claim_shares(void)
+{
+	return jq_claim_cells[jq_my_slot].nothers > 0 &&
+		   !jq_slots[jq_my_slot].others_wait;
+}
+
 void
 jq_claim_end_others(int lane)
 {

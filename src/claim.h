@@ -98,6 +98,8 @@ extern void jq_claim_pick(const JqClaimed *job);
 extern bool jq_claim_may_repeat(const JqClaimed *job, Oid db);
 /* is the job one of the others? */
 extern bool jq_claim_is_other(int64 id);
+/* does the job in hand share its transaction with others? */
+extern bool jq_claim_shares(void);
 /* exit hook: those others that are to be cancelled go to the table */
 extern void jq_claim_hold_cancelled(int lane);
 /* end the claims of the others, which are of that lane */

@@ -97,6 +97,18 @@ jq_wait_event(uint32 *cache, const char *name)
 #endif
 }
 
+/* has the server synchronous standbys?  Under SyncRepLock. */
+#include "replication/walsender_private.h"
+static inline bool
+jq_standbys_defined(void)
+{
+#ifdef SYNC_STANDBY_DEFINED
+	return (WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0;
+#else
+	return WalSndCtl->sync_standbys_defined;
+#endif
+}
+
 #include "tcop/pquery.h"
 static inline bool
 jq_portal_run(Portal portal, DestReceiver *dest)

@@ -36,7 +36,6 @@
 #include "keylock.h"
 #include "lane.h"
 #include "lease.h"
-#include "libpq/libpq-be.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pause.h"
@@ -214,6 +213,16 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 void
 jq_fetch_nothing(const JqFetchRequest *r)
 {
+	int dbix = jq_dir_db(MyDatabaseId, false);
+	int ix = dbix >= 0 ? jq_dir_queue(dbix, r->queue, false) : -1;
+
+	if (ix >= 0 &&
+		(pg_atomic_read_u32(&jq_queues[ix].stopped) & JQ_STOPPED_PAUSED))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("queue \"%s\" is paused", r->queue),
+				 errhint("It gives jobs again after jobqueue_resume('%s').",
+						 r->queue)));
 	if (r->full)
 		ereport(
 			ERROR,
@@ -226,18 +235,20 @@ jq_fetch_nothing(const JqFetchRequest *r)
 				 "Complete some first, or increase jobqueue.max_ready_jobs.")));
 }
 
+/* if there was no room for us: not before there may be some */
 static bool
 may_take(const JqFetchRequest *r)
 {
 	int dbix = jq_dir_db(MyDatabaseId, true);
 
 	return jobqueue_enabled && dbix >= 0 && !jq_db_is_quiesced(dbix) &&
-		   !jq_fetched_full() && jq_consumer_may_have(r->queue);
+		   !(r->full && jq_fetched_full()) && jq_consumer_may_have(r->queue);
 }
 
 /*
- * A consumer that has gone is not to be given a job: the attempt would be lost.
- * The server does not look by itself while a statement runs.
+ * Sleep on the latch.  A client that has gone is noticed here, where it would
+ * still be given jobs otherwise; elsewhere PostgreSQL notices it when the
+ * statement has ended.
  */
 static void
 sleep_until(TimestampTz now, TimestampTz until)
@@ -268,12 +279,14 @@ sleep_until(TimestampTz now, TimestampTz until)
 		}
 	}
 	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
 }
 
 /* sleep until there may be a job, or it is that late */
 void
 jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 {
+	JQ_PAUSE("fetch-before-list");
 	if (!jq_consumer_wait(r->queue))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -287,7 +300,6 @@ jq_fetch_await(const JqFetchRequest *r, TimestampTz until)
 		if (now >= until)
 			break;
 		sleep_until(now, until);
-		CHECK_FOR_INTERRUPTS();
 	}
 }
 

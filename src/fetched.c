@@ -35,6 +35,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #define TAKE_TRIES 64 /* entries looked at besides those taken */
@@ -47,6 +48,12 @@ int
 jq_fetched_max(void)
 {
 	return Max(16, jobqueue_max_ready_jobs / 8);
+}
+
+int
+jq_fetched_max_keys(void)
+{
+	return Max(16, jq_fetched_max() / 4);
 }
 
 Size
@@ -123,7 +130,8 @@ JqFetched *
 jq_fetched_list(Oid db, int *n)
 {
 	int max = (int) pg_atomic_read_u32(&jq_shared->nfetched);
-	JqFetched *list = palloc(Max(max, 1) * sizeof(JqFetched));
+	JqFetched *list = palloc_extended(mul_size(Max(max, 1), sizeof(JqFetched)),
+									  MCXT_ALLOC_HUGE);
 	HASH_SEQ_STATUS seq;
 	JqFetched *f;
 
@@ -151,7 +159,7 @@ jq_fetched_list(Oid db, int *n)
 		if (all)
 			break;
 		max *= 2;
-		list = repalloc(list, max * sizeof(JqFetched));
+		list = repalloc_huge(list, mul_size(max, sizeof(JqFetched)));
 	}
 	return list;
 }
@@ -218,14 +226,48 @@ jq_fetched_full(void)
 	return pg_atomic_read_u32(&jq_shared->fetched_full) != 0;
 }
 
+static bool
+reserve_key(void)
+{
+	uint32 old = pg_atomic_read_u32(&jq_shared->fetched_keys);
+
+	do
+	{
+		if (old >= (uint32) jq_fetched_max_keys())
+			return false;
+	} while (!pg_atomic_compare_exchange_u32(&jq_shared->fetched_keys, &old,
+											 old + 1));
+	return true;
+}
+
+static bool
+reserve_both(int has, bool key)
+{
+	if (!reserve(has))
+		return false;
+	if (!key || reserve_key())
+		return true;
+	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+	return false;
+}
+
 /* the same; if not, whoever ends a claim from now on wakes us */
 static bool
-reserve_or_wait(int has)
+reserve_or_wait(int has, bool key)
 {
-	if (reserve(has))
+	if (reserve_both(has, key))
 		return true;
 	(void) pg_atomic_exchange_u32(&jq_shared->fetched_full, 1);
-	return reserve(has);
+	return reserve_both(has, key);
+}
+
+/* they are not needed after all */
+static void
+unreserve(bool key)
+{
+	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+	if (key)
+		pg_atomic_fetch_sub_u32(&jq_shared->fetched_keys, 1);
 }
 
 /* lane lock held exclusively, room reserved: the entry becomes a claim */
@@ -251,6 +293,7 @@ insert(int lane, uint32 ix, const JqPlace *place, int pid, JqFetchedState state)
 	f->lane = lane;
 	f->pid = pid;
 	f->place = *place;
+	f->nkeys = JQ_ENTRY(ix)->keylen > 0 ? 1 : 0;
 	f->started_at = GetCurrentTimestamp();
 	strlcpy(f->queue, l->queue, sizeof(f->queue));
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
@@ -279,7 +322,7 @@ int
 jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 				JqTaken *out, bool *full)
 {
-	bool room = false;
+	bool gave_back = false;
 	int n = 0;
 	int tries = 0;
 	bool refill;
@@ -317,11 +360,6 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 		tries++;
 		if (!jq_limit_take(lane, place, false))
 			break;
-		if (!room)
-			room = reserve_or_wait((int) l->nclaimed);
-		*full = !room;
-		if (*full)
-			break;
 		ix = jq_lane_take_first(l);
 		if (ix == JQ_NIL)
 			break;
@@ -336,6 +374,12 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 				ask |= jq_keylock_dropped(MyDatabaseId, t->key, t->keylen);
 			continue;
 		}
+		*full = !reserve_or_wait((int) l->nclaimed, t->keylen > 0);
+		if (*full)
+		{
+			jq_lane_untake(l, ix);
+			break;
+		}
 		if (t->keylen > 0)
 		{
 			JqKeyResult r =
@@ -343,6 +387,11 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 										  e->id, leased ? 0 : MyProcPid, lane,
 										  ix, &ask, &next);
 
+			if (r != JQ_KEY_TAKEN)
+			{
+				unreserve(true);
+				gave_back = true;
+			}
 			if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
 				continue;
 			if (r == JQ_KEY_FULL)
@@ -360,7 +409,6 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 			jq_lane_take_back(next);
 		insert(lane, ix, place, MyProcPid, JQ_FETCHED_TAKING);
 		*place = JQ_NO_PLACE;
-		room = false;
 		n++;
 		jq_fetchxact_taken(t->id);
 	}
@@ -371,11 +419,9 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 		l->want_refill = true;
 	}
 	LWLockRelease(jq_lane_lock(lane));
-	if (room)
-	{
-		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+	/* somebody may have found it gone in between */
+	if (gave_back)
 		jq_fetched_tell_of_room();
-	}
 	jq_limit_give(place);
 	jq_limit_wake();
 	jq_keylock_tell();
@@ -419,6 +465,21 @@ jq_fetched_describe(int64 id, Oid owner, int attempt, TimestampTz enqueued_at,
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 }
 
+bool
+jq_fetched_reserve_key(int64 id)
+{
+	JqFetched *f;
+
+	if (!reserve_key())
+		return false;
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	Assert(f != NULL && f->state == JQ_FETCHED_TAKING);
+	f->nkeys++;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return true;
+}
+
 void
 jq_fetched_set_digest(int64 id, const char *digest, int len)
 {
@@ -451,6 +512,7 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	JqPlace place = JQ_NO_PLACE;
 	JqFetched *f;
 	bool ask = false;
+	bool ok = true;
 	uint32 next;
 	uint32 ix;
 	int lane;
@@ -469,9 +531,14 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	{
 		if (lane >= 0)
 			LWLockRelease(jq_lane_lock(lane));
-		pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+		unreserve(false);
 		return false;
 	}
+	/* more than there may be, if that has been lowered: there is room for them */
+	if (item->keylen > 0)
+		pg_atomic_fetch_add_u32(&jq_shared->fetched_keys, 1);
+	if (digest_len > 0)
+		pg_atomic_fetch_add_u32(&jq_shared->fetched_keys, 1);
 	/* it has a place, whatever the limit is now */
 	place.queue = jq_lanes[lane].queue_ix;
 	pg_atomic_fetch_add_u32(&jq_queues[place.queue].limit.running, 1);
@@ -487,16 +554,23 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	f->started_at = started_at;
 	f->digest_len = digest_len;
 	memcpy(f->digest, digest, digest_len);
+	f->nkeys += digest_len > 0 ? 1 : 0;
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	/* nothing else runs yet, so nobody has the keys */
 	if (item->keylen > 0)
-		(void) jq_keylock_take_for_claim(MyDatabaseId, item->key, item->keylen,
-										 item->id, 0, lane, JQ_NIL, &ask,
-										 &next);
-	if (digest_len > 0)
-		(void) jq_keylock_take_for_claim(MyDatabaseId, digest, digest_len,
-										 item->id, 0, -1, JQ_NIL, &ask, &next);
+		ok = jq_keylock_take_for_claim(MyDatabaseId, item->key, item->keylen,
+									   item->id, 0, lane, JQ_NIL, &ask,
+									   &next) == JQ_KEY_TAKEN;
+	if (ok && digest_len > 0)
+		ok = jq_keylock_take_for_claim(MyDatabaseId, digest, digest_len,
+									   item->id, 0, -1, JQ_NIL, &ask,
+									   &next) == JQ_KEY_TAKEN;
 	LWLockRelease(jq_lane_lock(lane));
+	if (!ok)
+	{
+		jq_fetched_end(MyDatabaseId, item->id, JQ_THEN_GONE);
+		return false;
+	}
 	jq_fetched_tell_lease(leased_until);
 	return true;
 }

@@ -83,6 +83,7 @@ typedef struct JqFetched
 	TimestampTz enqueued_at;
 	TimestampTz ready_at;
 	JqPlace place;
+	uint8 nkeys;	  /* places in the key table that are counted for it */
 	uint8 digest_len; /* of its unique_key while it executes; 0 = none */
 	char digest[JQ_DIGEST_MAX];
 	char queue[JQ_QUEUE_NAME_MAX + 1]; /* * */
@@ -107,6 +108,8 @@ extern void jq_fetched_init(void);
 
 /* how many claims there may be, in all databases */
 extern int jq_fetched_max(void);
+/* and how many keys they may hold, so that these fill no table of all */
+extern int jq_fetched_max_keys(void);
 /* somebody found no room, and none has become free since */
 extern bool jq_fetched_full(void);
 
@@ -134,6 +137,8 @@ extern void jq_fetched_describe(int64 id, Oid owner, int attempt,
 								TimestampTz enqueued_at, TimestampTz ready_at,
 								const pg_uuid_t *token,
 								TimestampTz leased_until);
+/* it is to have one more key; false: there is no room */
+extern bool jq_fetched_reserve_key(int64 id);
 extern void jq_fetched_set_digest(int64 id, const char *digest, int len);
 
 /*

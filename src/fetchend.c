@@ -232,6 +232,7 @@ remove_claim(const JqFetched *f, JqFetchedThen then)
 {
 	JqLane *l = &jq_lanes[f->lane];
 	JqFetched *mine;
+	int nkeys;
 	int dbix;
 
 	LWLockAcquire(jq_lane_lock(f->lane), LW_EXCLUSIVE);
@@ -247,12 +248,14 @@ remove_claim(const JqFetched *f, JqFetchedThen then)
 		jq_db_request(dbix, JQ_REQ_FAILED);
 		return false;
 	}
+	nkeys = mine->nkeys;
 	hash_search(jq_fetched_table, f, HASH_REMOVE, NULL);
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	jq_claim_count_down(f->db, f->id);
 	l->nclaimed--;
 	LWLockRelease(jq_lane_lock(f->lane));
 	/* a full barrier: see jq_fetched_take */
+	pg_atomic_fetch_sub_u32(&jq_shared->fetched_keys, nkeys);
 	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
 	jq_entry_free(f->entry);
 	if (pg_atomic_read_u32(&jq_shared->starved) != 0)

@@ -12,6 +12,7 @@
 #include "access/subtrans.h"
 #include "claim.h"
 #include "compat.h"
+#include "configure.h"
 #include "dependency.h"
 #include "fetched.h"
 #include "jobedges.h"
@@ -19,6 +20,7 @@
 #include "keywait.h"
 #include "miscadmin.h"
 #include "storage/procarray.h"
+#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "views.h"
 #include "waiter.h"
@@ -124,10 +126,15 @@ look_at(Edges *e, JqTable *t, int64 id)
 	if (!JQ_ROW_NULL(&row, JQ_COL_KEY))
 	{
 		text *key = DatumGetTextPP(JQ_ROW(&row, JQ_COL_KEY));
+		JqQueueSettings settings;
 		int pid;
 
+		/* one holder that does not share it; of several, any would do */
+		jq_settings_of_queue(t, TextDatumGetCString(JQ_ROW(&row, JQ_COL_QUEUE)),
+							 &settings);
 		if (jq_keywait_only_holder(MyDatabaseId, VARDATA_ANY(key),
-								   VARSIZE_ANY_EXHDR(key), &pid))
+								   VARSIZE_ANY_EXHDR(key), settings.key_limit,
+								   &pid))
 			add_process(e, pid);
 	}
 	if (!jq_row_waits(&row))

@@ -1,8 +1,8 @@
 /*
  * keylock.c
- *		The key table: who holds a key, who waits for it.
+ *		Who gets a key, who waits for it, who lets it go.
  *
- * A partitioned hash of keys that are held or waited for.  States of a key:
+ * States of a key:
  *
  *		absent -> held		: jq_keylock_take
  *		held   -> held		: jq_keylock_take by one more process, as far as
@@ -24,137 +24,23 @@
  * Waiters stand in order of (priority, id); keyspill.c tells of those that memory
  * does not keep, and of the scheduler that brings them.  While rows are on their
  * way (it is the key's "pusher") no worker gets the key.
- *
- * The first holder is part of the key; more are elements of the pool.  Where the
- * pool has none, the key has as many holders as it has: each that goes lets the
- * next one look.
  */
 #include "postgres.h"
 
-#include "common/hashfn.h"
 #include "compat.h"
 #include "database.h"
-#include "fetched.h"
-#include "guc.h"
 #include "keytable.h"
 #include "keywait.h"
 #include "keywake.h"
 #include "lane.h"
 #include "miscadmin.h"
-#include "storage/shmem.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
-
-HTAB *jq_keys;
 
 /* keys of this process */
 static JqMyKey *my_keys;
 static int n_my_keys;
 static int max_my_keys;
-
-static uint32
-tag_hash_text(const void *key, Size keysize)
-{
-	const JqKeyTag *tag = key;
-
-	(void) keysize;
-	return hash_combine(hash_bytes((const unsigned char *) tag->text, tag->len),
-						tag->db);
-}
-
-uint32
-jq_key_hash_of(const JqKeyTag *tag)
-{
-	return tag_hash_text(tag, 0);
-}
-
-static int
-tag_match(const void *a, const void *b, Size keysize)
-{
-	const JqKeyTag *x = a;
-	const JqKeyTag *y = b;
-
-	(void) keysize;
-	return x->db != y->db || x->len != y->len ||
-		   memcmp(x->text, y->text, x->len) != 0;
-}
-
-/* held keys: workers, sessions, consumers; waited for: see jq_keylock_release */
-static long
-max_keys(void)
-{
-	return 4 * MaxBackends + (4 + JQ_BATCH_MAX) * max_worker_processes + 1024 +
-		   jq_fetched_max() + jobqueue_max_ready_jobs / 16;
-}
-
-Size
-jq_keylock_size(void)
-{
-	Size size = hash_estimate_size(max_keys(), sizeof(JqKey));
-
-	size = add_size(size, jq_keyrate_size());
-	size = add_size(size, jq_keywake_size());
-	return add_size(size, jq_keywait_size());
-}
-
-void
-jq_keylock_init(void)
-{
-	HASHCTL info;
-
-	memset(&info, 0, sizeof(info));
-	info.keysize = sizeof(JqKeyTag);
-	info.entrysize = sizeof(JqKey);
-	info.hash = tag_hash_text;
-	info.match = tag_match;
-	info.num_partitions = JQ_KEY_PARTITIONS;
-	jq_keys = ShmemInitHash("jobqueue keys", max_keys(), max_keys(), &info,
-							HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
-								HASH_PARTITION);
-	jq_keyrate_init();
-	jq_keywake_init();
-	jq_keywait_init();
-}
-
-void
-jq_key_make_tag(JqKeyTag *tag, Oid db, const char *key, int len)
-{
-	tag->db = db;
-	tag->len = len;
-	memcpy(tag->text, key, len);
-	tag->text[len] = '\0';
-}
-
-LWLock *
-jq_key_partition(uint32 hash)
-{
-	return jq_key_lock(hash % JQ_KEY_PARTITIONS);
-}
-
-bool
-jq_keylock_crowded(void)
-{
-	return hash_get_num_entries(jq_keys) > max_keys() / 2;
-}
-
-/* sessions leave a quarter to the keys of jobs */
-static long
-max_session_keys(void)
-{
-	return max_keys() / 4 * 3;
-}
-
-bool
-jq_keylock_reserved(void)
-{
-	return hash_get_num_entries(jq_keys) > max_session_keys();
-}
-
-int
-jq_keylock_quota(void)
-{
-	return (int) (max_session_keys() / 2);
-}
 
 void
 jq_keylock_prepare(void)
@@ -189,214 +75,13 @@ jq_key_note_pushed(const JqKeyTag *tag, uint32 hash)
 	jq_key_note_mine(tag, hash)->pushed = true;
 }
 
-JqKey *
-jq_key_find(Oid db, const char *key, int len, uint32 *hash)
-{
-	JqKeyTag tag;
-
-	jq_key_make_tag(&tag, db, key, len);
-	*hash = tag_hash_text(&tag, 0);
-	LWLockAcquire(jq_key_partition(*hash), LW_EXCLUSIVE);
-	return hash_search_with_hash_value(jq_keys, &tag, *hash, HASH_FIND, NULL);
-}
-
-void
-jq_key_lock_all(LWLockMode mode)
-{
-	int i;
-
-	for (i = 0; i < JQ_KEY_PARTITIONS; i++)
-		LWLockAcquire(jq_key_lock(i), mode);
-}
-
-void
-jq_key_unlock_all(void)
-{
-	int i;
-
-	for (i = JQ_KEY_PARTITIONS - 1; i >= 0; i--)
-		LWLockRelease(jq_key_lock(i));
-}
-
-void
-jq_key_remove_if_unused(JqKey *k, uint32 hash)
-{
-	if (k->nholders > 0 || k->pusher >= 0 || k->first != JQ_NIL ||
-		k->norders > 0 || k->spilled || k->first_session >= 0 ||
-		k->unparked_until != 0)
-		return;
-	jq_key_wake_cancel(k, hash);
-	hash_search_with_hash_value(jq_keys, &k->tag, hash, HASH_REMOVE, NULL);
-}
-
-#ifdef USE_ASSERT_CHECKING
-void
-jq_key_check(const JqKey *k)
-{
-	const JqHolder *h = &k->holder;
-	uint32 waiting = 0;
-	uint32 last = JQ_NIL;
-	uint32 ix;
-	int32 limit = PG_INT32_MAX;
-	int i;
-
-	for (i = 0; i < k->nholders; i++)
-	{
-		limit = Min(limit, h->limit);
-		Assert((h->next == JQ_NIL) == (i == k->nholders - 1));
-		if (h->next != JQ_NIL)
-			h = JQ_HOLDER(h->next);
-	}
-	Assert(k->nholders == 0 || (limit == k->limit && limit > 0));
-	for (ix = k->more_orders, i = KEY_ORDERS; ix != JQ_NIL;
-		 ix = JQ_ORDER(ix)->next)
-		i++;
-	Assert(k->norders >= 0 &&
-		   (k->norders <= KEY_ORDERS ? k->more_orders == JQ_NIL :
-									   k->norders == i));
-	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
-	{
-		Assert(last == JQ_NIL ||
-			   jq_pos_cmp(JQ_ENTRY_POS(last), JQ_ENTRY_POS(ix)) < 0);
-		last = ix;
-		waiting++;
-	}
-	Assert(last == k->last && waiting == k->nwaiting);
-}
-#endif
-
-/* ---------------------------------------------------------------- holders */
-
-/* this process, if it is one of them */
-static const JqHolder *
-my_holder(const JqKey *k)
-{
-	const JqHolder *h = &k->holder;
-	int i;
-
-	for (i = 0; i < k->nholders; i++)
-	{
-		if (h->procno == jq_my_procno() && h->pid == MyProcPid)
-			return h;
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-	}
-	return NULL;
-}
+/* ---------------------------------------------------------------- waiters */
 
 static bool
 holds(const JqKey *k)
 {
-	return my_holder(k) != NULL;
+	return jq_key_my_holder(k) != NULL;
 }
-
-bool
-jq_key_add_holder(JqKey *k, const JqHolder *h)
-{
-	uint32 next = JQ_NIL;
-
-	if (k->nholders > 0)
-	{
-		next = jq_pool_take();
-		if (next == JQ_NIL)
-			return false;
-		*JQ_HOLDER(next) = k->holder;
-	}
-	k->holder = *h;
-	k->holder.next = next;
-	k->limit = k->nholders == 0 ? h->limit : Min(k->limit, h->limit);
-	k->nholders++;
-	k->session_turn = k->unparked_until = 0;
-	return true;
-}
-
-/* claim_pid: of a claim, of a session with that pid; -1: this process itself */
-static void
-set_holder(JqHolder *h, int claim_pid, int64 job, int lane, int32 limit)
-{
-	h->procno = claim_pid >= 0 ? JQ_CLAIM_HOLDS : jq_my_procno();
-	h->pid = claim_pid >= 0 ? claim_pid : MyProcPid;
-	h->job = job;
-	h->since = GetCurrentTimestamp();
-	h->limit = limit;
-	h->lane = lane;
-	h->next = JQ_NIL;
-}
-
-static void
-set_limit(JqKey *k)
-{
-	const JqHolder *h = &k->holder;
-	int i;
-
-	k->limit = PG_INT32_MAX;
-	for (i = 0; i < k->nholders; i++)
-	{
-		k->limit = Min(k->limit, h->limit);
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-	}
-}
-
-static bool
-is_mine(const JqHolder *h, const JqMyKey *my)
-{
-	if (my->of_claim)
-		return h->procno == JQ_CLAIM_HOLDS && h->job == my->job;
-	return h->procno == jq_my_procno() && h->pid == MyProcPid;
-}
-
-/* false: this process, or the claim, is none */
-static bool
-remove_holder(JqKey *k, const JqMyKey *my)
-{
-	JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
-	uint32 *link = NULL; /* to h */
-
-	while (h != NULL && !is_mine(h, my))
-	{
-		link = &h->next;
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-	}
-	if (h == NULL)
-		return false;
-	if (h->next != JQ_NIL)
-	{
-		/* the next one takes its place */
-		uint32 next = h->next;
-
-		*h = *JQ_HOLDER(next);
-		jq_pool_give_back(next);
-	}
-	else if (link != NULL)
-	{
-		jq_pool_give_back(*link);
-		*link = JQ_NIL;
-	}
-	k->nholders--;
-	set_limit(k);
-	return true;
-}
-
-void
-jq_key_renew_limits(JqKey *k, uint32 hash)
-{
-	JqHolder *h = &k->holder;
-	JqKeyRules r;
-	int i;
-
-	for (i = 0; i < k->nholders; i++)
-	{
-		/* the lane stays what it is while a job of it is claimed */
-		if (h->lane >= 0)
-		{
-			jq_key_rules(k, hash, h->lane, &r);
-			h->limit = r.limit;
-		}
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-	}
-	set_limit(k);
-}
-
-/* ---------------------------------------------------------------- waiters */
 
 /*
  * Put the entry among the waiters, in order.  false: the job waits already, as
@@ -460,26 +145,6 @@ wait_for(JqKey *k, uint32 ix)
 	return JQ_KEY_BUSY;
 }
 
-JqKey *
-jq_key_enter(const JqKeyTag *tag, uint32 hash)
-{
-	bool found;
-	JqKey *k = hash_search_with_hash_value(jq_keys, tag, hash, HASH_ENTER_NULL,
-										   &found);
-
-	if (k != NULL && !found)
-	{
-		memset((char *) k + sizeof(JqKeyTag), 0,
-			   sizeof(JqKey) - sizeof(JqKeyTag));
-		k->pusher = -1;
-		k->first_session = -1;
-		k->first = k->last = k->more_orders = JQ_NIL;
-		k->one_lane = true;
-		k->cut = JQ_POS_ALL;
-	}
-	return k;
-}
-
 static JqMyKey *
 note_job(const JqKey *k, uint32 hash, int64 job)
 {
@@ -509,12 +174,15 @@ take(JqKey *k, uint32 hash, int64 job, int claim_pid, int lane, uint32 ix,
 	jq_key_rules(k, hash, lane, &r);
 	if (ix == JQ_NIL)
 	{
-		if (k->nholders > 0 &&
+		/* a lease that the table has, it had before */
+		bool had = of_claim && lane >= 0;
+
+		if (k->nholders > 0 && !had &&
 			(k->nholders >= Min(r.limit, k->limit) || (!of_claim && holds(k))))
 			return JQ_KEY_BUSY;
 		if (k->first_session >= 0)
 			return JQ_KEY_BUSY;
-		set_holder(&h, claim_pid, job, of_claim ? lane : -1, r.limit);
+		jq_key_set_holder(&h, claim_pid, job, of_claim ? lane : -1, r.limit);
 		if (!jq_key_add_holder(k, &h))
 			return JQ_KEY_BUSY;
 		if (!of_claim)
@@ -550,7 +218,7 @@ take(JqKey *k, uint32 hash, int64 job, int claim_pid, int lane, uint32 ix,
 		jq_key_wake_by(k, hash, now);
 		return wait_for(k, ix);
 	}
-	set_holder(&h, claim_pid, job, lane, r.limit);
+	jq_key_set_holder(&h, claim_pid, job, lane, r.limit);
 	if (!jq_key_add_holder(k, &h))
 		return wait_for(k, ix); /* there are others, who let it go */
 	m = of_claim ? NULL : note_job(k, hash, job);
@@ -589,7 +257,7 @@ take_key(Oid db, const char *key, int len, int64 job, int claim_pid, int lane,
 	Assert(claim_pid >= 0 || n_my_keys < max_my_keys);
 	*next = JQ_NIL;
 	jq_key_make_tag(&tag, db, key, len);
-	hash = tag_hash_text(&tag, 0);
+	hash = jq_key_hash_of(&tag);
 	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
 	k = jq_key_enter(&tag, hash);
 	if (k == NULL)
@@ -659,7 +327,7 @@ jq_keylock_use_again(Oid db, const char *key, int len)
 	if (m == NULL || m->unused)
 		return true;
 	k = jq_key_find(db, key, len, &hash);
-	h = k != NULL ? my_holder(k) : NULL;
+	h = k != NULL ? jq_key_my_holder(k) : NULL;
 	if (h != NULL)
 	{
 		jq_key_rules(k, hash, h->lane, &r);
@@ -727,7 +395,7 @@ is_subset(const int *a, int na, const int *b, int nb)
 static void
 give_token_back(JqKey *k, const JqMyKey *my)
 {
-	const JqHolder *h = my_holder(k);
+	const JqHolder *h = jq_key_my_holder(k);
 	JqKeyRules r;
 
 	if (h == NULL)
@@ -755,7 +423,7 @@ let_go(JqKey *k, JqMyKey *my)
 	}
 	if (my->unused)
 		give_token_back(k, my);
-	if (!remove_holder(k, my))
+	if (!jq_key_remove_holder(k, my))
 		return false;
 	/* unless its failure is still to be recorded */
 	if (k->norders > 0)
@@ -769,8 +437,13 @@ unpark(JqKey *k, uint32 hash, bool all, bool *ask)
 {
 	uint32 chain = JQ_NIL;
 
-	if (k->unparked_until != 0 && k->unparked_until <= GetCurrentTimestamp())
-		k->unparked_until = 0;
+	if (k->unparked_until != 0)
+	{
+		if (k->unparked_until <= GetCurrentTimestamp())
+			k->unparked_until = 0;
+		else
+			jq_key_wake_by(k, hash, k->unparked_until);
+	}
 	/* smaller ones than those in the lanes may be on their way */
 	if (k->pusher < 0 &&
 		(k->first != JQ_NIL || k->norders > 0 || k->first_session >= 0))
@@ -954,7 +627,7 @@ jq_key_end_job(JqMyKey *my)
 		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
 	}
 	if (k != NULL)
-		set_limit(k);
+		jq_key_set_limit(k);
 	LWLockRelease(jq_key_partition(my->hash));
 	my->job = 0;
 	my->for_job = my->unused = false;
@@ -980,7 +653,7 @@ jq_keylock_release_of_claim(Oid db, const char *key, int len, int64 job)
 
 	memset(&my, 0, offsetof(JqMyKey, bucket));
 	jq_key_make_tag(&my.tag, db, key, len);
-	my.hash = tag_hash_text(&my.tag, 0);
+	my.hash = jq_key_hash_of(&my.tag);
 	my.job = job;
 	my.of_claim = true;
 	advance(&my.tag, my.hash, &my);
@@ -1033,7 +706,7 @@ jq_keylock_forget_waiters(uint32 entry)
 	if (len == 0)
 		return JQ_NIL;
 	jq_key_make_tag(&tag, db, key, len);
-	hash = tag_hash_text(&tag, 0);
+	hash = jq_key_hash_of(&tag);
 	LWLockAcquire(jq_key_partition(hash), LW_EXCLUSIVE);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
 	/* if not, somebody is sure to unpark them */
@@ -1067,96 +740,4 @@ jq_keylock_forget_waiters(uint32 entry)
 	}
 	LWLockRelease(jq_key_partition(hash));
 	return chain;
-}
-
-int64
-jq_keylock_job(Oid db, const char *key, int len)
-{
-	JqKeyTag tag;
-	uint32 hash;
-	JqKey *k;
-	int64 job = 0;
-
-	jq_key_make_tag(&tag, db, key, len);
-	hash = tag_hash_text(&tag, 0);
-	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
-	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
-	if (k != NULL && k->nholders > 0)
-		job = k->holder.job;
-	LWLockRelease(jq_key_partition(hash));
-	return job;
-}
-
-JqKeyInfo *
-jq_keylock_list(Oid db, int *n)
-{
-	long max = 2 * max_keys();
-	JqKeyInfo *list = palloc_extended(max * sizeof(JqKeyInfo), MCXT_ALLOC_HUGE);
-	HASH_SEQ_STATUS seq;
-	JqKey *k;
-
-	*n = 0;
-	jq_key_lock_all(LW_SHARED);
-	hash_seq_init(&seq, jq_keys);
-	while ((k = hash_seq_search(&seq)) != NULL)
-	{
-		const JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
-		bool first = true;
-
-		/* it may be there for what it knows of a failed job */
-		if (k->tag.db != db || (k->nholders == 0 && k->first == JQ_NIL &&
-								!k->spilled && k->first_session < 0))
-			continue;
-		if (k->tag.text[0] == '\0')
-			continue; /* not a key of a job; see conflict.c */
-		for (; *n < max && (first || h != NULL); first = false)
-		{
-			JqKeyInfo *i = &list[(*n)++];
-
-			memcpy(i->key, k->tag.text, sizeof(i->key));
-			i->first = first;
-			i->pid = h != NULL ? h->pid : 0;
-			i->procno = h != NULL ? h->procno : -1;
-			i->job = h != NULL ? h->job : 0;
-			i->since = h != NULL ? h->since : 0;
-			i->waiting = k->nwaiting + k->nsessions +
-						 (k->spilled ? jq_key_spilled_rows(k) : 0);
-			i->spilled = k->spilled;
-			i->frontier = k->frontier;
-			h = h == NULL || h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-		}
-	}
-	jq_key_unlock_all();
-	return list;
-}
-
-int64 *
-jq_keylock_parked(Oid db, Oid **roles, int *n)
-{
-	int64 *ids = palloc_extended(mul_size(jq_shared->nentries, sizeof(int64)),
-								 MCXT_ALLOC_HUGE);
-	HASH_SEQ_STATUS seq;
-	JqKey *k;
-
-	*n = 0;
-	*roles = palloc_extended(mul_size(jq_shared->nentries, sizeof(Oid)),
-							 MCXT_ALLOC_HUGE);
-	jq_key_lock_all(LW_SHARED);
-	hash_seq_init(&seq, jq_keys);
-	while ((k = hash_seq_search(&seq)) != NULL)
-	{
-		uint32 ix;
-
-		if (k->tag.db != db && k->tag.db != JQ_SUSPECT_DB)
-			continue;
-		for (ix = k->first; ix != JQ_NIL && *n < jq_shared->nentries;
-			 ix = JQ_ENTRY(ix)->next[0])
-			if (jq_lanes[JQ_ENTRY(ix)->lane].db == db)
-			{
-				(*roles)[*n] = jq_lanes[JQ_ENTRY(ix)->lane].role;
-				ids[(*n)++] = JQ_ENTRY(ix)->id;
-			}
-	}
-	jq_key_unlock_all();
-	return ids;
 }

@@ -74,7 +74,8 @@ extern JqKeyResult jq_keylock_take(Oid db, const char *key, int len, int64 job,
 /*
  * The same for the claim of an outside consumer, whose session has that pid (0:
  * it has none).  The key is then the claim's, not this process's, and may be let
- * go by any process.  Its token counts as used.
+ * go by any process.  Its token counts as used.  Without an entry, but with a
+ * lane: it had the key before, as a lease that is read from the table.
  */
 extern JqKeyResult jq_keylock_take_for_claim(Oid db, const char *key, int len,
 											 int64 job, int pid, int lane,

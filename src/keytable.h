@@ -1,6 +1,6 @@
 /*
  * keytable.h
- *		The key table, for keylock.c, keyspill.c and keylook.c alone.
+ *		The key table, for the files key*.c alone.
  */
 #ifndef JQ_KEYTABLE_H
 #define JQ_KEYTABLE_H
@@ -17,6 +17,13 @@ typedef struct JqKeyTag
 	uint32 len;
 	char text[JQ_KEY_MAX + 1];
 } JqKeyTag;
+
+/* whoever is to have a key next has so long to take it */
+#ifdef JQ_TESTING
+#define JQ_KEY_TURN_US 2000000 /* tests run beside others */
+#else
+#define JQ_KEY_TURN_US 200000
+#endif
 
 /* lanes that are told apart; what is of others is counted for the first */
 #define SPILL_LANES 4
@@ -85,6 +92,8 @@ typedef struct JqMyKey
 
 extern HTAB *jq_keys;
 
+extern long jq_key_max(void);
+
 extern uint32 jq_key_hash_of(const JqKeyTag *tag);
 extern LWLock *jq_key_partition(uint32 hash);
 /* locks the key's partition, exclusively, whether it is there or not (NULL) */
@@ -94,8 +103,6 @@ extern void jq_key_unlock_all(void);
 /* the same, and it is made if it is not there; NULL: there is no place for it */
 extern JqKey *jq_key_enter(const JqKeyTag *tag, uint32 hash);
 extern void jq_key_make_tag(JqKeyTag *tag, Oid db, const char *key, int len);
-/* partition lock held; false: there is no memory for one more */
-extern bool jq_key_add_holder(JqKey *k, const JqHolder *h);
 /* room has been made by jq_keylock_prepare */
 extern JqMyKey *jq_key_note_mine(const JqKeyTag *tag, uint32 hash);
 /* what this process has, or NULL; waiting: what it waits for */
@@ -112,8 +119,6 @@ extern void jq_key_note_pushed(const JqKeyTag *tag, uint32 hash);
  * has rows in the table
  */
 extern void jq_key_remove_if_unused(JqKey *k, uint32 hash);
-/* partition lock held: settings have changed; what the holders allow now */
-extern void jq_key_renew_limits(JqKey *k, uint32 hash);
 /* no lock held: whoever may have the key now goes back into his lane */
 extern void jq_key_advance(const JqKeyTag *tag);
 /* partition lock held */
@@ -122,6 +127,22 @@ extern void jq_key_check(const JqKey *k);
 #else
 #define jq_key_check(k) ((void) 0)
 #endif
+
+/* ---- holders; the partition's lock is held ---- */
+
+/* this process, if it is one of them */
+extern const JqHolder *jq_key_my_holder(const JqKey *k);
+/* claim_pid: of a claim, of a session with that pid; -1: this process itself */
+extern void jq_key_set_holder(JqHolder *h, int claim_pid, int64 job, int lane,
+							  int32 limit);
+/* false: there is no memory for one more */
+extern bool jq_key_add_holder(JqKey *k, const JqHolder *h);
+/* false: this process, or the claim, is none */
+extern bool jq_key_remove_holder(JqKey *k, const JqMyKey *my);
+/* the smallest of what they allow */
+extern void jq_key_set_limit(JqKey *k);
+/* settings have changed: what they allow now */
+extern void jq_key_renew_limits(JqKey *k, uint32 hash);
 
 /* ---- keyrule.c; the partition's lock is held ---- */
 

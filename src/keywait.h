@@ -49,8 +49,12 @@ extern XLogRecPtr jq_keywait_lsn(Oid db, const char *key, int len);
 extern bool jq_keywait_holder(Oid db, const char *key, int len, int nth,
 							  int *procno, int *pid);
 
-/* the process that holds the key, and nobody besides; 0: none does, for a lease */
-extern bool jq_keywait_only_holder(Oid db, const char *key, int len, int *pid);
+/*
+ * The process that holds the key, nobody besides, and keeps a job of a queue with
+ * that key_limit from having it; 0: none does, for a lease
+ */
+extern bool jq_keywait_only_holder(Oid db, const char *key, int len, int limit,
+								   int *pid);
 
 /*
  * For waitgraph.c: the processes that hold the key which that one waits for; 0:

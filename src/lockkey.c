@@ -350,7 +350,7 @@ wait_for(const char *key, int len, TimestampTz until)
 			if (now >= aside_at)
 			{
 				aside = jq_slot_begin_wait();
-				aside_at = DT_NOEND;
+				aside_at = aside ? DT_NOEND : now + USECS_PER_SEC;
 			}
 			wake = Min(Min(until, look.next), aside_at);
 			(void) WaitLatch(MyLatch,

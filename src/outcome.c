@@ -47,7 +47,9 @@ note_end(JqAttempt *a, JqOutcome outcome, const char *error)
 	r.enqueued_at = a->enqueued_at;
 	r.started_at = a->started_at;
 	r.ended_at = a->ended_at;
-	r.lsn = XactLastCommitEnd;
+	r.lsn = outcome == JQ_COMPLETED || outcome == JQ_SNOOZED ?
+				XactLastCommitEnd :
+				InvalidXLogRecPtr;
 	strlcpy(r.queue, a->queue, sizeof(r.queue));
 	r.is_error = error != NULL;
 	if (error != NULL)
@@ -305,6 +307,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			if (a->snoozed_until != 0 && jq_claim_cancel_wanted())
 			{
 				/* it came too late to interrupt it, but it is not to run again */
+				jq_publish_told();
 				end_failed(a, true);
 				break;
 			}
@@ -319,6 +322,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 				if (dbix >= 0)
 					jq_db_due(dbix, a->snoozed_until);
 			}
+			jq_publish_told();
 			break;
 		case EXPIRED:
 			a->attempt = 0; /* it was never started */

@@ -117,6 +117,10 @@ static bool after_unknown;
 static bool deleted;
 bool jq_publish_no_ends = false;
 
+/* the commit to come ends a job; it has, and interrupts are held */
+static bool will_tell;
+static bool telling;
+
 static void xact_callback(XactEvent event, void *arg);
 static void subxact_callback(SubXactEvent event, SubTransactionId mine,
 							 SubTransactionId parent, void *arg);
@@ -370,6 +374,21 @@ jq_publish_deleted(void)
 }
 
 void
+jq_publish_will_tell(bool will)
+{
+	will_tell = will;
+}
+
+void
+jq_publish_told(void)
+{
+	if (!telling)
+		return;
+	telling = false;
+	RESUME_INTERRUPTS();
+}
+
+void
 jq_publish_held(Oid owner, const char *queue, const JqItem *item,
 				TimestampTz run_at)
 {
@@ -591,23 +610,23 @@ push_after(void)
 	int dbix;
 	int i;
 
-	if (deleted)
+	if (deleted || after_unknown)
 		jq_waiter_call_all(MyDatabaseId);
 	if (waiting_first == 0 && nended == 0 && !after_unknown)
 		return;
 	dbix = jq_dir_db(MyDatabaseId, true);
 	if (dbix < 0)
+	{
+		jq_waiter_call_all(MyDatabaseId);
 		return;
+	}
 	JQ_PAUSE("after-before-push");
 	for (i = 0; i < nended; i++)
 		jq_after_ended(dbix, ended[i]);
 	if (waiting_first != 0)
 		jq_after_push_waiting(dbix, waiting_first, waiting_last);
 	if (after_unknown)
-	{
-		jq_waiter_call_all(MyDatabaseId);
 		jq_db_request(dbix, JQ_REQ_AFTER_ALL);
-	}
 }
 
 /* has the transaction written the row before this place of the list? */
@@ -660,7 +679,7 @@ prepare(void)
 	p.db = MyDatabaseId;
 	p.settings = nsettings > 0 || settings_unknown;
 	p.count_anew = count_anew;
-	p.after = waiting_first != 0 || nended > 0 || after_unknown;
+	p.after = waiting_first != 0 || nended > 0 || after_unknown || deleted;
 	p.schedules = first_schedule != 0 && first_schedule != DT_NOEND;
 	for (i = 0; i < nlanes; i++)
 	{
@@ -714,7 +733,7 @@ jq_publish_prepared(const JqPrepared *p)
 	int i;
 	int dbix;
 
-	if (p->after)
+	if (p->after && !p->all)
 		jq_waiter_call_all(p->db);
 	if (p->all)
 	{
@@ -743,6 +762,7 @@ jq_publish_forget(Oid db)
 	int dbix = jq_dir_db(db, true);
 	int i;
 
+	jq_waiter_call_all(db);
 	if (dbix < 0)
 		return;
 	jq_queue_forget(db);
@@ -781,6 +801,12 @@ xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PARALLEL_COMMIT:
+			if (will_tell && event == XACT_EVENT_COMMIT)
+			{
+				HOLD_INTERRUPTS();
+				telling = true;
+			}
+			will_tell = false;
 			jq_bookkeeping = false;
 			committed = nlevels > 0;
 			if (!committed)

@@ -89,13 +89,18 @@ extern void jq_publish_waiting(int64 id);
 extern void jq_publish_ended(int64 id);
 /* jobs end, or wait, that we know nothing else about */
 extern void jq_publish_after_unknown(void);
-/*
- * Rows were deleted by hand: whoever waits for jobs is to look.  A transaction
- * that is prepared forgets it; then they do within a minute.
- */
+/* rows were deleted by hand: whoever waits for jobs is to look */
 extern void jq_publish_deleted(void);
 /* the scheduler ends jobs and sees itself who waits for them */
 extern bool jq_publish_no_ends;
+
+/*
+ * The next commit ends a job (or, after an error, does not): nothing is to end
+ * this process before it has told how.  Interrupts are held from the commit on,
+ * until jq_publish_told().
+ */
+extern void jq_publish_will_tell(bool will);
+extern void jq_publish_told(void);
 
 /* rows of another home have come: all numbers are to be counted again */
 extern void jq_publish_count_anew(void);

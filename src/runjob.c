@@ -159,53 +159,12 @@ jq_run_idle(void)
 
 /* ------------------------------------------------------------------- look */
 
-static void
-item_of_row(JqItem *item, const JqRow *row)
-{
-	memset(item, 0, sizeof(*item));
-	item->id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	item->priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
-	item->tid = row->tid;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-		item->flags = JQ_E_DUE;
-	if (!JQ_ROW_NULL(row, JQ_COL_KEY))
-	{
-		text *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
-
-		item->key = VARDATA_ANY(key);
-		item->keylen = Min(VARSIZE_ANY_EXHDR(key), JQ_KEY_MAX);
-	}
-}
-
-static bool
-text_equals(Datum d, const char *s, int len)
-{
-	text *t = DatumGetTextPP(d);
-
-	return VARSIZE_ANY_EXHDR(t) == len && memcmp(VARDATA_ANY(t), s, len) == 0;
-}
-
-/*
- * Is the row what the entry said?  *item and *run_at (DT_NOBEGIN: due) are what
- * it is.
- */
+/* is the row what the claim says? */
 static bool
 matches(JqAttempt *a, JqRow *row, JqItem *item, TimestampTz *run_at)
 {
-	*run_at = DT_NOBEGIN;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-	{
-		*run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-		if (*run_at <= GetCurrentTimestamp())
-			*run_at = DT_NOBEGIN;
-	}
-	item_of_row(item, row);
-	return *run_at == DT_NOBEGIN && jq_row_lane_role(row) == a->role &&
-		   text_equals(JQ_ROW(row, JQ_COL_QUEUE), a->queue, strlen(a->queue)) &&
-		   item->priority == a->job->pos.priority &&
-		   item->keylen == a->job->keylen &&
-		   (item->keylen == 0 ||
-			memcmp(item->key, a->job->key, item->keylen) == 0);
+	return jq_row_is(row, a->role, a->queue, a->job->pos.priority, a->job->key,
+					 a->job->keylen, item, run_at);
 }
 
 static bool
@@ -577,7 +536,7 @@ give_back(JqAttempt *a, JqRow *row)
 {
 	JqItem item;
 
-	item_of_row(&item, row);
+	jq_row_item(&item, row);
 	item.flags |= a->job->flags & JQ_E_RERUNS;
 	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :
 																	  RERUN;
@@ -807,6 +766,7 @@ attempt_it(JqAttempt *a)
 			(void) finish_row(a, t, &row, NULL, (Datum) 0);
 		PopActiveSnapshot();
 		jq_unique_ends_with_commit();
+		jq_publish_will_tell(true);
 		CommitTransactionCommand();
 		return COMPLETED;
 	}
@@ -818,6 +778,7 @@ attempt_it(JqAttempt *a)
 	jq_unique_ends_with_commit();
 	JQ_PAUSE("worker-before-commit");
 	a->committing = true;
+	jq_publish_will_tell(true);
 	CommitTransactionCommand();
 	return COMPLETED;
 }
@@ -866,6 +827,7 @@ jq_attempt_begin(void)
 JqVerdict
 jq_attempt_caught(JqAttempt *a, bool report)
 {
+	jq_publish_will_tell(false);
 	HOLD_INTERRUPTS();
 	stop_timeout();
 	MemoryContextSwitchTo(jq_job_context);
@@ -994,7 +956,11 @@ jq_attempt_alone(JqAttempt *a)
 		/* it gave way to somebody who waits for its key: he has it first */
 		wanted = a->job->keylen > 0 && jq_waitgraph_key_wanted();
 		if (wanted)
+		{
 			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
+			/* he may be a job behind this one, on his way to a worker */
+			let_others_go(reruns_of(a->job));
+		}
 		if (wanted || !jq_claim_may_repeat(a->job, MyDatabaseId))
 		{
 			verdict = give_back_for_rerun(a);

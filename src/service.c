@@ -2,7 +2,7 @@
  * service.c
  *		Services: named, durable actors.
  *
- * A service is a row of jobqueue_service: a name, a handler, a state.  A message
+ * A service is a row in two tables: a name, a handler, a state.  A message
  * to it is a job of kind 'm' on the service's key, and so it goes the way of all
  * jobs: one at a time, by any worker that is free, the effects of the handler,
  * the new state and the end of the message in one transaction.  An idle service
@@ -171,10 +171,12 @@ Datum
 jq_start_service(PG_FUNCTION_ARGS)
 {
 	static const char *const sql =
-		"INSERT INTO %s.jobqueue_service (name, state, handler, func_owner,"
+		"WITH s AS (INSERT INTO %s.jobqueue_service (name, handler, func_owner,"
 		" restart, max_restarts, within, queue, timeout, search_path, settings,"
-		" owner) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
-		" ON CONFLICT (name) DO NOTHING";
+		" owner) VALUES ($1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+		" ON CONFLICT (name) DO NOTHING RETURNING id)"
+		" INSERT INTO %s.jobqueue_service_current (service, state)"
+		" SELECT id, $2 FROM s";
 	Oid types[12] = {TEXTOID,	  JSONBOID, TEXTOID,	  OIDOID,
 					 TEXTOID,	  INT4OID,	INTERVALOID,  TEXTOID,
 					 INTERVALOID, TEXTOID,	TEXTARRAYOID, OIDOID};
@@ -293,9 +295,12 @@ jq_service_state(PG_FUNCTION_ARGS)
 {
 	JqTable *t = jq_table_required();
 	JqService s;
+	Datum state;
 
 	jq_service_argument(t, fcinfo, &s);
-	PG_RETURN_DATUM(s.state);
+	if (!jq_service_read_state(t, s.id, false, &state))
+		PG_RETURN_NULL(); /* it has ended just now */
+	PG_RETURN_DATUM(state);
 }
 
 PG_FUNCTION_INFO_V1(jq_whereis_service);

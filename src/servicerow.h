@@ -1,6 +1,6 @@
 /*
  * servicerow.h
- *		The row of a service in jobqueue_service, and who may use it.
+ *		The rows of a service, and who may use it.
  *
  * What is found is palloc'd in the caller's context.
  */
@@ -18,7 +18,6 @@ typedef struct JqService
 	Oid owner;
 	char *status;
 	char *queue;
-	Datum state;
 	char *handler;
 	Oid func_owner;
 	int64 down_job; /* 0 = none */
@@ -37,6 +36,12 @@ extern bool jq_service_find(JqTable *t, text *name, JqService *s);
 /* as the transaction's snapshot has it */
 extern bool jq_service_find_by_id(JqTable *t, int64 id, JqService *s);
 
+/* the state that stands in the table now; false: the service has ended */
+extern bool jq_service_read_state(JqTable *t, int64 id, bool has_key,
+								  Datum *state);
+/* the caller has the key; one more message has been handled */
+extern bool jq_service_write_state(JqTable *t, int64 id, Datum state);
+
 /* the name that is the first argument of a function; ERROR if it is none */
 extern text *jq_service_name(FunctionCallInfo fcinfo);
 /* the service of that name; ERROR if there is none or the caller may not use it */
@@ -46,7 +51,13 @@ extern void jq_service_check_owner(const JqService *s);
 /* ERROR: it is being stopped */
 extern void jq_service_is_stopping(const JqService *s);
 
-/* a statement as the extension's owner; *n: rows processed */
+/*
+ * A statement, between jq_owner_begin() and jq_owner_end(); sql is a constant.
+ * latest: it reads what is there now, whatever the transaction's snapshot.
+ */
+extern void jq_service_run(JqTable *t, const char *sql, int nargs, Oid *types,
+						   Datum *values, const char *nulls, bool latest);
+/* the same alone; *n: rows processed */
 extern void jq_service_execute(JqTable *t, const char *sql, int nargs,
 							   Oid *types, Datum *values, const char *nulls,
 							   uint64 *n);

@@ -3,7 +3,7 @@
  *		A message is handled: in the transaction of its job, the handler is called
  *		with the state, and what it returns is the new one.
  *
- * Only the worker that has the key writes "state", so it reads it without a lock:
+ * Only the worker that has the key writes the state, so it reads it without a lock:
  * the row is locked from its UPDATE to the commit only.
  */
 #include "postgres.h"
@@ -53,10 +53,10 @@ jq_service_look(JqTable *t, const JqRow *row)
 
 	values[0] = Int64GetDatum(jq_service_id(jq_row_cstring(row, JQ_COL_KEY)));
 	jq_owner_begin(t, &state);
-	jq_owner_read(t,
-				  "SELECT status = 'failed' FROM %s.jobqueue_service"
-				  " WHERE id = $1",
-				  1, types, values, NULL);
+	jq_service_run(t,
+				   "SELECT status = 'failed' FROM %s.jobqueue_service"
+				   " WHERE id = $1",
+				   1, types, values, NULL, true);
 	if (SPI_processed > 0)
 		look = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
 										  SPI_tuptable->tupdesc, 1, &isnull)) ?
@@ -98,34 +98,12 @@ split_result(Datum result, Datum *reply, bool *has_reply)
 static void
 finish_message(JqTable *t, const JqService *s, int64 id, Datum new_state)
 {
-	static const char *const sql =
-		"UPDATE %s.jobqueue_service SET state = $2, handled = handled + 1"
-		" WHERE id = $1 AND status <> 'failed'"
-		" RETURNING coalesce(down_job, 0)";
-	Oid types[2] = {INT8OID, JSONBOID};
-	Datum values[2];
-	JqOwnerState state;
-	int64 down_job = 0;
-	bool found;
-	bool isnull;
-
-	values[0] = Int64GetDatum(s->id);
-	values[1] = new_state;
-	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 2, types, values, NULL);
-	found = SPI_processed > 0;
-	if (found)
-		down_job =
-			DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-										SPI_tuptable->tupdesc, 1, &isnull));
-	jq_owner_end(&state);
-	if (!found)
+	if (!jq_service_write_state(t, s->id, new_state))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("service \"%s\" failed or ended while it handled "
-						"the message",
+				 errmsg("service \"%s\" ended while it handled the message",
 						s->name)));
-	if (down_job == id)
+	if (s->down_job == id)
 		jq_service_end(t, s->id, s->name, id);
 }
 
@@ -138,13 +116,15 @@ jq_service_handle(JqRow *row, bool *isnull)
 	Handling this = {service, handling};
 	volatile Datum result = (Datum) 0;
 	Datum reply = (Datum) 0;
+	Datum old_state;
 	Datum new_state;
 	bool has_reply;
 	JqService s;
 	bool found;
 	int nest;
 
-	found = jq_service_find_by_id(t, service, &s);
+	found = jq_service_find_by_id(t, service, &s) &&
+			jq_service_read_state(t, service, true, &old_state);
 	if (!found || strcmp(s.status, "failed") == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						found ? errmsg("service \"%s\" has failed", s.name) :
@@ -168,7 +148,7 @@ jq_service_handle(JqRow *row, bool *isnull)
 	handling = &this;
 	PG_TRY();
 	{
-		result = jq_execute_handler(s.handler, s.func_owner, s.state,
+		result = jq_execute_handler(s.handler, s.func_owner, old_state,
 									JQ_ROW(row, JQ_COL_ARGS),
 									JQ_ROW_NULL(row, JQ_COL_ARGS), isnull);
 	}

@@ -58,7 +58,7 @@ jq_service_send(JqTable *t, const JqService *s, Datum message,
 		nulls[7] = 'n';
 	memset(&item, 0, sizeof(item));
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 8, types, values, nulls);
+	jq_service_run(t, sql, 8, types, values, nulls, false);
 	item.id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										  SPI_tuptable->tupdesc, 1, &isnull));
 	item.tid = *(ItemPointer) DatumGetPointer(

@@ -136,6 +136,7 @@ shmem_startup(void)
 		pg_atomic_init_u32(&jq_shared->starved, 0);
 		pg_atomic_init_u32(&jq_shared->nheld, 0);
 		pg_atomic_init_u32(&jq_shared->nfetched, 0);
+		pg_atomic_init_u32(&jq_shared->fetched_keys, 0);
 		pg_atomic_init_u32(&jq_shared->fetched_full, 0);
 		pg_atomic_init_u32(&jq_shared->spilled_keys, 0);
 		pg_atomic_init_u64(&jq_shared->last_flush, 0);

@@ -73,6 +73,7 @@ typedef struct JqShared
 	pg_atomic_uint32 starved;	   /* a lane wanted entries and got none */
 	pg_atomic_uint32 nheld;		   /* entries of the claim table */
 	pg_atomic_uint32 nfetched;	   /* claims of consumers, or about to be */
+	pg_atomic_uint32 fetched_keys; /* keys of theirs */
 	pg_atomic_uint32 fetched_full; /* a consumer found no room for a claim */
 	pg_atomic_uint64
 		last_flush; /* TimestampTz: when a worker flushed the WAL */

@@ -70,6 +70,9 @@ jq_service_end(JqTable *t, int64 id, const char *name, int64 but)
 
 	jq_service_execute(t, "DELETE FROM %s.jobqueue_service WHERE id = $1", 1,
 					   types, values, NULL, &done);
+	jq_service_execute(
+		t, "DELETE FROM %s.jobqueue_service_current WHERE service = $1", 1,
+		types, values, NULL, &done);
 	/* what later ones wait for in memory: they are to be told, at the commit */
 	ids =
 		list_jobs(t, OF_KEY " AND (attempt > 0 OR crashes > 0 OR keeps_order)",
@@ -156,7 +159,7 @@ jq_service_failed(JqTable *t, int64 id, const char *key, const JqFailure *f,
 	values[0] = Int64GetDatum(service);
 	values[1] = CStringGetTextDatum(f->message ? f->message : "");
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 2, types, values, NULL);
+	jq_service_run(t, sql, 2, types, values, NULL, false);
 	if (SPI_processed == 0)
 	{
 		jq_owner_end(&state);

@@ -36,7 +36,6 @@
 #include "pause.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
-#include "replication/walsender_private.h"
 #include "runhere.h"
 #include "runjob.h"
 #include "storage/latch.h"
@@ -55,9 +54,14 @@
 #include "worker.h"
 
 #define MAX_IDS 1000
+#define SOON_MS 10 /* its end is about to be told; doubled up to */
+#define SOON_MAX_MS 1000
+#ifdef JQ_TESTING
+#define LOOK_MS 3600000 /* tests want to know when somebody is not called */
+#else
 #define LOOK_MS \
-	60000		   /* so that a lost row is noticed, or a step of the clock */
-#define SOON_MS 10 /* its end is about to be told */
+	60000 /* so that a lost row is noticed, or a step of the clock */
+#endif
 
 typedef struct Target
 {
@@ -87,28 +91,71 @@ typedef struct Wait
 
 /* ------------------------------------------------------------- one look */
 
-static void
-check_owner(Oid owner, int64 id)
+/* an end of a record that has been written to the WAL, or later */
+static XLogRecPtr
+end_of_wal(void)
 {
-	if (jq_is_admin() ||
-		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)))
-		return;
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		 errmsg("permission denied for job " INT64_FORMAT, id),
-		 errhint(
-			 "One may wait for the jobs of roles whose privileges one has.")));
+	XLogRecPtr lsn = GetXLogInsertRecPtr();
+
+	/* at the start of a page it stands behind the header, which may not exist */
+	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
+		lsn -= SizeOfXLogLongPHD;
+	else if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		lsn -= SizeOfXLogShortPHD;
+	return lsn;
+}
+
+/* have the standbys confirmed it, as this session asks for? */
+static bool
+is_confirmed(XLogRecPtr lsn)
+{
+	int mode;
+	bool ok;
+
+	if (!SyncRepRequested())
+		return true;
+	mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ?
+			   SYNC_REP_WAIT_WRITE :
+		   synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY ?
+			   SYNC_REP_WAIT_APPLY :
+			   SYNC_REP_WAIT_FLUSH;
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	/* the setting as the server has it: this session's own may be older */
+	ok = !jq_standbys_defined() || WalSndCtl->lsn[mode] >= lsn;
+	LWLockRelease(SyncRepLock);
+	return ok;
+}
+
+/* all up to there; invalid: all that there is */
+static void
+make_durable(XLogRecPtr lsn)
+{
+	if (XLogRecPtrIsInvalid(lsn))
+		lsn = end_of_wal();
+	JQ_PAUSE("wait-before-flush");
+	XLogFlush(lsn);
+	HOLD_INTERRUPTS();
+	SyncRepWaitForLSN(lsn, true);
+	RESUME_INTERRUPTS();
+	CHECK_FOR_INTERRUPTS();
+	/* a cancel ends that with a warning */
+	if (!is_confirmed(lsn))
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("the end of the job is not confirmed by a standby"),
+				 errhint("Wait for it again.")));
 }
 
 static void
-too_large(int64 id)
+too_large(const Target *t)
 {
+	if (!t->here)
+		make_durable(t->lsn);
 	ereport(ERROR,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("job " INT64_FORMAT
 					" is completed, but its result was not kept",
-					id),
+					t->id),
 			 errdetail("Results of more than %d bytes are only in the history.",
 					   JQ_RECENT_TEXT),
 			 errhint("Enqueue it with keep, or set keep for its queue.")));
@@ -123,11 +170,12 @@ take_recent(Wait *w, Target *t, const JqRecent *r, const char *text, int len,
 	char *copy = text != NULL && len > 0 ? pnstrdup(text, len) : NULL;
 
 	t->state = jq_outcome_name(r->outcome);
-	t->lsn = r->lsn;
+	/* one that had come back may have ended once more, by somebody else */
+	t->lsn = r->outcome == JQ_COMPLETED ? r->lsn : InvalidXLogRecPtr;
 	if (r->outcome != JQ_COMPLETED)
 		t->error = copy;
 	else if (cut)
-		too_large(t->id);
+		too_large(t);
 	else if (copy != NULL)
 	{
 		t->result = DirectFunctionCall1(jsonb_in, CStringGetDatum(copy));
@@ -179,7 +227,7 @@ take_history(Wait *w, JqTable *table, Target *t)
 	jq_owner_end(&state);
 	if (!found)
 		return false;
-	check_owner(owner, t->id);
+	jq_check_owner(owner, t->id, "wait for");
 	t->ended = true;
 	return true;
 }
@@ -201,14 +249,13 @@ must_not_be_ours(JqRow *row, int64 id)
 static void
 not_found(const Target *t)
 {
+	make_durable(InvalidXLogRecPtr);
 	if (t->seen)
-		ereport(ERROR,
-				(errcode(ERRCODE_NO_DATA_FOUND),
-				 errmsg("job " INT64_FORMAT
-						" has ended, and it is not known how",
-						t->id),
-				 errhint("Its row was deleted, or its worker ended after its "
-						 "commit; with keep the history would know.")));
+		ereport(ERROR, (errcode(ERRCODE_NO_DATA_FOUND),
+						errmsg("job " INT64_FORMAT
+							   " has ended, and it is not known how",
+							   t->id),
+						errhint("Its row was deleted by hand.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_NO_DATA_FOUND),
 			 errmsg("job " INT64_FORMAT " does not exist", t->id),
@@ -232,14 +279,15 @@ look(Wait *w, Target *t)
 	t->soon = false;
 	if (jq_waiter_told(t->cell, &r) && r.outcome == JQ_COMPLETED && !r.cut)
 	{
-		check_owner(r.role, t->id);
+		jq_check_owner(r.role, t->id, "wait for");
 		take_recent(w, t, &r, r.text, r.textlen, false);
 		return;
 	}
 	if (jq_row_fetch(table, t->id, NULL, NULL, &row, &xid, NULL) !=
 		JQ_FETCH_GONE)
 	{
-		check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t->id);
+		jq_check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t->id,
+					   "wait for");
 		must_not_be_ours(&row, t->id);
 		t->seen = true;
 		return;
@@ -259,11 +307,11 @@ look(Wait *w, Target *t)
 	known =
 		jq_waiter_told(t->cell, &r) || jq_recent_find(MyDatabaseId, t->id, &r);
 	if (known)
-		check_owner(r.role, t->id);
+		jq_check_owner(r.role, t->id, "wait for");
 	if (known && r.outcome == JQ_COMPLETED && !r.cut)
 		take_recent(w, t, &r, r.text, r.textlen, false);
 	else if (take_history(w, table, t))
-		t->lsn = known ? r.lsn : InvalidXLogRecPtr;
+		t->lsn = known && r.outcome == JQ_COMPLETED ? r.lsn : InvalidXLogRecPtr;
 	else if (known)
 		take_recent(w, t, &r, r.text, r.textlen, r.cut);
 	else if (out)
@@ -274,62 +322,12 @@ look(Wait *w, Target *t)
 
 /* ------------------------------------------------------------ durability */
 
-/* an end of a record that has been written to the WAL, or later */
-static XLogRecPtr
-end_of_wal(void)
-{
-	XLogRecPtr lsn = GetXLogInsertRecPtr();
-
-	/* at the start of a page it stands behind the header, which may not exist */
-	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
-		lsn -= SizeOfXLogLongPHD;
-	else if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
-		lsn -= SizeOfXLogShortPHD;
-	return lsn;
-}
-
-/* have the standbys confirmed it, as this session asks for? */
-static bool
-is_confirmed(XLogRecPtr lsn)
-{
-	int mode;
-	bool ok;
-
-	if (!SyncRepRequested() || SyncRepStandbyNames == NULL ||
-		SyncRepStandbyNames[0] == '\0')
-		return true;
-	mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ?
-			   SYNC_REP_WAIT_WRITE :
-		   synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY ?
-			   SYNC_REP_WAIT_APPLY :
-			   SYNC_REP_WAIT_FLUSH;
-	LWLockAcquire(SyncRepLock, LW_SHARED);
-	ok = WalSndCtl->lsn[mode] >= lsn;
-	LWLockRelease(SyncRepLock);
-	return ok;
-}
-
-static void
-make_durable(XLogRecPtr lsn)
-{
-	JQ_PAUSE("wait-before-flush");
-	XLogFlush(lsn);
-	HOLD_INTERRUPTS();
-	SyncRepWaitForLSN(lsn, true);
-	RESUME_INTERRUPTS();
-	CHECK_FOR_INTERRUPTS();
-	/* a cancel ends that with a warning */
-	if (!is_confirmed(lsn))
-		ereport(ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("the end of the job is not confirmed by a standby"),
-				 errhint("Wait for it again.")));
-}
-
 static void
 make_ends_durable(Wait *w)
 {
 	XLogRecPtr lsn = InvalidXLogRecPtr;
+	bool any = false;
+	bool known = true;
 	int i;
 
 	for (i = 0; i < w->n; i++)
@@ -338,12 +336,12 @@ make_ends_durable(Wait *w)
 
 		if (!t->ended || t->here)
 			continue;
-		if (XLogRecPtrIsInvalid(t->lsn))
-			t->lsn = end_of_wal();
+		any = true;
+		known &= !XLogRecPtrIsInvalid(t->lsn);
 		lsn = Max(lsn, t->lsn);
 	}
-	if (!XLogRecPtrIsInvalid(lsn))
-		make_durable(lsn);
+	if (any)
+		make_durable(known ? lsn : InvalidXLogRecPtr);
 }
 
 /* --------------------------------------------------------------- the wait */
@@ -406,6 +404,7 @@ sleep_until_called(Wait *w, int wanted)
 {
 	static uint32 wait_event;
 	TimestampTz looked = GetCurrentTimestamp();
+	int soon_ms = SOON_MS;
 	JqWaitLook look;
 
 	jq_waitgraph_begin(&look);
@@ -425,7 +424,10 @@ sleep_until_called(Wait *w, int wanted)
 		check_workers(w);
 		wake = Min(w->until, looked + LOOK_MS * INT64CONST(1000));
 		if (soon)
-			wake = Min(wake, now + SOON_MS * INT64CONST(1000));
+		{
+			wake = Min(wake, TimestampTzPlusMilliseconds(now, soon_ms));
+			soon_ms = Min(2 * soon_ms, SOON_MAX_MS);
+		}
 		if (jq_waitgraph_look(&look))
 		{
 			char *what = describe(w);
@@ -454,13 +456,13 @@ check_ids(Wait *w)
 	{
 		int64 id = w->targets[i].id;
 
-		if ((jq_current_job.id != 0 && jq_current_job.id == id) ||
-			jq_runs_here(id))
+		/* 0 is no job, and so is what runs where none runs */
+		if (id != 0 && jq_runs_here(id))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
 					 errmsg("job " INT64_FORMAT " cannot wait for itself", id),
 					 errhint("Wait for another job.")));
-		if (jq_is_worker && jq_claim_is_other(id))
+		if (jq_is_worker && jq_claim_is_other(id) && !jq_claim_shares())
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
 					 errmsg("job " INT64_FORMAT
@@ -468,6 +470,20 @@ check_ids(Wait *w)
 							id),
 					 errhint("Set batch to 1 for a queue whose jobs wait.")));
 	}
+}
+
+/*
+ * Those before it in a batch have not committed while it waits, perhaps for what
+ * cannot run before they have: it is to be run alone, after them.  A cancel is
+ * what no handler in the job takes for a failure of its own.
+ */
+static void
+must_not_share(void)
+{
+	if (jq_claim_shares())
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("a job that waits does not share a transaction")));
 }
 
 static void
@@ -489,7 +505,8 @@ wait_for(Wait *w, int wanted)
 				ereport(ERROR,
 						(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 						 errmsg("too many jobs are waited for"),
-						 errdetail("There is room for %d, over all sessions.",
+						 errdetail("There is room for %d over all sessions, "
+								   "besides one for each.",
 								   JQ_WAITERS),
 						 errhint("Wait for fewer jobs at a time.")));
 		}
@@ -503,6 +520,7 @@ wait_for(Wait *w, int wanted)
 			{
 				if (jq_is_worker && jq_current_job.id != 0)
 				{
+					must_not_share();
 					w->worker = jq_slot_begin_wait();
 					if (!w->worker)
 						ereport(
@@ -526,6 +544,7 @@ wait_for(Wait *w, int wanted)
 		jq_waiter_drop_all();
 	}
 	PG_END_TRY();
+	MemoryContextDelete(w->scratch);
 	make_ends_durable(w);
 }
 

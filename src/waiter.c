@@ -4,6 +4,10 @@
  *
  * Chains by hash of the id.  All changes are made under JQ_LOCK_WAITER.  Who ends
  * a job looks at the head of the chain without the lock: as a rule nobody waits.
+ *
+ * Each process has a cell of its own, the last ones of the table, so that nobody
+ * can keep others from waiting for one job.  It is the first that the process
+ * takes, and its others hang on it.
  */
 #include "postgres.h"
 
@@ -22,6 +26,8 @@
 typedef struct Cell
 {
 	int next;	/* in its chain, or of the free ones */
+	int prev;	/* in its chain */
+	int more;	/* the next one of its owner */
 	int procno; /* of its owner; -1 = free */
 	Oid db;
 	int64 id;
@@ -29,25 +35,41 @@ typedef struct Cell
 	TimestampTz since;
 	bool called;
 	bool told;
+	uint64 telling; /* which one that was */
 	JqRecent end;
 } Cell;
 
 typedef struct Table
 {
 	int free;
+	int used; /* read without the lock */
+	uint64 tellings;
 	volatile int heads[BUCKETS];
-	Cell cells[JQ_WAITERS];
+	Cell cells[FLEXIBLE_ARRAY_MEMBER]; /* JQ_WAITERS, one for each process */
 } Table;
 
 static Table *table;
 
-/* those of this process, so that the exit hook finds them */
-static int mine = 0;
+/* does this process have cells? */
+static bool any_mine = false;
+
+static int
+ncells(void)
+{
+	return JQ_WAITERS + MaxBackends;
+}
+
+static int
+cell_of(int procno)
+{
+	return JQ_WAITERS + procno;
+}
 
 Size
 jq_waiter_size(void)
 {
-	return MAXALIGN(sizeof(Table));
+	return MAXALIGN(
+		add_size(offsetof(Table, cells), mul_size(ncells(), sizeof(Cell))));
 }
 
 void
@@ -56,15 +78,16 @@ jq_waiter_init(void)
 	bool found;
 	int i;
 
-	table = ShmemInitStruct("jobqueue waiters", sizeof(Table), &found);
+	table = ShmemInitStruct("jobqueue waiters", jq_waiter_size(), &found);
 	if (found)
 		return;
-	memset(table, 0, sizeof(Table));
+	memset(table, 0, jq_waiter_size());
 	for (i = 0; i < BUCKETS; i++)
 		table->heads[i] = NONE;
-	for (i = 0; i < JQ_WAITERS; i++)
+	for (i = 0; i < ncells(); i++)
 	{
 		table->cells[i].procno = -1;
+		table->cells[i].more = NONE;
 		table->cells[i].next = i + 1 < JQ_WAITERS ? i + 1 : NONE;
 	}
 	table->free = 0;
@@ -88,23 +111,61 @@ exit_hook(int code, Datum arg)
 	jq_waiter_drop_all();
 }
 
+/* JQ_LOCK_WAITER held */
+static void
+link_cell(int i, int bucket)
+{
+	Cell *c = &table->cells[i];
+
+	c->prev = NONE;
+	c->next = table->heads[bucket];
+	if (c->next != NONE)
+		table->cells[c->next].prev = i;
+	table->heads[bucket] = i;
+}
+
+/* JQ_LOCK_WAITER held */
+static void
+unlink_cell(int i)
+{
+	Cell *c = &table->cells[i];
+
+	if (c->prev != NONE)
+		table->cells[c->prev].next = c->next;
+	else
+		table->heads[bucket_of(c->id)] = c->next;
+	if (c->next != NONE)
+		table->cells[c->next].prev = c->prev;
+}
+
 int
 jq_waiter_add(int64 id, bool needed, TimestampTz since)
 {
 	static bool registered;
-	int bucket = bucket_of(id);
+	int own = cell_of(jq_my_procno());
 	int i;
 
+	Assert(own < ncells());
 	if (!registered)
 		on_shmem_exit(exit_hook, (Datum) 0);
 	registered = true;
 	LWLockAcquire(jq_lock(JQ_LOCK_WAITER), LW_EXCLUSIVE);
-	i = table->free;
+	if (table->cells[own].procno < 0)
+		i = own;
+	else
+	{
+		i = table->free;
+		if (i != NONE)
+		{
+			table->free = table->cells[i].next;
+			table->cells[i].more = table->cells[own].more;
+			table->cells[own].more = i;
+		}
+	}
 	if (i != NONE)
 	{
 		Cell *c = &table->cells[i];
 
-		table->free = c->next;
 		c->procno = jq_my_procno();
 		c->db = MyDatabaseId;
 		c->id = id;
@@ -112,9 +173,10 @@ jq_waiter_add(int64 id, bool needed, TimestampTz since)
 		c->since = since;
 		c->called = true; /* to look for the first time */
 		c->told = false;
-		c->next = table->heads[bucket];
-		table->heads[bucket] = i;
-		mine++;
+		c->telling = 0;
+		link_cell(i, bucket_of(id));
+		table->used++;
+		any_mine = true;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_WAITER));
 	/* the look at the row comes after this */
@@ -125,29 +187,29 @@ jq_waiter_add(int64 id, bool needed, TimestampTz since)
 void
 jq_waiter_drop_all(void)
 {
-	int me;
 	int i;
+	int more;
 
-	if (mine == 0)
+	if (!any_mine)
 		return;
-	me = jq_my_procno();
 	LWLockAcquire(jq_lock(JQ_LOCK_WAITER), LW_EXCLUSIVE);
-	for (i = 0; i < JQ_WAITERS && mine > 0; i++)
+	for (i = cell_of(jq_my_procno()); i != NONE; i = more)
 	{
 		Cell *c = &table->cells[i];
-		volatile int *link;
 
-		if (c->procno != me)
-			continue;
-		for (link = &table->heads[bucket_of(c->id)]; *link != i;
-			 link = &table->cells[*link].next)
-			;
-		*link = c->next;
+		Assert(c->procno == jq_my_procno());
+		more = c->more;
+		unlink_cell(i);
 		c->procno = -1;
-		c->next = table->free;
-		table->free = i;
-		mine--;
+		c->more = NONE;
+		table->used--;
+		if (i < JQ_WAITERS)
+		{
+			c->next = table->free;
+			table->free = i;
+		}
 	}
+	any_mine = false;
 	LWLockRelease(jq_lock(JQ_LOCK_WAITER));
 }
 
@@ -185,8 +247,10 @@ jq_waiter_of(int procno, uint64 *since, int64 *ids, int max)
 	int n = 0;
 	int i;
 
+	if (procno < 0 || procno >= MaxBackends)
+		return 0;
 	LWLockAcquire(jq_lock(JQ_LOCK_WAITER), LW_SHARED);
-	for (i = 0; i < JQ_WAITERS && n < max; i++)
+	for (i = cell_of(procno); i != NONE && n < max; i = table->cells[i].more)
 	{
 		const Cell *c = &table->cells[i];
 
@@ -216,6 +280,7 @@ jq_waiter_tell(const JqRecent *r, const char *text, int len)
 {
 	volatile int *head = &table->heads[bucket_of(r->id)];
 	int procnos[WAKE_MAX];
+	uint64 telling = 0;
 	int n;
 
 	/* the commit comes before the look at the chain */
@@ -228,13 +293,17 @@ jq_waiter_tell(const JqRecent *r, const char *text, int len)
 
 		n = 0;
 		LWLockAcquire(jq_lock(JQ_LOCK_WAITER), LW_EXCLUSIVE);
+		if (telling == 0)
+			telling = ++table->tellings;
 		for (i = *head; i != NONE && n < WAKE_MAX; i = table->cells[i].next)
 		{
 			Cell *c = &table->cells[i];
 
-			if (c->id != r->id || c->db != r->db || c->told)
+			if (c->id != r->id || c->db != r->db || c->telling == telling)
 				continue;
+			/* it may have ended before, and come back since */
 			jq_recent_fill(&c->end, r, text, len);
+			c->telling = telling;
 			c->told = c->called = true;
 			procnos[n++] = c->procno;
 		}
@@ -278,13 +347,16 @@ jq_waiter_call_all(Oid db)
 {
 	int from = 0;
 
-	while (from < JQ_WAITERS)
+	pg_memory_barrier();
+	if (*(volatile int *) &table->used == 0)
+		return;
+	while (from < ncells())
 	{
 		int procnos[WAKE_MAX];
 		int n = 0;
 
 		LWLockAcquire(jq_lock(JQ_LOCK_WAITER), LW_EXCLUSIVE);
-		for (; from < JQ_WAITERS && n < WAKE_MAX; from++)
+		for (; from < ncells() && n < WAKE_MAX; from++)
 		{
 			Cell *c = &table->cells[from];
 

@@ -16,14 +16,15 @@
  *		terminate				its owner's exit hook gives it back
  *		kill -9					the crash restart makes a new table
  *		out of memory			nothing is allocated here
- *		table full				the waiter gets an error; nobody else notices
+ *		table full				who waits for many gets an error; one can always
  */
 #ifndef JQ_WAITER_H
 #define JQ_WAITER_H
 
 #include "recent.h"
 
-#define JQ_WAITERS 4096 /* cells, over all databases */
+/* cells, over all databases, besides one for each process */
+#define JQ_WAITERS 4096
 
 extern Size jq_waiter_size(void);
 extern void jq_waiter_init(void);

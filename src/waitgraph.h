@@ -19,7 +19,13 @@
  *			... sleep no longer than until look.next ...
  *		}
  *
- * To tell of a new kind of wait, add a function to the list in waitgraph.c.
+ * To tell of a new kind of wait, add a function to the list in waitgraph.c.  It
+ * is asked about any process, by any other one, and answers with processes that
+ * all have to do something before that one goes on: where one of several would
+ * do, with none.  What it answers may be out of date, but as long as a process
+ * stays in the same wait (since), it names it for each process that keeps it
+ * there.  Whoever searches holds no lock; the function may read tables, and may
+ * fail, which ends the wait of him who searches.
  */
 #ifndef JQ_WAITGRAPH_H
 #define JQ_WAITGRAPH_H

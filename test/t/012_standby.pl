@@ -22,6 +22,9 @@ sub wait_for_standby
 }
 
 property 'a standby runs nothing and refuses to enqueue' => sub {
+	sql(q{CREATE FUNCTION add_up(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql
+		AS 'SELECT to_jsonb(state::int + coalesce((message->>''add'')::int, 0))'});
+	sql(q{SELECT jobqueue_start_service('adds', 'add_up', '0'), jobqueue_send('adds', '{"add": 1}')});
 	enqueue('note', what => 'x') foreach (1 .. 10);
 	wait_drained();
 	wait_for_standby();
@@ -53,6 +56,7 @@ property 'promotion: what waits on the standby runs, once' => sub {
 	my $over = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'over')});
 	sql(q{SELECT token FROM jobqueue_fetch('over', lease => '5 s')});
 	sql('SELECT jobqueue_quiesce()');
+	sql(q{SELECT jobqueue_send('adds', '{"add": 10}'), jobqueue_send('adds', '{"add": 100}', 'yesterday')});
 	sql(q{SELECT count(jobqueue_enqueue('note', jsonb_build_object('what', i), key => 'k' || i % 3)) FROM generate_series(1, 500) i});
 	enqueue('note', what => 'due', run_at => 'yesterday');
 	wait_for_standby();
@@ -67,6 +71,7 @@ property 'promotion: what waits on the standby runs, once' => sub {
 	sql(q{SELECT jobqueue_complete(job, token => token) FROM jobqueue_lease});
 	wait_drained();
 	is(sql('SELECT count(*), count(DISTINCT job), max(attempt) FROM ran'), '501|501|1', 'all, not held');
+	is(sql(q{SELECT jobqueue_service_state('adds')}), '111', 'services go on with their state and messages');
 	enqueue('note', what => 'new');
 	wait_drained();
 	is(sql('SELECT count(*) FROM ran'), 502, 'and new ones');

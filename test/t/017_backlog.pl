@@ -278,7 +278,8 @@ backlog_property 'refill under an old snapshot: order, and no walk over dead ent
 	check_effects(30);
 	($tuples2, $blocks2) = index_reads('jobqueue_job_ready');
 	cmp_ok($tuples2 - $tuples, '<', 1000, 'entries');
-	cmp_ok($blocks2 - $blocks, '<', 1000, 'blocks');
+	# each looks through them once, when it starts
+	cmp_ok($blocks2 - $blocks, '<', 3000, 'blocks');
 	note sprintf 'entries %d, blocks %d', $tuples2 - $tuples, $blocks2 - $blocks;
 	$old->query_safe('COMMIT');
 };

@@ -488,6 +488,31 @@ property 'a job may lock its own key, and others' => sub {
 	forget();
 };
 
+property 'jobs that wait for a key keep no worker from others' => sub {
+	foreach my $how ('jobqueue_unlock', 'pg_terminate_backend', 'jobqueue_cancel')
+	{
+		my $holder = session();
+		ask($holder, "SELECT jobqueue_lock('b')");
+		my $n = sql('SHOW jobqueue.max_workers') - 1;
+		enqueue(q{SELECT jobqueue_xact_lock('b')}, max_attempts => 1, priority => -1) foreach 1 .. $n;
+		wait_in_line('b', $n);
+		my @ids = map { enqueue('note', what => 'job') } 1 .. 20;
+		wait_state($_, 'completed') foreach @ids;
+		wait_in_line('b', $n);
+		pass('they run while those wait');
+		sql("SELECT pg_terminate_backend(pid) FROM jobqueue_running") if $how eq 'pg_terminate_backend';
+		sql("SELECT jobqueue_cancel(id) FROM jobqueue_running") if $how eq 'jobqueue_cancel';
+		ask($holder, "SELECT jobqueue_unlock('b')");
+		wait_drained();
+		$holder->quit;
+		@ids = map { enqueue('note', what => 'job') } 1 .. 20;
+		wait_drained();
+		wait_for("SELECT count(*) <= current_setting('jobqueue.max_workers')::int FROM jobqueue_workers");
+		pass("and are no more than may be: $how");
+		forget();
+	}
+};
+
 property 'a key is locked for a session and for jobqueue_run() in it' => sub {
 	my $s = session();
 

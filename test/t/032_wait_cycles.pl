@@ -164,6 +164,25 @@ property 'two sessions, one waits for a key, the other for a job' => sub {
 	ends_well($id, 'the job has run');
 };
 
+property 'a key that has room for the job is nobody to wait for' => sub {
+	sql("SELECT jobqueue_configure('shared', key_limit => 2)");
+	my $offset = crash_offset();
+	my $one = enqueue('SELECT 1', key => 'a', queue => 'shared', run_at => '2999-01-01');
+	my $two = enqueue("SELECT (jobqueue_wait($one)).state", key => 'a', queue => 'shared', max_attempts => 1);
+	my $s = session_begin("SELECT jobqueue_xact_lock('c')");
+	my $t = session_begin("SELECT jobqueue_xact_lock('d')");
+
+	# as long as it takes others to find a cycle
+	send_sql($s, "SELECT jobqueue_xact_lock('d'); COMMIT");
+	send_sql($t, "SELECT jobqueue_xact_lock('c'); COMMIT");
+	answer($_) foreach $s, $t;
+	wait_for('SELECT count(*) = 1 FROM jobqueue_running');
+	sql("SELECT jobqueue_reschedule($one, now())");
+	wait_state($_, 'completed') foreach $one, $two;
+	my $log = PostgreSQL::Test::Utils::slurp_file(node()->logfile, $offset);
+	is(scalar(() = $log =~ /ERROR:  deadlock detected/g), 1, 'none but the other one');
+};
+
 property 'who waits for any of some jobs is not told of a deadlock' => sub {
 	my $s = session_begin("SELECT jobqueue_xact_lock('f')");
 	my $needs = enqueue('SELECT 1', key => 'f');

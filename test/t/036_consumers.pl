@@ -63,7 +63,7 @@ sub start
 	my $c = $consumers{$name};
 	my $log = $node->basedir . "/$name.log";
 	local %ENV = $node->_get_env(PGAPPNAME => "consumer $name",
-		PGDATABASE => 'postgres', PGUSER => superuser(), WAIT => '1 s');
+		PGDATABASE => 'postgres', PGUSER => superuser(), WAIT => '500 ms');
 
 	# bash has leases in any case: short ones, as somebody waits for their end
 	@args = ($args[0], '3 s') if $c->{leased} && @args == 1;
@@ -135,10 +135,17 @@ sub wait_claims
 	wait_for("SELECT count(*) = $n FROM jobqueue_running WHERE queue = '$queue'");
 }
 
+# a program that is not there is an exception
+sub can_run
+{
+	my (@command) = @_;
+	return eval { IPC::Run::run(\@command, '<', \undef, '>', \my $out, '2>', \my $err) };
+}
+
 foreach my $name (sort keys %consumers)
 {
 	my $c = $consumers{$name};
-	if (!IPC::Run::run($c->{needs}, '<', \undef, '>', \my $out, '2>', \my $err))
+	if (!can_run(@{ $c->{needs} }))
 	{
 	  SKIP:
 		{
@@ -159,7 +166,8 @@ foreach my $name (sort keys %consumers)
 			my $id = put('work', '{"fail": "nobody@example.org"}', keep => '1 h');
 			done_exactly_once($n + 1);
 			is(sql("SELECT state || ': ' || (errors->0->>'error') FROM jobqueue_jobs WHERE id = $id") =~ /^completed: .*no such address: nobody\@example.org/s, 1, 'an exception is the error of a failed attempt');
-			is(stop($_), 0, 'SIGTERM ends it') foreach @pids;
+			kill('TERM', @pids);
+			is(ended($_), 0, 'SIGTERM ends it') foreach @pids;
 			sql('DELETE FROM jobqueue_archive');
 		};
 

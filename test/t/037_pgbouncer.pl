@@ -11,6 +11,7 @@ use JobqueueTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my ($pgbouncer) = grep { -x } map { "$_/pgbouncer" } '/usr/sbin', split /:/, $ENV{PATH};
 plan skip_all => 'there is no pgbouncer (Debian: pgbouncer)' unless $pgbouncer;
@@ -51,7 +52,14 @@ sub pooled(&)
 sub start_pooler
 {
 	$pooler = IPC::Run::start([ $pgbouncer, '-q', $ini ], '<', \undef, '>', \my $out, '2>&1');
-	pooled { wait_for('SELECT true') };
+	# by -c: psql may be gone before it has read its input
+	my @probe = ('psql', '-X', '-h', $dir, '-p', $port, '-U', $user, '-c', 'SELECT true', 'postgres');
+	my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
+	until (IPC::Run::run(\@probe, '<', \undef, '>', \my $answer, '2>', \my $error))
+	{
+		die "the pooler does not answer: $error\n" if --$tries <= 0;
+		usleep(100_000);
+	}
 }
 
 # what a client of a pool must not do: leave its server connection as it was
@@ -72,6 +80,13 @@ sub put
 	my ($args, %opt) = @_;
 	my $list = join '', map { ", $_ => '$opt{$_}'" } sort keys %opt;
 	return sql("SELECT jobqueue_enqueue(NULL, '$args', queue => 'q'$list)");
+}
+
+# a program that is not there is an exception
+sub can_run
+{
+	my (@command) = @_;
+	return eval { IPC::Run::run(\@command, '<', \undef, '>', \my $out, '2>', \my $err) };
 }
 
 start_pooler();
@@ -146,9 +161,9 @@ property 'example consumers behind the pooler do each job exactly once' => sub {
 	my @programs = ([ 'bash', "$examples/consumer.sh" ]);
 
 	push @programs, [ $python, "$examples/consumer.py" ]
-	  if IPC::Run::run([ $python, '-c', 'import psycopg' ], '<', \undef, '>', \my $o1, '2>', \my $e1);
+	  if can_run($python, '-c', 'import psycopg');
 	push @programs, [ 'node', "$examples/consumer.js" ]
-	  if IPC::Run::run([ 'node', '-e', q{require('pg')} ], '<', \undef, '>', \my $o2, '2>', \my $e2);
+	  if can_run('node', '-e', q{require('pg')});
 	sql(<<'END');
 CREATE TABLE delivered (job bigint, attempt int);
 CREATE FUNCTION deliver(job bigint, attempt int, args jsonb) RETURNS jsonb LANGUAGE sql
@@ -156,7 +171,7 @@ CREATE FUNCTION deliver(job bigint, attempt int, args jsonb) RETURNS jsonb LANGU
 END
 	my @handles = map {
 		local %ENV = $node->_get_env(PGHOST => $dir, PGPORT => $port,
-			PGDATABASE => 'postgres', PGUSER => $user, WAIT => '1 s');
+			PGDATABASE => 'postgres', PGUSER => $user, WAIT => '500 ms');
 		IPC::Run::start([ @$_, 'q', '30 s' ], '<', \undef, '>', \my $out, '2>&1')
 	} @programs;
 	sql("SELECT count(jobqueue_enqueue(NULL, '{}', queue => 'q', key => 'k' || i % 7)) FROM generate_series(1, 300) i");

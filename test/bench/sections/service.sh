@@ -13,7 +13,7 @@ messages=10000
 service_messages()
 {
 	quiesce
-	sql -c 'VACUUM jobqueue_job, jobqueue_service' -c 'CHECKPOINT'
+	sql -c 'VACUUM jobqueue_job, jobqueue_service_current' -c 'CHECKPOINT'
 	record "send, $1" "$(calc "1e6 * $messages / $(timed bench \
 		"SELECT count(jobqueue_send($2, '{}'))
 		FROM generate_series(1, $messages) i")")" /s
@@ -38,7 +38,8 @@ section_service()
 		FROM generate_series(1, $services) i")")" /s
 	record "init of services" "$(rate "$services" "$(drain "$services")")" /s
 	record "disk of a service" "$(sql -c \
-		"SELECT pg_total_relation_size('jobqueue_service') / $services")" bytes
+		"SELECT (pg_total_relation_size('jobqueue_service')
+			+ pg_total_relation_size('jobqueue_service_current')) / $services")" bytes
 	[ "$(sql -c 'SELECT count(*) FROM jobqueue_keys')" = 0 ] ||
 		die "service: idle services are in memory"
 	quiesce

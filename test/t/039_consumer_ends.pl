@@ -204,6 +204,25 @@ property 'one queue cannot have all claims, and a full table wakes who waits whe
 	clean();
 };
 
+paused_property 'no room for one queue does not keep a consumer of another from a job' => sub {
+	sql("SELECT count(jobqueue_enqueue(NULL, queue => 'greedy')) FROM generate_series(1, 40)");
+	my ($s, $o) = (session(), session());
+	is($s->query_safe("SELECT count(*) FROM jobqueue_fetch('greedy', 100)"), '32', 'as many as it may have');
+	arm('fetch-before-list');
+	$o->query_safe('CREATE TEMP TABLE got (id bigint)');
+	send_sql($o, "INSERT INTO got SELECT id FROM jobqueue_fetch('other', 1, '1 min')");
+	caught('fetch-before-list');
+	like(sql_error("SELECT * FROM jobqueue_fetch('greedy')"), qr/too many jobs are fetched/, 'no room');
+	my $id = put('other');
+	release('fetch-before-list');
+	is(got($o), $id, 'it has the job');
+	$o->query_safe("SELECT jobqueue_complete($id)");
+	$s->query_safe('SELECT jobqueue_release(id) FROM jobqueue_running WHERE pid = pg_backend_pid()');
+	$s->quit;
+	$o->quit;
+	clean();
+};
+
 property 'a rate: a consumer that waits is woken when a token comes' => sub {
 	sql(q{SELECT jobqueue_configure('rate', rate => 4, rate_per => '1 s')});
 	my $s = session();
@@ -317,6 +336,44 @@ property 'the error of a consumer is cut where it is very long' => sub {
 	is(fetch($s, 'q'), $id, 'fetched');
 	$s->query_safe("SELECT jobqueue_fail($id, repeat('ä', 1000000))");
 	is(sql("SELECT octet_length(errors->0->>'error') FROM jobqueue_job"), '16384', 'cut');
+	$s->quit;
+	clean();
+};
+
+property 'keys of fetched jobs have places of their own: who needs one more is told, others go on' => sub {
+	my @ids = map { put('q', key => "key$_") } 1 .. 17;
+	my $plain = put('plain');
+	my ($s, $o) = (session(), session());
+	is($s->query_safe("SELECT count(*) FROM jobqueue_fetch('q', 100)"), '16', 'so many keys');
+	like(sql_error("SELECT * FROM jobqueue_fetch('q')"), qr/too many jobs are fetched/, 'and no more');
+	is(fetch($o, 'plain'), $plain, 'a job without key');
+	my $worker = enqueue('note', what => 'x', key => 'other');
+	wait_state($worker, 'completed');
+	pass('a worker has its key');
+	$o->query_safe("SELECT jobqueue_complete($plain)");
+	send_wait($o, 'q');
+	$s->query_safe("SELECT jobqueue_complete($ids[3])");
+	is(got($o), $ids[16], 'who waits is woken when one is free');
+	$o->query_safe("SELECT jobqueue_complete($ids[16])");
+	$s->query_safe('SELECT jobqueue_complete(id) FROM jobqueue_running WHERE pid = pg_backend_pid()');
+	$s->quit;
+	$o->quit;
+	forget();
+	clean();
+};
+
+property 'after a restart leases of one key count for its key_limit' => sub {
+	sql(q{SELECT jobqueue_configure('two', key_limit => 2)});
+	my @ids = map { put('two', key => 'k') } 1 .. 3;
+	my @leases = map { [ lease('two', '1 h') ] } 1 .. 2;
+	$node->restart;
+	wait_for('SELECT count(*) = 2 FROM jobqueue_running WHERE leased_until IS NOT NULL');
+	is(sql("SELECT count(*) FROM jobqueue_keys WHERE key = 'k' AND job IS NOT NULL"), '2', 'both have it');
+	my $s = session();
+	is(fetch($s, 'two', ", '10 ms'"), '', 'no third one');
+	sql("SELECT jobqueue_complete($_->[0], token => '$_->[1]')") foreach @leases;
+	is(fetch($s, 'two', ", '1 min'"), $ids[2], 'then the third');
+	$s->query_safe("SELECT jobqueue_complete($ids[2])");
 	$s->quit;
 	clean();
 };

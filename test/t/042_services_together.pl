@@ -152,6 +152,38 @@ property handlers_and_senders_at_any_isolation_level => sub {
 	}
 };
 
+property an_old_snapshot_costs_a_service_nothing => sub {
+	my $old = session();
+
+	start('hot');
+	wait_drained();
+	$old->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+	sql('SELECT pg_stat_reset()');
+	sql(q{SELECT jobqueue_send('hot', '{"i": 0}') FROM generate_series(1, 300)});
+	wait_drained();
+	sql(q{SELECT jobqueue_service_state('hot')});
+	# told when a worker is idle, or ends; what a look has to pass by is counted
+	wait_for(q{SELECT idx_scan >= 600 FROM pg_stat_user_indexes WHERE indexrelname = 'jobqueue_service_current_pkey'});
+	is(sql(q{SELECT idx_tup_read < 5 * idx_scan FROM pg_stat_user_indexes
+		WHERE indexrelname = 'jobqueue_service_current_pkey'}), 't', 'the newest version is the first that is found');
+	is(sql(q{SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'jobqueue_service'}), '0', 'what senders look at does not change');
+	$old->query('ROLLBACK');
+	is(status('hot'), 'running|300|0|0', 'all handled');
+};
+
+property a_stop_that_has_not_committed_keeps_no_worker => sub {
+	my $s = session();
+
+	start('busy');
+	wait_drained();
+	$s->query(q{BEGIN; SELECT jobqueue_stop_service('busy')});
+	sql(q{SELECT jobqueue_send('busy', '{"i": 1}')});
+	wait_drained();
+	effects_are('busy', 1, 1);
+	$s->query('ROLLBACK');
+	is(status('busy'), 'running|1|0|0', 'goes on');
+};
+
 # ---- crashes ----------------------------------------------------------------
 
 property what_a_killed_worker_had_begun_is_done_once => sub {
@@ -162,7 +194,8 @@ property what_a_killed_worker_had_begun_is_done_once => sub {
 		my $gate = close_gate(7);
 		my $crash;
 
-		sql(q{TRUNCATE effects; UPDATE jobqueue_service SET state = '{"n": 0, "name": "k"}' WHERE name = 'k'});
+		sql(q{TRUNCATE effects; UPDATE jobqueue_service_current SET state = '{"n": 0, "name": "k"}'
+			FROM jobqueue_service s WHERE s.id = service AND s.name = 'k'});
 		sql(q{SELECT jobqueue_send('k', jsonb_build_object('i', i) || CASE i WHEN 25 THEN jsonb '{"gate": 7}' ELSE '{}' END)
 			FROM generate_series(1, 50) i});
 		wait_at_gate(1);
