@@ -71,6 +71,7 @@ SELECT jobqueue_cron_next('30 2 * * *', '2024-03-29 12:00+00', 'Europe/Berlin', 
 SELECT jobqueue_cron_next('*/15 2 * * *', '2024-03-30 12:00+00', 'Europe/Berlin', 2);
 SELECT jobqueue_cron_next('30 2 * * *', '2024-10-25 12:00+00', 'Europe/Berlin', 3);
 SELECT jobqueue_cron_next('30 2 * * *', '2024-10-27 00:30+00', 'Europe/Berlin');
+SELECT jobqueue_cron_next('30 2 * * *', '2024-10-27 01:10+00', 'Europe/Berlin');
 SELECT jobqueue_cron_next('0 * * * *', '2024-10-26 23:30+00', 'Europe/Berlin', 4);
 SELECT jobqueue_cron_next('30 minutes', '2024-10-27 00:00+00', 'Europe/Berlin', 3);
 -- half an hour in Lord Howe, a whole day in Samoa, midnight in Beirut
@@ -86,11 +87,11 @@ SELECT jobqueue_cron_next('@yearly', '4713-01-01 BC', 'UTC');
 
 -- the same as minute by minute, second by second, day by day with PostgreSQL's arithmetic
 SELECT setseed(0.5);
-\set cases 50
+\set cases 100
 \getenv cases JQ_CRON_CASES
 SELECT * FROM check_minutes(:cases);
 SELECT * FROM check_seconds(:cases / 10);
 SELECT * FROM check_days(:cases);
 SELECT count(*) FROM check_zones();
-DROP FUNCTION due, wrong;
+DROP FUNCTION due, wrong, check_minutes, check_seconds, check_days, check_zones;
 DROP SCHEMA oracle CASCADE;

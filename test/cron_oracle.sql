@@ -154,7 +154,9 @@ BEGIN
 		k := oracle.rnd(1, (SELECT count(*) FROM oracle.zones)::int);
 		SELECT name INTO zone FROM oracle.zones WHERE n = k;
 		c := oracle.change(zone);
-		a := c - before + oracle.rnd(0, 59) * interval '1 second';
+		-- half of them between the change and the end of what clocks show twice
+		a := CASE WHEN random() < 0.5 THEN c - before ELSE c + random() * after / 3 END;
+		a := date_trunc('second', a);
 		IF NOT seconds THEN
 			a := date_trunc('minute', a);
 		END IF;
@@ -225,7 +227,7 @@ BEGIN
 	x := ROW('*/30 * * * *', '{0}', '{0,30}', ARRAY(SELECT generate_series(0, 23)), ARRAY(SELECT generate_series(1, 31)),
 		'{}', ARRAY(SELECT generate_series(1, 12)), ARRAY(SELECT generate_series(0, 6)), '{}', true, true);
 	FOR zone IN SELECT name FROM oracle.zones ORDER BY n LOOP
-		a := oracle.change(zone) - interval '2 hours';
+		a := oracle.change(zone) + (ARRAY['-2 hours', '10 minutes'])[oracle.rnd(1, 2)]::interval;
 		SELECT array_agg(coalesce(p.t, q.t) ORDER BY 1) INTO differs
 		FROM (SELECT t FROM oracle.fires(x.text, a, a + interval '4 hours', zone) t) p
 		FULL JOIN (SELECT t FROM oracle.due(x, zone, a, a + interval '4 hours', '1 minute') t) q USING (t)
