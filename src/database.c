@@ -250,7 +250,12 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 		d->sched_procno = -1;
 		d->sched_pid = 0;
 		d->sched_not_before = 0;
-		jq_shared->schedulers_wanted = false; /* one place is there */
+		if (jq_shared->schedulers_wanted)
+		{
+			/* there is a place, and it is for another one */
+			jq_shared->schedulers_wanted = false;
+			d->sched_not_before = GetCurrentTimestamp() + USECS_PER_SEC;
+		}
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	if (leave)

@@ -59,6 +59,7 @@
 #include "worker.h"
 
 #define IDLE_MS 10000
+#define TURN_MS 3000 /* then others come first, where schedulers are few */
 #define PRUNE_INTERVAL_MS (5 * 60 * 1000)
 
 int jq_sched_dbix;
@@ -390,8 +391,12 @@ jq_scheduler_main(Datum arg)
 			bool stop = template || ((crowded || now - idle_since >= rest) &&
 									 jq_fetched_count(MyDatabaseId) == 0);
 
+			/* a turn of each, if there is no place for all */
 			if (template || crowded)
-				rest = USECS_PER_SEC;
+				rest = crowded && now - jq_dbs[jq_sched_dbix].sched_since >
+									  TURN_MS * INT64CONST(1000) ?
+						   0 :
+						   USECS_PER_SEC;
 			if (stop && jq_db_sched_leave(jq_sched_dbix, now + rest))
 				break;
 		}

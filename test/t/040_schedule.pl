@@ -360,6 +360,20 @@ clock_property many_schedules_of_many_roles_in_many_databases => sub {
 	sql("DROP DATABASE $_ WITH (FORCE)") foreach @dbs[ 1 .. $#dbs ];
 };
 
+clock_property nobody_starves_where_schedulers_are_few => sub {
+	my @dbs = map { "few$_" } 1 .. 8;
+
+	foreach my $db (@dbs)
+	{
+		sql("CREATE DATABASE $db");
+		JobqueueTest::add_database($db);
+		schedule('second', '1 second', db => $db);
+	}
+	wait_for(q{SELECT runs >= 2 FROM jobqueue_schedules}, 't', $_) foreach @dbs;
+	pass('each has fired');
+	sql("DROP DATABASE $_ WITH (FORCE)") foreach @dbs;
+};
+
 clock_property made_in_a_prepared_transaction => sub {
 	clock('2030-11-01 00:00:30+00');
 	sql(q{BEGIN; SELECT jobqueue_schedule('p', '* * * * *', 'note', '{"what": "p"}'); PREPARE TRANSACTION 'p'});
