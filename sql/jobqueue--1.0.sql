@@ -275,6 +275,48 @@ CREATE TABLE jobqueue_service_current (
 ) WITH (autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
 
+-- Schedules, one row each; see src/schedule.c and src/fire.c.
+CREATE TABLE jobqueue_schedule (
+	owner		jobqueue_role NOT NULL DEFAULT current_user::regrole,
+	name		text COLLATE "C" NOT NULL,
+	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
+	created_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	home		bigint NOT NULL DEFAULT jobqueue_home(),
+	cron		text NOT NULL,
+	timezone	text NOT NULL DEFAULT current_setting('timezone'),
+	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	seen_to		timestamptz NOT NULL DEFAULT clock_timestamp(),
+	next_run	timestamptz NOT NULL DEFAULT '-infinity',
+	paused		boolean NOT NULL DEFAULT false,
+	overlap		text NOT NULL DEFAULT 'skip'
+				CHECK (overlap IN ('skip', 'queue', 'allow')),
+	catch_up	text NOT NULL DEFAULT 'one'
+				CHECK (catch_up IN ('none', 'one', 'all')),
+	kind		"char" NOT NULL CHECK (kind IN ('f', 's', 'x', 'n')),
+	command		text CHECK ((command IS NULL) = (kind = 'n')),
+	args		jsonb,
+	queue		text COLLATE "C" NOT NULL DEFAULT 'default',
+	key			text COLLATE "C",
+	priority	smallint NOT NULL DEFAULT 0,
+	max_attempts smallint CHECK (max_attempts > 0),
+	timeout		interval CHECK (timeout >= '0'),
+	keep		interval CHECK (keep >= '0'),
+	tags		text[],
+	func_owner	oid,
+	search_path	text,
+	settings	text[],
+	last_run	timestamptz,
+	last_job	bigint,
+	last_outcome text,
+	last_error	text,
+	runs		bigint NOT NULL DEFAULT 0,
+	CONSTRAINT jobqueue_schedule_pkey PRIMARY KEY (name, owner)
+) WITH (fillfactor = 50, vacuum_truncate = off,
+		autovacuum_vacuum_scale_factor = 0,
+		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX jobqueue_schedule_next ON jobqueue_schedule (next_run, id)
+	WHERE NOT paused;
+
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_archive', '');
@@ -285,6 +327,7 @@ SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_queue_version_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_service', '');
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_service_current', '');
+SELECT pg_catalog.pg_extension_config_dump('jobqueue_schedule', '');
 
 -- Rows that did not come through jobqueue_enqueue: may their writer act for
 -- the owner?  Memory is told of them at commit.
@@ -303,6 +346,11 @@ ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
 CREATE TRIGGER jobqueue_service_guard BEFORE INSERT OR UPDATE ON jobqueue_service
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_service ENABLE ALWAYS TRIGGER jobqueue_service_guard;
+CREATE FUNCTION jobqueue_schedule_trigger() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'jq_schedule_trigger' LANGUAGE C;
+CREATE TRIGGER jobqueue_schedule_guard BEFORE INSERT OR UPDATE ON jobqueue_schedule
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_schedule_trigger();
+ALTER TABLE jobqueue_schedule ENABLE ALWAYS TRIGGER jobqueue_schedule_guard;
 -- A job with a unique_key lets go of it when its row is deleted by a statement.
 CREATE FUNCTION jobqueue_unique_trigger() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'jq_unique_trigger' LANGUAGE C;
@@ -331,6 +379,9 @@ ALTER TABLE jobqueue_service ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_service_owner ON jobqueue_service
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_service_current ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobqueue_schedule ENABLE ROW LEVEL SECURITY;
+CREATE POLICY jobqueue_schedule_owner ON jobqueue_schedule
+	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
 ALTER TABLE jobqueue_meta ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue_unique ENABLE ROW LEVEL SECURITY;
@@ -503,6 +554,35 @@ CREATE FUNCTION jobqueue_service_state(name text) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'jq_service_state' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION jobqueue_whereis_service(name text) RETURNS int
 	AS 'MODULE_PATHNAME', 'jq_whereis_service' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_schedule(
+	name text,
+	cron text,
+	command text,
+	args jsonb DEFAULT NULL,
+	queue text DEFAULT 'default',
+	key text DEFAULT NULL,
+	priority int DEFAULT 0,
+	max_attempts int DEFAULT NULL,
+	timeout interval DEFAULT NULL,
+	keep interval DEFAULT NULL,
+	tags text[] DEFAULT NULL,
+	timezone text DEFAULT NULL,
+	overlap text DEFAULT 'skip',
+	catch_up text DEFAULT 'one')
+RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_schedule' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_unschedule(name text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'jq_unschedule' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_schedule_run(name text) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'jq_schedule_run' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_schedule_pause(name text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_schedule_pause' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_schedule_resume(name text) RETURNS void
+	AS 'MODULE_PATHNAME', 'jq_schedule_resume' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION jobqueue_cron_next(cron text,
+	after timestamptz DEFAULT now(), timezone text DEFAULT NULL,
+	n int DEFAULT 1) RETURNS SETOF timestamptz
+	AS 'MODULE_PATHNAME', 'jq_cron_next_sql' LANGUAGE C STABLE PARALLEL SAFE;
 CREATE FUNCTION jobqueue_grant(role regrole, level text,
 	queue text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'jq_grant' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -716,6 +796,31 @@ CREATE VIEW jobqueue_services WITH (security_barrier) AS
 		 LEFT JOIN jobqueue_service_current c ON c.service = s.id
 	WHERE x.sight > 0;
 
+CREATE VIEW jobqueue_schedules WITH (security_barrier) AS
+	SELECT s.name::text AS name, s.owner::oid::regrole AS owner, s.cron,
+		   s.timezone, s.command,
+		   CASE WHEN x.sight = 2 THEN s.args END AS args, s.queue::text AS queue,
+		   s.key::text AS key, s.priority::int AS priority, s.overlap, s.catch_up,
+		   s.paused,
+		   CASE WHEN NOT s.paused AND isfinite(s.next_run) AND s.home = jobqueue_home()
+				AND jobqueue_at_home() THEN s.next_run END AS next_run,
+		   s.last_run, s.last_job,
+		   CASE WHEN s.last_outcome <> 'enqueued' THEN s.last_outcome
+				WHEN r.id IS NOT NULL THEN 'running'
+				WHEN j.id IS NOT NULL THEN 'waiting'
+				WHEN s.last_outcome IS NOT NULL THEN coalesce(h.state, 'completed')
+				END AS last_outcome,
+		   s.last_error, s.runs, s.max_attempts::int AS max_attempts,
+		   coalesce(s.timeout, q.timeout, '1 hour') AS timeout,
+		   coalesce(s.keep, q.keep, '0') AS keep, s.tags, s.created_at
+	FROM jobqueue_schedule s
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(s.owner) AS sight) x
+		 LEFT JOIN jobqueue_job j ON j.id = s.last_job
+		 LEFT JOIN jobqueue_running_jobs() r ON r.id = s.last_job
+		 LEFT JOIN jobqueue_archive h ON h.id = s.last_job
+		 LEFT JOIN jobqueue_queue q ON q.name = s.queue
+	WHERE x.sight > 0;
+
 -- ---------------------------------------------------------------------------
 -- Rights: nothing for PUBLIC, then what jobqueue_grant() hands out
 -- ---------------------------------------------------------------------------
@@ -737,7 +842,7 @@ $$;
 -- pg_monitor sees all, without arguments.
 GRANT SELECT ON jobqueue_status, jobqueue_jobs, jobqueue_running,
 	jobqueue_recent, jobqueue_history, jobqueue_keys, jobqueue_workers,
-	jobqueue_queues, jobqueue_services
+	jobqueue_queues, jobqueue_services, jobqueue_schedules
 	TO pg_monitor;
 GRANT EXECUTE ON FUNCTION jobqueue_home(), jobqueue_at_home(),
 	jobqueue_sight(oid), jobqueue_queue_stats(), jobqueue_counts(),
@@ -1041,6 +1146,48 @@ COMMENT ON FUNCTION jobqueue_service_state(text) IS
 	'the state that the last message handled has left';
 COMMENT ON FUNCTION jobqueue_whereis_service(text) IS
 	'the process that handles a message of the service now; NULL: none does';
+COMMENT ON TABLE jobqueue_schedule IS
+	'schedules, one row each; a row is a right to run its command as its owner, so grant nothing on it; read the view jobqueue_schedules';
+COMMENT ON COLUMN jobqueue_schedule.owner IS 'the role its jobs run as';
+COMMENT ON COLUMN jobqueue_schedule.name IS
+	'its name, unique among those of its owner';
+COMMENT ON COLUMN jobqueue_schedule.id IS
+	'its number, which its jobs have in their key where they take turns';
+COMMENT ON COLUMN jobqueue_schedule.home IS
+	'identity of the installation it was made in; of another one: held until jobqueue_adopt()';
+COMMENT ON COLUMN jobqueue_schedule.started_at IS
+	'an interval is counted from then on';
+COMMENT ON COLUMN jobqueue_schedule.seen_to IS
+	'what was due up to then has been dealt with, and does not fire again';
+COMMENT ON COLUMN jobqueue_schedule.next_run IS
+	'when it is looked at next; -infinity: at once, as somebody has changed the row';
+COMMENT ON COLUMN jobqueue_schedule.kind IS
+	'f: function; s: SQL text in a transaction; x: one statement outside a transaction block; n: no command';
+COMMENT ON COLUMN jobqueue_schedule.func_owner IS
+	'the role that owned the function when the schedule was made';
+COMMENT ON COLUMN jobqueue_schedule.last_outcome IS
+	'enqueued; skipped: a run had not ended; missed: not made up for; error: see last_error';
+COMMENT ON INDEX jobqueue_schedule_next IS
+	'what is due, and when the next one is';
+COMMENT ON TRIGGER jobqueue_schedule_guard ON jobqueue_schedule IS
+	'who writes a row must be a member of its owner; has it looked at';
+COMMENT ON POLICY jobqueue_schedule_owner ON jobqueue_schedule IS
+	'rows of roles that one is a member of';
+COMMENT ON FUNCTION jobqueue_schedule_trigger() IS
+	'internal: guards rows that do not come through jobqueue_schedule()';
+COMMENT ON FUNCTION jobqueue_schedule(text, text, text, jsonb, text, text, int,
+	int, interval, interval, text[], text, text, text) IS
+	'have a job enqueued whenever a cron expression is due, or every so often; replaces the schedule of that name; returns its number';
+COMMENT ON FUNCTION jobqueue_unschedule(text) IS
+	'remove a schedule, its jobs go on; false if there is none of that name';
+COMMENT ON FUNCTION jobqueue_schedule_run(text) IS
+	'enqueue a job of the schedule now, beside its instants; returns its id, NULL if one has not ended and overlap is "skip"';
+COMMENT ON FUNCTION jobqueue_schedule_pause(text) IS
+	'enqueue no more jobs of a schedule';
+COMMENT ON FUNCTION jobqueue_schedule_resume(text) IS
+	'have a paused schedule go on with what is due from now on';
+COMMENT ON FUNCTION jobqueue_cron_next(text, timestamptz, text, int) IS
+	'the next n instants of a cron expression after a moment, in a time zone (null: that of the session)';
 COMMENT ON FUNCTION jobqueue_grant(regrole, text, text) IS
 	'give a role the level "use", "consume" (of a queue; null: of all), "lock", "monitor" or "admin"';
 COMMENT ON FUNCTION jobqueue_revoke(regrole, text, text) IS
@@ -1246,6 +1393,25 @@ COMMENT ON COLUMN jobqueue_services.within IS
 	'the period of max_restarts';
 COMMENT ON COLUMN jobqueue_services.pid IS
 	'process that handles a message of it';
+COMMENT ON VIEW jobqueue_schedules IS
+	'schedules: when they are due next, and what became of the last time';
+COMMENT ON COLUMN jobqueue_schedules.owner IS 'the role its jobs run as';
+COMMENT ON COLUMN jobqueue_schedules.cron IS
+	'cron expression, or interval';
+COMMENT ON COLUMN jobqueue_schedules.timezone IS
+	'the time zone of the expression';
+COMMENT ON COLUMN jobqueue_schedules.args IS
+	'shown to members of the owner only';
+COMMENT ON COLUMN jobqueue_schedules.next_run IS
+	'when it is due next; NULL: not while it is paused or held, or never again';
+COMMENT ON COLUMN jobqueue_schedules.last_run IS
+	'the instant for which a job was enqueued last';
+COMMENT ON COLUMN jobqueue_schedules.last_job IS 'the id of that job';
+COMMENT ON COLUMN jobqueue_schedules.last_outcome IS
+	'of that job: waiting, running, completed, cancelled, dead; or of a later instant: skipped, missed, error';
+COMMENT ON COLUMN jobqueue_schedules.last_error IS
+	'why no job was enqueued at the last instant';
+COMMENT ON COLUMN jobqueue_schedules.runs IS 'jobs enqueued so far';
 COMMENT ON VIEW jobqueue_workers IS
 	'the worker processes of this database; reads memory only';
 COMMENT ON COLUMN jobqueue_workers.role IS 'the role whose jobs it runs';

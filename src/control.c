@@ -427,6 +427,16 @@ jq_adopt(PG_FUNCTION_ARGS)
 					 "  WHERE p.oid = to_regprocedure(s.handler)::oid)"
 					 " WHERE home <> $1",
 					 1, types, values, NULL);
+	jq_owner_execute(
+		t,
+		"UPDATE %s.jobqueue_schedule s SET home = $1,"
+		" next_run = '-infinity', func_owner ="
+		" CASE kind WHEN 'f' THEN (SELECT p.proowner FROM pg_proc p"
+		"  WHERE p.oid = to_regprocedure(s.command)::oid) END"
+		" WHERE home <> $1",
+		1, types, values, NULL);
+	if (SPI_processed > 0)
+		jq_publish_schedule(DT_NOBEGIN);
 	/* whoever leased them did so elsewhere */
 	jq_owner_execute(t,
 					 "DELETE FROM %s.jobqueue_lease WHERE job IN"

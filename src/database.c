@@ -73,6 +73,7 @@ note_moment(int dbix, TimestampTz *next, TimestampTz when, uint32 request)
 	JqDb *d = &jq_dbs[dbix];
 	int procno = -1;
 	bool sooner = false;
+	TimestampTz before;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	db_appears(d);
@@ -84,8 +85,9 @@ note_moment(int dbix, TimestampTz *next, TimestampTz when, uint32 request)
 	}
 	else if (when < *next)
 	{
-		sooner = when < jq_db_next(d);
+		before = jq_db_next(d);
 		*next = when;
+		sooner = jq_db_next(d) < before;
 	}
 	procno = db_server(d);
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
@@ -109,6 +111,12 @@ void
 jq_db_expiry(int dbix, TimestampTz when)
 {
 	note_moment(dbix, &jq_dbs[dbix].next_expiry, when, JQ_REQ_EXPIRY);
+}
+
+void
+jq_db_schedule(int dbix, TimestampTz when)
+{
+	note_moment(dbix, &jq_dbs[dbix].next_schedule, when, JQ_REQ_SCHEDULES);
 }
 
 /*
@@ -188,7 +196,7 @@ jq_db_sched_detach(int dbix)
 }
 
 uint32
-jq_db_take_requests(int dbix, TimestampTz *due_from, TimestampTz *expiry_from)
+jq_db_take_requests(int dbix, JqFrom *from)
 {
 	JqDb *d = &jq_dbs[dbix];
 	TimestampTz now = GetCurrentTimestamp();
@@ -197,16 +205,21 @@ jq_db_take_requests(int dbix, TimestampTz *due_from, TimestampTz *expiry_from)
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	requests = d->requests;
 	d->requests = 0;
-	*due_from = *expiry_from = DT_NOBEGIN;
+	from->due = from->expiry = from->schedule = DT_NOBEGIN;
 	if (!(requests & JQ_REQ_DUE) && d->next_due <= now)
 	{
 		requests |= JQ_REQ_DUE;
-		*due_from = d->next_due;
+		from->due = d->next_due;
 	}
 	if (!(requests & JQ_REQ_EXPIRY) && d->next_expiry <= now)
 	{
 		requests |= JQ_REQ_EXPIRY;
-		*expiry_from = d->next_expiry;
+		from->expiry = d->next_expiry;
+	}
+	if (!(requests & JQ_REQ_SCHEDULES) && d->next_schedule <= jq_clock_now())
+	{
+		requests |= JQ_REQ_SCHEDULES;
+		from->schedule = d->next_schedule;
 	}
 	if (d->next_lease <= now)
 		requests |= JQ_REQ_LEASES;
@@ -217,6 +230,8 @@ jq_db_take_requests(int dbix, TimestampTz *due_from, TimestampTz *expiry_from)
 		d->next_due = DT_NOEND;
 	if (requests & JQ_REQ_EXPIRY)
 		d->next_expiry = DT_NOEND;
+	if (requests & JQ_REQ_SCHEDULES)
+		d->next_schedule = DT_NOEND;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	return requests;
 }
@@ -235,6 +250,12 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 		d->sched_procno = -1;
 		d->sched_pid = 0;
 		d->sched_not_before = 0;
+		if (jq_shared->schedulers_wanted)
+		{
+			/* there is a place, and it is for another one */
+			jq_shared->schedulers_wanted = false;
+			d->sched_not_before = GetCurrentTimestamp() + USECS_PER_SEC;
+		}
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	if (leave)
@@ -282,7 +303,7 @@ jq_db_set_absent(int dbix, bool absent)
 	{
 		d->requests = 0;
 		d->next_due = d->next_expiry = d->next_prune = DT_NOEND;
-		d->next_lease = DT_NOEND;
+		d->next_lease = d->next_schedule = DT_NOEND;
 		d->loaded = false;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));

@@ -5,6 +5,7 @@
 #ifndef JQ_DATABASE_H
 #define JQ_DATABASE_H
 
+#include "clock.h"
 #include "directory.h"
 
 /* how long before a due moment a scheduler is started */
@@ -20,6 +21,8 @@ extern void jq_db_due(int dbix, TimestampTz when);
 extern void jq_db_expiry(int dbix, TimestampTz when);
 /* a lease ends then */
 extern void jq_db_lease(int dbix, TimestampTz when);
+/* a schedule is due then, by the clock of clock.h */
+extern void jq_db_schedule(int dbix, TimestampTz when);
 /* a row leaves the history then, or some minutes later */
 extern void jq_db_prune(int dbix, TimestampTz when);
 
@@ -27,20 +30,24 @@ extern void jq_db_prune(int dbix, TimestampTz when);
 static inline TimestampTz
 jq_db_next(const JqDb *d)
 {
-	return Min(Min(d->next_due, d->next_expiry),
-			   Min(d->next_prune, d->next_lease));
+	return Min(Min(Min(d->next_due, d->next_expiry),
+				   Min(d->next_prune, d->next_lease)),
+			   jq_clock_to_real(d->next_schedule));
 }
 
 /* ---- scheduler ---- */
 extern bool jq_db_sched_attach(int dbix);
 extern void jq_db_sched_detach(int dbix);
-/*
- * Take the requests, before any snapshot is taken for them.  With JQ_REQ_DUE,
- * rows that wait for a time from *due_from on are to be looked at; with
- * JQ_REQ_EXPIRY, those that expire from *expiry_from on.
- */
-extern uint32 jq_db_take_requests(int dbix, TimestampTz *due_from,
-								  TimestampTz *expiry_from);
+/* what is before has been looked at */
+typedef struct JqFrom
+{
+	TimestampTz due;	  /* JQ_REQ_DUE: rows that wait for a time */
+	TimestampTz expiry;	  /* JQ_REQ_EXPIRY: rows that expire */
+	TimestampTz schedule; /* JQ_REQ_SCHEDULES */
+} JqFrom;
+
+/* Take the requests, before any snapshot is taken for them. */
+extern uint32 jq_db_take_requests(int dbix, JqFrom *from);
 /* is the history to be pruned? and before it is looked at when it is next: */
 extern bool jq_db_prune_is_due(int dbix);
 extern void jq_db_forget_prune(int dbix);

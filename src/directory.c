@@ -212,7 +212,7 @@ db_add(Oid db)
 			memset(d, 0, sizeof(*d));
 			d->oid = db;
 			d->next_due = d->next_expiry = d->next_prune = DT_NOEND;
-			d->next_lease = DT_NOEND;
+			d->next_lease = d->next_schedule = DT_NOEND;
 			d->sched_procno = -1;
 			d->requests = JQ_REQ_ALL;
 			LWLockRelease(jq_lock(JQ_LOCK_DB));

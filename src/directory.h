@@ -31,8 +31,9 @@
 /* jobs that others wait for, see after.h; and all rows that wait for others */
 #define JQ_REQ_AFTER 0x400
 #define JQ_REQ_AFTER_ALL 0x800
-#define JQ_REQ_LEASES 0x1000 /* some may be over; after a start: read them */
-#define JQ_REQ_ALL 0x1fff
+#define JQ_REQ_LEASES 0x1000	/* some may be over; after a start: read them */
+#define JQ_REQ_SCHEDULES 0x2000 /* look at all schedules */
+#define JQ_REQ_ALL 0x3fff
 
 typedef enum JqSchedState
 {
@@ -60,11 +61,12 @@ typedef struct JqDb
 	bool absent;				  /* no extension there */
 	bool foreign;				  /* meta names another database: hold all */
 	bool quiesced;
-	bool leave;				/* a statement wants it empty */
-	Oid relid;				/* jobqueue_job when last seen */
-	TimestampTz next_prune; /* DT_NOEND = nothing is to leave the history */
-	TimestampTz next_lease; /* DT_NOEND = no lease ends */
-	bool leases_read;		/* memory has the leases of the table */
+	bool leave;				   /* a statement wants it empty */
+	Oid relid;				   /* jobqueue_job when last seen */
+	TimestampTz next_prune;	   /* DT_NOEND = nothing is to leave the history */
+	TimestampTz next_lease;	   /* DT_NOEND = no lease ends */
+	bool leases_read;		   /* memory has the leases of the table */
+	TimestampTz next_schedule; /* clock.h; DT_NOEND = none is due again */
 } JqDb;
 
 typedef struct JqGroup

@@ -136,6 +136,30 @@ jq_check_args_size(Datum args)
 				 "Store the data in a table and enqueue its key, or raise jobqueue.max_args_size.")));
 }
 
+void
+jq_check_priority(int priority)
+{
+	if (priority < PG_INT16_MIN || priority > PG_INT16_MAX)
+		out_of_range("priority", "between -32768 and 32767");
+}
+
+void
+jq_check_max_attempts(int n)
+{
+	if (n < 1 || n > PG_INT16_MAX)
+		out_of_range("max_attempts", "between 1 and 32767");
+}
+
+void
+jq_check_tags(ArrayType *tags)
+{
+	if (ARR_NDIM(tags) > 1 || array_contains_nulls(tags))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("tags must be a one-dimensional array without nulls"),
+				 errhint("For example ARRAY['mail', 'urgent'].")));
+}
+
 JqTable *
 jq_enqueue_begin(const char *function)
 {
@@ -259,8 +283,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 		jq_check_queue_name(name);
 		strlcpy(t->queue, name, sizeof(t->queue));
 	}
-	if (priority < PG_INT16_MIN || priority > PG_INT16_MAX)
-		out_of_range("priority", "between -32768 and 32767");
+	jq_check_priority(priority);
 
 	t->owner = GetUserId();
 	t->lane_role = command->stored == NULL ? JQ_CONSUMER_ROLE : t->owner;
@@ -281,8 +304,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	{
 		int n = PG_GETARG_INT32(first + 2);
 
-		if (n < 1 || n > PG_INT16_MAX)
-			out_of_range("max_attempts", "between 1 and 32767");
+		jq_check_max_attempts(n);
 		SET(t, JQ_COL_MAX_ATTEMPTS, Int16GetDatum(n));
 	}
 	if (!PG_ARGISNULL(first + 3))
@@ -324,12 +346,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	{
 		ArrayType *tags = PG_GETARG_ARRAYTYPE_P(first + 11);
 
-		if (ARR_NDIM(tags) > 1 || array_contains_nulls(tags))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg(
-						 "tags must be a one-dimensional array without nulls"),
-					 errhint("For example ARRAY['mail', 'urgent'].")));
+		jq_check_tags(tags);
 		SET(t, JQ_COL_TAGS, PointerGetDatum(tags));
 	}
 

@@ -23,5 +23,9 @@ extern struct JqTable *jq_enqueue_begin(const char *function);
 /* SQLSTATEs 54000, 22015 and 22003 */
 extern void jq_check_args_size(Datum args);
 extern void jq_check_interval(const char *what, Interval *i);
+/* SQLSTATEs 22003 and 22004 */
+extern void jq_check_priority(int priority);
+extern void jq_check_max_attempts(int n);
+extern void jq_check_tags(struct ArrayType *tags);
 
 #endif /* JQ_ENQUEUE_H */

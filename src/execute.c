@@ -305,6 +305,14 @@ lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 	ReleaseSysCache(tup);
 }
 
+void
+jq_execute_check(const char *command, Oid func_owner)
+{
+	CachedFunction f;
+
+	lookup_function(&f, command, func_owner);
+}
+
 static CachedFunction *
 get_function(const char *command, Oid enqueued_owner)
 {

@@ -40,7 +40,7 @@
 #define VIEWS                                                                  \
 	"jobqueue_status", "jobqueue_jobs", "jobqueue_running", "jobqueue_recent", \
 		"jobqueue_history", "jobqueue_keys", "jobqueue_workers",               \
-		"jobqueue_queues", "jobqueue_services"
+		"jobqueue_queues", "jobqueue_services", "jobqueue_schedules"
 #define VIEW_FUNCTIONS                                                         \
 	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
 		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
@@ -51,6 +51,10 @@
 	"jobqueue_retry_where", "jobqueue_reschedule",            \
 		"jobqueue_reschedule_where", "jobqueue_reprioritize", \
 		"jobqueue_reprioritize_where", "jobqueue_purge"
+
+#define ACT_ON_SCHEDULES                                                       \
+	"jobqueue_unschedule", "jobqueue_schedule_run", "jobqueue_schedule_pause", \
+		"jobqueue_schedule_resume", "jobqueue_cron_next"
 
 /* names of functions and views; what is not there is not granted */
 static const char *const use_members[] = {"jobqueue_enqueue",
@@ -70,6 +74,8 @@ static const char *const use_members[] = {"jobqueue_enqueue",
 										  "jobqueue_call",
 										  "jobqueue_service_state",
 										  "jobqueue_whereis_service",
+										  "jobqueue_schedule",
+										  ACT_ON_SCHEDULES,
 										  "jobqueue_wait",
 										  VIEW_FUNCTIONS,
 										  VIEWS,
@@ -95,6 +101,7 @@ static const char *const admin_members[] = {"jobqueue_cancel",
 											"jobqueue_grant",
 											"jobqueue_revoke",
 											"jobqueue_monitors",
+											ACT_ON_SCHEDULES,
 											"jobqueue_wait",
 											ACT_ON_JOBS,
 											VIEW_FUNCTIONS,

@@ -302,11 +302,45 @@ database_exists(Oid db)
 	return ok;
 }
 
+/*
+ * Where many databases have something due at the same moment each needs one; so
+ * those are used that neither workers nor parallel queries are meant for.
+ */
+static int
+max_schedulers(void)
+{
+	return Max(MAX_SCHEDULERS, max_worker_processes - jobqueue_max_workers -
+								   max_parallel_workers - 2);
+}
+
+/* those that have nothing to do for a second are to make place */
+static void
+call_for_place(void)
+{
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_shared->schedulers_wanted = true;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	for (i = 0; i < jq_shared->ndbs; i++)
+	{
+		int procno = -1;
+
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+		if (jq_dbs[i].sched_state == JQ_SCHED_RUNNING)
+			procno = jq_dbs[i].sched_procno;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+		if (procno >= 0)
+			SetLatch(&GetPGProcByNumber(procno)->procLatch);
+	}
+}
+
 static void
 start_schedulers(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int running = 0;
+	bool called = false;
 	int i;
 
 	for (i = 0; i < jq_shared->ndbs; i++)
@@ -339,9 +373,13 @@ start_schedulers(void)
 		LWLockRelease(jq_lock(JQ_LOCK_DB));
 		if (!want)
 			continue;
-		if (running >= MAX_SCHEDULERS)
+		if (running >= max_schedulers())
 		{
-			/* one that leaves wakes us */
+			/* one that leaves wakes us; who is busy now may have time soon */
+			if (!called)
+				call_for_place();
+			called = true;
+			wake_by(TimestampTzPlusMilliseconds(now, 1000));
 			continue;
 		}
 		s = new_start();

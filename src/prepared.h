@@ -35,6 +35,7 @@ typedef struct JqPrepared
 	bool due;		 /* rows that wait for their time */
 	bool settings;	 /* of queues were changed */
 	bool count_anew; /* rows of another home came */
+	bool schedules;	 /* were made or changed */
 	bool after;		 /* jobs wait for others, or have ended */
 	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];

@@ -94,6 +94,7 @@ static int nfrozen, maxfrozen;
 static TimestampTz first_due;
 static TimestampTz first_expiry;
 static TimestampTz first_prune;
+static TimestampTz first_schedule;
 
 static bool count_anew; /* rows of another home have come */
 static bool recycle;
@@ -157,6 +158,7 @@ forget_all(void)
 	first_due = DT_NOEND;
 	first_expiry = DT_NOEND;
 	first_prune = DT_NOEND;
+	first_schedule = DT_NOEND;
 	committed = false;
 	recycle = false;
 	count_anew = false;
@@ -309,6 +311,15 @@ jq_publish_prune(TimestampTz when)
 	enter_level();
 	if (first_prune == 0 || when < first_prune)
 		first_prune = when;
+}
+
+void
+jq_publish_schedule(TimestampTz when)
+{
+	enter_level();
+	when = Max(when, DT_NOBEGIN + 1);
+	if (first_schedule == 0 || when < first_schedule)
+		first_schedule = when;
 }
 
 void
@@ -586,6 +597,8 @@ push_all(void)
 		jq_db_expiry(dbix, first_expiry);
 	if (first_prune != 0 && first_prune != DT_NOEND)
 		jq_db_prune(dbix, first_prune);
+	if (first_schedule != 0 && first_schedule != DT_NOEND)
+		jq_db_schedule(dbix, first_schedule);
 	if (count_anew)
 		jq_db_request(dbix, JQ_REQ_COUNT);
 }
@@ -667,6 +680,7 @@ prepare(void)
 	p.settings = nsettings > 0 || settings_unknown;
 	p.count_anew = count_anew;
 	p.after = waiting_first != 0 || nended > 0 || after_unknown || deleted;
+	p.schedules = first_schedule != 0 && first_schedule != DT_NOEND;
 	for (i = 0; i < nlanes; i++)
 	{
 		PendingLane *l = &lanes[i];
@@ -734,6 +748,8 @@ jq_publish_prepared(const JqPrepared *p)
 	dbix = jq_dir_db(p->db, true);
 	if (dbix >= 0 && p->due)
 		jq_db_request(dbix, JQ_REQ_DUE | JQ_REQ_EXPIRY);
+	if (dbix >= 0 && p->schedules)
+		jq_db_request(dbix, JQ_REQ_SCHEDULES);
 	if (dbix >= 0 && p->count_anew)
 		jq_db_request(dbix, JQ_REQ_COUNT);
 	if (dbix >= 0 && p->after)
@@ -772,7 +788,7 @@ jq_publish_forget(Oid db)
 	jq_keylock_order_forget(db, false);
 	jq_db_request(dbix, JQ_REQ_DISCOVER | JQ_REQ_REFILL | JQ_REQ_KEYS |
 							JQ_REQ_DUE | JQ_REQ_EXPIRY | JQ_REQ_COUNT |
-							JQ_REQ_AFTER_ALL);
+							JQ_REQ_AFTER_ALL | JQ_REQ_SCHEDULES);
 }
 
 /* ------------------------------------------------------------- callbacks */

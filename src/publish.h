@@ -22,6 +22,8 @@ extern void jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 extern void jq_publish_due(TimestampTz when);
 /* one expires then */
 extern void jq_publish_expiry(TimestampTz when);
+/* a schedule is due then (see clock.h); DT_NOBEGIN: look at all */
+extern void jq_publish_schedule(TimestampTz when);
 /* one leaves the history then */
 extern void jq_publish_prune(TimestampTz when);
 

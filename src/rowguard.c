@@ -21,6 +21,7 @@
 #include "keylock.h"
 #include "publish.h"
 #include "quota.h"
+#include "rowguard.h"
 #include "servicerow.h"
 #include "unique.h"
 #include "utils/acl.h"
@@ -32,8 +33,8 @@
 #include "utils/timestamp.h"
 
 /* may the current user act for the owner? */
-static void
-check_acts_for(Oid owner)
+void
+jq_row_check_owner(Oid owner)
 {
 	if (superuser())
 		return;
@@ -403,9 +404,9 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	if (jq_bookkeeping && t != NULL && GetUserId() == t->owner)
 		return PointerGetDatum(new);
 
-	check_acts_for(DatumGetObjectId(column(new, desc, "owner", &isnull)));
+	jq_row_check_owner(DatumGetObjectId(column(new, desc, "owner", &isnull)));
 	if (update)
-		check_acts_for(DatumGetObjectId(
+		jq_row_check_owner(DatumGetObjectId(
 			column(data->tg_trigtuple, desc, "owner", &isnull)));
 	if (t == NULL)
 		return PointerGetDatum(new);

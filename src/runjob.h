@@ -39,6 +39,12 @@ extern Datum jq_execute_handler(const char *handler, Oid func_owner,
 								Datum state, Datum message, bool message_null,
 								bool *isnull);
 
+/*
+ * Could the current user run this function, of which only its owner when it was
+ * enqueued is known?  ERROR if not.
+ */
+extern void jq_execute_check(const char *command, Oid func_owner);
+
 /* let the search_path and settings of the row hold to the transaction's end */
 extern void jq_apply_environment(JqRow *row);
 /* the same until the present nesting level of settings ends */

@@ -12,6 +12,7 @@
  *							from lanes
  *		discovers lanes		which (queue, owner) have ready rows
  *		refills keys, lanes	see keylock.c, lane.c
+ *		fires schedules		that are due
  *		publishes due rows	whose run_at has come
  *		ends expired rows	that were not started in time
  *		releases			jobs that waited for others
@@ -58,6 +59,7 @@
 #include "worker.h"
 
 #define IDLE_MS 10000
+#define TURN_MS 3000 /* then others come first, where schedulers are few */
 #define PRUNE_INTERVAL_MS (5 * 60 * 1000)
 
 int jq_sched_dbix;
@@ -224,8 +226,14 @@ scheduler_exit(int code, Datum arg)
 }
 
 static void
-serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
+serve(uint32 requests, const JqFrom *from)
 {
+	/* on time, to a few milliseconds */
+	if (requests & JQ_REQ_SCHEDULES)
+	{
+		guarded(jq_sched_fire, from->schedule, JQ_REQ_SCHEDULES);
+		guarded(jq_sched_find_next_schedule, from->schedule, JQ_REQ_SCHEDULES);
+	}
 	if (requests & JQ_REQ_SETTINGS)
 	{
 		guarded(read_settings, 0, JQ_REQ_SETTINGS);
@@ -239,12 +247,12 @@ serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 		guarded(jq_sched_refill, 0, JQ_REQ_REFILL);
 	if (requests & JQ_REQ_DUE)
 	{
-		guarded(jq_sched_publish_due, due_from, JQ_REQ_DUE);
+		guarded(jq_sched_publish_due, from->due, JQ_REQ_DUE);
 		guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
 	}
 	if (requests & JQ_REQ_EXPIRY)
 	{
-		guarded(jq_sched_end_expired, expiry_from, JQ_REQ_EXPIRY);
+		guarded(jq_sched_end_expired, from->expiry, JQ_REQ_EXPIRY);
 		guarded(jq_sched_find_next_expiry, 0, JQ_REQ_EXPIRY);
 	}
 	if (requests & JQ_REQ_AFTER_ALL)
@@ -266,17 +274,17 @@ serve(uint32 requests, TimestampTz due_from, TimestampTz expiry_from)
 void
 jq_sched_serve_others(uint32 later)
 {
-	TimestampTz due_from, expiry_from;
+	JqFrom from;
 	uint32 requests;
 
 	CHECK_FOR_INTERRUPTS();
 	if (*(volatile bool *) &jq_dbs[jq_sched_dbix].leave)
 		proc_exit(0);
-	requests = jq_db_take_requests(jq_sched_dbix, &due_from, &expiry_from);
+	requests = jq_db_take_requests(jq_sched_dbix, &from);
 	if (requests & later)
 		jq_db_request_quietly(jq_sched_dbix, requests & later);
 	if (requests & ~later)
-		serve(requests & ~later, due_from, expiry_from);
+		serve(requests & ~later, &from);
 }
 
 /* is the extension here, and is this a place to stay? */
@@ -349,7 +357,7 @@ jq_scheduler_main(Datum arg)
 	for (;;)
 	{
 		uint32 requests;
-		TimestampTz due_from, expiry_from;
+		JqFrom from;
 		TimestampTz now;
 		TimestampTz wake;
 		long timeout;
@@ -357,11 +365,11 @@ jq_scheduler_main(Datum arg)
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
 		look_again = DT_NOEND;
-		requests = jq_db_take_requests(jq_sched_dbix, &due_from, &expiry_from);
+		requests = jq_db_take_requests(jq_sched_dbix, &from);
 		if (requests != 0)
 		{
 			pgstat_report_activity(STATE_RUNNING, "jobqueue scheduler");
-			serve(requests, due_from, expiry_from);
+			serve(requests, &from);
 			idle_since = GetCurrentTimestamp();
 		}
 		now = GetCurrentTimestamp();
@@ -378,14 +386,18 @@ jq_scheduler_main(Datum arg)
 		if (look_again == DT_NOEND)
 		{
 			/* a request that came meanwhile is served before we think of leaving */
-			bool stop =
-				template || (now - idle_since >= IDLE_MS * INT64CONST(1000) &&
-							 jq_fetched_count(MyDatabaseId) == 0);
+			bool crowded = *(volatile bool *) &jq_shared->schedulers_wanted;
+			int64 rest = IDLE_MS * INT64CONST(1000);
+			bool stop = template || ((crowded || now - idle_since >= rest) &&
+									 jq_fetched_count(MyDatabaseId) == 0);
 
-			if (stop &&
-				jq_db_sched_leave(jq_sched_dbix,
-								  template ? now + USECS_PER_SEC :
-											 now + IDLE_MS * INT64CONST(1000)))
+			/* a turn of each, if there is no place for all */
+			if (template || crowded)
+				rest = crowded && now - jq_dbs[jq_sched_dbix].sched_since >
+									  TURN_MS * INT64CONST(1000) ?
+						   0 :
+						   USECS_PER_SEC;
+			if (stop && jq_db_sched_leave(jq_sched_dbix, now + rest))
 				break;
 		}
 		wake = TimestampTzPlusMilliseconds(idle_since, IDLE_MS);

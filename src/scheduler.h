@@ -69,6 +69,10 @@ extern void jq_sched_find_next_expiry(TimestampTz unused);
 extern void jq_sched_prune(TimestampTz unused);
 extern bool jq_sched_prune_more; /* the last call has left some */
 
+/* ---- fire.c ---- */
+extern void jq_sched_fire(TimestampTz from);
+extern void jq_sched_find_next_schedule(TimestampTz from);
+
 /* ---- release.c ---- */
 extern void jq_sched_release(TimestampTz unused);
 extern void jq_sched_release_all(TimestampTz unused);

@@ -84,11 +84,15 @@ typedef struct JqShared
 	pg_atomic_uint64 limits_due;   /* earliest wake_at of all; see limit.c */
 	pg_atomic_uint32 key_orders;   /* orders noted in keys; see keyorder.c */
 	pg_atomic_uint32 breaks_cycle; /* pid that is at it; see waitgraph.c */
+#ifdef JQ_TESTING
+	pg_atomic_uint64 clock_offset; /* us; see clock.h */
+#endif
 
-	int launcher_procno;		   /* JQ_LOCK_SLOT; -1 = none */
-	int launcher_pid;			   /* JQ_LOCK_SLOT */
-	uint64 next_generation;		   /* JQ_LOCK_SLOT */
-	bool scan_databases;		   /* JQ_LOCK_DB: the launcher is to look */
+	int launcher_procno;	/* JQ_LOCK_SLOT; -1 = none */
+	int launcher_pid;		/* JQ_LOCK_SLOT */
+	uint64 next_generation; /* JQ_LOCK_SLOT */
+	bool scan_databases;	/* JQ_LOCK_DB: the launcher is to look */
+	bool schedulers_wanted; /* JQ_LOCK_DB: there are too few, see launcher.c */
 	TimestampTz slots_full_warned; /* launcher only */
 	TimestampTz slots_full_at;	   /* launcher writes: no slot was left then */
 } JqShared;
