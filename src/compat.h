@@ -77,6 +77,11 @@
 #define jq_database_ownercheck(oid, role) pg_database_ownercheck(oid, role)
 #endif
 
+/* before a declaration; until 17 there was only a form that goes behind it too */
+#ifndef pg_noreturn
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 #ifndef BGWORKER_BYPASS_ROLELOGINCHECK
 #define JQ_NEEDS_NOBODY 1 /* NOLOGIN roles: see session.c */
 #define BGWORKER_BYPASS_ROLELOGINCHECK 0
