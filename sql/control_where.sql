@@ -25,6 +25,8 @@ SELECT jobqueue_resume('w_one');
 SELECT jobqueue_enqueue('note', '{"what": "x"}', queue => 'w_one') > 0 AS id;
 CALL wait_until($$ EXISTS (SELECT FROM ran WHERE what = 'x') $$);
 SELECT left_behind();
+-- nor is it in anybody's hands
+CALL wait_until($$ NOT EXISTS (SELECT FROM jobqueue_running) $$);
 -- rolled back, it stays as it was; a moment that is over is now
 BEGIN;
 SELECT jobqueue_reschedule(:later, now() - interval '1 day');

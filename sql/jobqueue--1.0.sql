@@ -1204,7 +1204,7 @@ COMMENT ON COLUMN jobqueue_recent.outcome IS
 	'completed, failed (will be tried again), snoozed (will be run again), dead or cancelled';
 COMMENT ON COLUMN jobqueue_recent.attempt IS 'this attempt, from 1';
 COMMENT ON COLUMN jobqueue_recent.lsn IS
-	'end of the commit in the WAL: of the job, or of the record of its failure; null where no worker ended it';
+	'end of the commit of a completed job in the WAL';
 COMMENT ON COLUMN jobqueue_recent.result IS
 	'the first 500 bytes of the result as text; shown to members of the owner only';
 COMMENT ON COLUMN jobqueue_recent.error IS

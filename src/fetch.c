@@ -213,6 +213,16 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 void
 jq_fetch_nothing(const JqFetchRequest *r)
 {
+	int dbix = jq_dir_db(MyDatabaseId, false);
+	int ix = dbix >= 0 ? jq_dir_queue(dbix, r->queue, false) : -1;
+
+	if (ix >= 0 &&
+		(pg_atomic_read_u32(&jq_queues[ix].stopped) & JQ_STOPPED_PAUSED))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("queue \"%s\" is paused", r->queue),
+				 errhint("It gives jobs again after jobqueue_resume('%s').",
+						 r->queue)));
 	if (r->full)
 		ereport(
 			ERROR,

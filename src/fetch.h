@@ -35,7 +35,8 @@ extern void jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 							 const char *function);
 /* Take up to max jobs.  Returns how many there are. */
 extern int jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given);
-/* there were none, and it is time to return: ERROR if there was no room */
+/* there were none, and it is time to return: ERROR if there was no room,
+ * or the queue is paused */
 extern void jq_fetch_nothing(const JqFetchRequest *r);
 /*
  * Sleep until there may be a job, or it is that late; jq_fetch_now is to follow.

@@ -27,8 +27,6 @@
 #include "keytable.h"
 #include "lane.h"
 
-#define TURN_US 200000
-
 uint32
 jq_key_queue_hash(const char *queue)
 {
@@ -220,7 +218,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 				/* the others have let it go first */
 				k->passed = false;
 				k->turn = JQ_ENTRY_POS(ix);
-				k->turn_ends = now + TURN_US;
+				k->turn_ends = now + JQ_KEY_TURN_US;
 			}
 		}
 		else

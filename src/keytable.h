@@ -18,6 +18,13 @@ typedef struct JqKeyTag
 	char text[JQ_KEY_MAX + 1];
 } JqKeyTag;
 
+/* whoever is to have a key next has so long to take it */
+#ifdef JQ_TESTING
+#define JQ_KEY_TURN_US 2000000 /* tests run beside others */
+#else
+#define JQ_KEY_TURN_US 200000
+#endif
+
 /* lanes that are told apart; what is of others is counted for the first */
 #define SPILL_LANES 4
 

@@ -13,7 +13,7 @@
  * it is alive, and asleep.
  *
  * If jobs stand before it that may go, they are put back into their lanes, as
- * always, and have TURN_US to take the key, from the moment when it became free;
+ * always, and have JQ_KEY_TURN_US to take the key, from the moment when it became free;
  * jobs that the table alone has do so, too.  They may lack a worker.  Then the
  * session has it.  Jobs that wait for something else, too, keep it waiting no
  * longer than anybody else.
@@ -41,11 +41,6 @@
 #include "utils/timestamp.h"
 #include "worker.h"
 
-#ifdef JQ_TESTING
-#define TURN_US 2000000 /* tests run beside others */
-#else
-#define TURN_US 200000
-#endif
 #define USED_US 1000000 /* so long after a session used a key, others may */
 
 typedef enum JqWaitState
@@ -272,7 +267,7 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 	}
 	blocked |= k->spilled && jq_pos_cmp(w->pos, k->frontier) >= 0;
 	if (blocked && k->session_turn == 0)
-		k->session_turn = now + TURN_US;
+		k->session_turn = now + JQ_KEY_TURN_US;
 	if (k->session_turn == 0 && k->unparked_until > now &&
 		jq_pos_cmp(w->pos, k->unparked) >= 0)
 		k->session_turn = k->unparked_until;
@@ -307,7 +302,7 @@ jq_key_session_unparked(JqKey *k, uint32 chain, TimestampTz now,
 	if (chain == JQ_NIL)
 		return;
 	k->unparked = JQ_ENTRY_POS(chain);
-	k->unparked_until = now + TURN_US;
+	k->unparked_until = now + JQ_KEY_TURN_US;
 	*until = Min(*until, k->unparked_until);
 }
 

@@ -47,7 +47,9 @@ note_end(JqAttempt *a, JqOutcome outcome, const char *error)
 	r.enqueued_at = a->enqueued_at;
 	r.started_at = a->started_at;
 	r.ended_at = a->ended_at;
-	r.lsn = XactLastCommitEnd;
+	r.lsn = outcome == JQ_COMPLETED || outcome == JQ_SNOOZED ?
+				XactLastCommitEnd :
+				InvalidXLogRecPtr;
 	strlcpy(r.queue, a->queue, sizeof(r.queue));
 	r.is_error = error != NULL;
 	if (error != NULL)

@@ -57,9 +57,16 @@ async function run () {
 
 async function batch (client) {
   // the procedure holds no snapshot while it waits
-  const { rows } = await client.query('CALL jobqueue_fetch_wait($1, $2, $3, $4)',
-    [queue, BATCH, WAIT, lease])
-  const jobs = rows[0].jobs
+  let jobs
+  try {
+    const { rows } = await client.query('CALL jobqueue_fetch_wait($1, $2, $3, $4)',
+      [queue, BATCH, WAIT, lease])
+    jobs = rows[0].jobs
+  } catch (e) {
+    if (e.code !== '55000') throw e
+    console.error(e.message) // the queue is paused
+    return sleep(1000)
+  }
   for (const job of jobs) held.set(job.id, job.token)
   for (const job of jobs) {
     if (stopping) {

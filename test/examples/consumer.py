@@ -95,6 +95,10 @@ class Consumer:
             ).fetchone()["jobs"]
         except psycopg.errors.QueryCanceled:
             return []
+        except psycopg.errors.ObjectNotInPrerequisiteState as e:
+            log(e)  # the queue is paused
+            self.stopping.wait(1)
+            return []
         finally:
             self.fetching = False
 

@@ -196,7 +196,9 @@ property 'pause and quiesce keep consumers from fetching' => sub {
 	my $id = put('p');
 	sql(q{SELECT jobqueue_pause('p')});
 	my $s = session();
-	is(fetch($s, 'p'), '', 'paused');
+	my $nothing = "SELECT id FROM jobqueue_fetch('p', wait => '10 ms')";
+	like(sql_error($nothing), qr/queue "p" is paused/, 'paused');
+	like(sql_error("CALL jobqueue_fetch_wait('p', wait => '0')"), qr/queue "p" is paused/, 'for the procedure, too');
 	sql(q{SELECT jobqueue_resume('p')});
 	sql('SELECT jobqueue_quiesce()');
 	is(fetch($s, 'p', ", '10 ms'"), '', 'quiesced');
