@@ -75,20 +75,6 @@ no_such_job(int64 id)
 }
 
 static void
-check_owner(Oid owner, int64 id)
-{
-	if (jq_is_admin() ||
-		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)))
-		return;
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		 errmsg("permission denied for job " INT64_FORMAT, id),
-		 errhint(
-			 "One may act on the jobs of roles whose privileges one has.")));
-}
-
-static void
 describe(JqHeldJob *h)
 {
 	char *key = jq_row_cstring(&h->row, JQ_COL_KEY);
@@ -170,7 +156,7 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 		if (f == JQ_FETCH_GONE)
 			return false;
 		describe(h);
-		check_owner(h->owner, id);
+		jq_check_owner(h->owner, id, "act on");
 		switch (jq_claim_hold(MyDatabaseId, h->lane_role, h->queue, id))
 		{
 			case JQ_HOLD_DONE:
@@ -277,7 +263,7 @@ jq_retry(PG_FUNCTION_ARGS)
 	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
 										   SPI_tuptable->tupdesc, 1, &isnull));
 	jq_owner_end(&state);
-	check_owner(owner, id);
+	jq_check_owner(owner, id, "act on");
 	jq_quota_take(t, owner, 1);
 
 	jq_owner_begin(t, &state);

@@ -34,6 +34,7 @@
 #include "guc.h"
 #include "jobscan.h"
 #include "keylock.h"
+#include "keywait.h"
 #include "lane.h"
 #include "lease.h"
 #include "miscadmin.h"
@@ -176,6 +177,7 @@ static int
 take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
 	JqTaken taken[TAKE_AT_ONCE];
+	XLogRecPtr lsn = InvalidXLogRecPtr;
 	int got = 0;
 	int n, i;
 
@@ -204,9 +206,14 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 			g->id = taken[i].id;
 			describe(r, g);
 			got++;
+			/* with a lease the commit is to be flushed, after those */
+			if (taken[i].keylen > 0 && !r->leased)
+				lsn = Max(lsn, jq_keywait_lsn(MyDatabaseId, taken[i].key,
+											  taken[i].keylen));
 		}
 		CHECK_FOR_INTERRUPTS();
 	} while (n > 0 && got < r->max);
+	jq_keywait_flush(lsn);
 	return got;
 }
 

@@ -26,45 +26,6 @@
 #include "queue.h"
 #include "utils/timestamp.h"
 
-static void
-item_of_row(JqItem *item, const JqRow *row)
-{
-	memset(item, 0, sizeof(*item));
-	item->id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	item->priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
-	item->tid = row->tid;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-		item->flags = JQ_E_DUE;
-	if (!JQ_ROW_NULL(row, JQ_COL_KEY))
-	{
-		text *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
-
-		item->key = VARDATA_ANY(key);
-		item->keylen = Min(VARSIZE_ANY_EXHDR(key), JQ_KEY_MAX);
-	}
-}
-
-/* is the row what the entry said?  *run_at: DT_NOBEGIN if it is due */
-static bool
-matches(const JqTaken *job, const JqRow *row, const JqItem *item,
-		TimestampTz *run_at)
-{
-	char *queue = jq_row_cstring(row, JQ_COL_QUEUE);
-
-	*run_at = DT_NOBEGIN;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-	{
-		*run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-		if (*run_at <= GetCurrentTimestamp())
-			*run_at = DT_NOBEGIN;
-	}
-	return *run_at == DT_NOBEGIN && jq_row_lane_role(row) == JQ_CONSUMER_ROLE &&
-		   strcmp(queue, jq_lanes[job->lane].queue) == 0 &&
-		   item->priority == job->pos.priority && item->keylen == job->keylen &&
-		   (item->keylen == 0 ||
-			memcmp(item->key, job->key, item->keylen) == 0);
-}
-
 TimestampTz
 jq_fetch_ready_at(const JqRow *row)
 {
@@ -232,8 +193,8 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 						  JQ_THEN_TABLE); /* held: adopt publishes it */
 		return JQ_LOOK_DROPPED;
 	}
-	item_of_row(&item, row);
-	if (!matches(job, row, &item, &run_at))
+	if (!jq_row_is(row, JQ_CONSUMER_ROLE, jq_lanes[job->lane].queue,
+				   job->pos.priority, job->key, job->keylen, &item, &run_at))
 	{
 		jq_fetchxact_drop(job->id, JQ_THEN_TABLE);
 		jq_publish_now(MyDatabaseId, jq_row_lane_role(row),

@@ -384,13 +384,8 @@ jq_fetchxact_end(int64 id, JqFetchEnd how, TimestampTz at, const char *text)
 	Assert(s != NULL && !s->decided);
 	if (text != NULL)
 	{
-		/* the ring cuts it, and says that it did */
 		s->len = strlen(text);
-		s->text = MemoryContextAlloc(
-			TopTransactionContext,
-			Min(s->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
-		strlcpy(s->text, text,
-				Min(s->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
+		s->text = jq_recent_copy(TopTransactionContext, text, s->len);
 	}
 	s->decided = true;
 	s->how = how;

@@ -157,6 +157,19 @@ jq_is_admin(void)
 	return superuser() || may_execute("jobqueue_resume");
 }
 
+void
+jq_check_owner(Oid owner, int64 id, const char *what)
+{
+	if (jq_is_admin() ||
+		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for job " INT64_FORMAT, id),
+			 errhint("One may %s the jobs of roles whose privileges one has.",
+					 what)));
+}
+
 int
 jq_sight_of(Oid owner)
 {

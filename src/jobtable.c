@@ -715,60 +715,6 @@ jq_row_delete(JqTable *t, int64 id, JqRow *row, Snapshot snapshot)
 	return deleted;
 }
 
-Oid
-jq_row_lane_role(const JqRow *row)
-{
-	if (JQ_ROW_NULL(row, JQ_COL_COMMAND))
-		return JQ_CONSUMER_ROLE;
-	return DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
-}
-
-JqPos
-jq_row_pos(const JqRow *row)
-{
-	return jq_pos_make(DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY)),
-					   DatumGetInt64(JQ_ROW(row, JQ_COL_ID)));
-}
-
-char *
-jq_row_cstring(const JqRow *row, int col)
-{
-	if (JQ_ROW_NULL(row, col))
-		return NULL;
-	return TextDatumGetCString(JQ_ROW(row, col));
-}
-
-int
-jq_row_max_attempts(const JqRow *row, const JqQueueSettings *q)
-{
-	if (!JQ_ROW_NULL(row, JQ_COL_MAX_ATTEMPTS))
-		return DatumGetInt16(JQ_ROW(row, JQ_COL_MAX_ATTEMPTS));
-	if (q->max_attempts > 0)
-		return q->max_attempts;
-	return DatumGetChar(JQ_ROW(row, JQ_COL_KIND)) == JQ_KIND_OUTSIDE ?
-			   1 :
-			   JQ_DEFAULT_MAX_ATTEMPTS;
-}
-
-int64
-jq_row_timeout_us(const JqRow *row, const JqQueueSettings *q)
-{
-	if (!JQ_ROW_NULL(row, JQ_COL_TIMEOUT))
-		return jq_interval_us(DatumGetIntervalP(JQ_ROW(row, JQ_COL_TIMEOUT)));
-	return q->timeout_us >= 0 ? q->timeout_us : JQ_DEFAULT_TIMEOUT_US;
-}
-
-bool
-jq_row_wants_keep(const JqRow *row, const JqQueueSettings *q)
-{
-	Interval *i;
-
-	if (JQ_ROW_NULL(row, JQ_COL_KEEP))
-		return q->keep_us > 0;
-	i = DatumGetIntervalP(JQ_ROW(row, JQ_COL_KEEP));
-	return i->time > 0 || i->day > 0 || i->month > 0;
-}
-
 /* ------------------------------------------------------------ statements */
 
 void

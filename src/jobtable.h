@@ -144,6 +144,8 @@ extern JqFetch jq_row_fetch(JqTable *t, int64 id, ItemPointer tid,
 extern bool jq_row_delete(JqTable *t, int64 id, JqRow *row,
 						  struct SnapshotData *snapshot);
 
+/* ---- jobrow.c ---- */
+
 /* the role of its lane */
 extern Oid jq_row_lane_role(const JqRow *row);
 /* is a row due (and not expired), and where does it stand */
@@ -153,6 +155,17 @@ extern char *jq_row_cstring(const JqRow *row, int col); /* palloc'd, or NULL */
 extern bool jq_row_wants_keep(const JqRow *row, const JqQueueSettings *q);
 extern int jq_row_max_attempts(const JqRow *row, const JqQueueSettings *q);
 extern int64 jq_row_timeout_us(const JqRow *row, const JqQueueSettings *q);
+/* its key is not copied */
+extern void jq_row_item(JqItem *item, const JqRow *row);
+/*
+ * Is the row what was said of it, and due?  *item and *run_at (DT_NOBEGIN: due)
+ * are what it is.
+ */
+extern bool jq_row_is(const JqRow *row, Oid lane_role, const char *queue,
+					  int priority, const char *key, int keylen, JqItem *item,
+					  TimestampTz *run_at);
+
+/* ---- jobtable.c ---- */
 
 /*
  * A slot for rows of jobqueue_job, for one read at a time; begin and end go

@@ -30,6 +30,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "compat.h"
 #include "keytable.h"
@@ -497,6 +498,14 @@ jq_keywait_lsn(Oid db, const char *key, int len)
 	lsn = commits[hash % JQ_KEY_PARTITIONS];
 	LWLockRelease(jq_key_partition(hash));
 	return lsn;
+}
+
+void
+jq_keywait_flush(XLogRecPtr lsn)
+{
+	if (synchronous_commit != SYNCHRONOUS_COMMIT_OFF && !RecoveryInProgress() &&
+		lsn != InvalidXLogRecPtr && lsn > GetFlushRecPtr(NULL))
+		XLogFlush(lsn);
 }
 
 bool

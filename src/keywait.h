@@ -44,6 +44,11 @@ extern bool jq_keywait_over_quota(int quota);
 
 /* commits of holders that were there before need a flush up to here */
 extern XLogRecPtr jq_keywait_lsn(Oid db, const char *key, int len);
+/*
+ * Whoever had the key may have committed without a flush, as workers do.  What
+ * we do about it, or tell others, is not to be forgotten less easily than that.
+ */
+extern void jq_keywait_flush(XLogRecPtr lsn);
 
 /* the nth holder of the key, from 0; false: there are not so many */
 extern bool jq_keywait_holder(Oid db, const char *key, int len, int nth,

@@ -380,22 +380,6 @@ wait_for(const char *key, int len, TimestampTz until)
 	return given;
 }
 
-/*
- * Whoever had the key may have committed without a flush, as workers do.  What
- * we do about it, or tell others, is not to be forgotten less easily than that.
- */
-static void
-flush_holders(const char *key, int len)
-{
-	XLogRecPtr lsn;
-
-	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF || RecoveryInProgress())
-		return;
-	lsn = jq_keywait_lsn(MyDatabaseId, key, len);
-	if (lsn != InvalidXLogRecPtr && lsn > GetFlushRecPtr(NULL))
-		XLogFlush(lsn);
-}
-
 static bool
 take_or_wait(const char *key, int len, TimestampTz until)
 {
@@ -476,7 +460,7 @@ lock(const char *key, int len, TimestampTz until, bool xact)
 		l->xact_nest = GetCurrentTransactionNestLevel();
 		at_end = true;
 	}
-	flush_holders(key, len);
+	jq_keywait_flush(jq_keywait_lsn(MyDatabaseId, key, len));
 	return true;
 }
 

@@ -10,6 +10,7 @@
 #include "mb/pg_wchar.h"
 #include "recent.h"
 #include "storage/shmem.h"
+#include "utils/memutils.h"
 #include "waiter.h"
 
 static JqRecent *cells;
@@ -46,6 +47,16 @@ jq_recent_fill(JqRecent *c, const JqRecent *r, const char *text, int len)
 	c->cut = text != NULL && cut < len;
 	if (cut > 0)
 		memcpy(c->text, text, cut);
+}
+
+char *
+jq_recent_copy(MemoryContext context, const char *text, int len)
+{
+	Size size = Min(len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1;
+	char *copy = MemoryContextAlloc(context, size);
+
+	strlcpy(copy, text, size);
+	return copy;
 }
 
 void

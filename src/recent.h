@@ -52,6 +52,9 @@ extern JqRecent *jq_recent_list(Oid db, int *n);
 /* c becomes r with that text, cut; r->text is not looked at */
 extern void jq_recent_fill(JqRecent *c, const JqRecent *r, const char *text,
 						   int len);
+/* as much of the text, of that length, as a cell may have and has to tell that it
+ * was cut; terminated */
+extern char *jq_recent_copy(MemoryContext context, const char *text, int len);
 
 /* did the attempt end the job? */
 static inline bool

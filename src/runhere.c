@@ -160,11 +160,7 @@ note_ended(const JqRecent *r, const char *result)
 	if (result != NULL)
 	{
 		e->len = strlen(result);
-		e->result = MemoryContextAlloc(
-			TopTransactionContext,
-			Min(e->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
-		strlcpy(e->result, result,
-				Min(e->len, JQ_RECENT_TEXT + MAX_MULTIBYTE_CHAR_LEN) + 1);
+		e->result = jq_recent_copy(TopTransactionContext, result, e->len);
 	}
 	memcpy(&e->recent, r, offsetof(JqRecent, text));
 	dlist_push_tail(&ended, &e->node);

@@ -159,53 +159,12 @@ jq_run_idle(void)
 
 /* ------------------------------------------------------------------- look */
 
-static void
-item_of_row(JqItem *item, const JqRow *row)
-{
-	memset(item, 0, sizeof(*item));
-	item->id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	item->priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
-	item->tid = row->tid;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-		item->flags = JQ_E_DUE;
-	if (!JQ_ROW_NULL(row, JQ_COL_KEY))
-	{
-		text *key = DatumGetTextPP(JQ_ROW(row, JQ_COL_KEY));
-
-		item->key = VARDATA_ANY(key);
-		item->keylen = Min(VARSIZE_ANY_EXHDR(key), JQ_KEY_MAX);
-	}
-}
-
-static bool
-text_equals(Datum d, const char *s, int len)
-{
-	text *t = DatumGetTextPP(d);
-
-	return VARSIZE_ANY_EXHDR(t) == len && memcmp(VARDATA_ANY(t), s, len) == 0;
-}
-
-/*
- * Is the row what the entry said?  *item and *run_at (DT_NOBEGIN: due) are what
- * it is.
- */
+/* is the row what the claim says? */
 static bool
 matches(JqAttempt *a, JqRow *row, JqItem *item, TimestampTz *run_at)
 {
-	*run_at = DT_NOBEGIN;
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-	{
-		*run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-		if (*run_at <= GetCurrentTimestamp())
-			*run_at = DT_NOBEGIN;
-	}
-	item_of_row(item, row);
-	return *run_at == DT_NOBEGIN && jq_row_lane_role(row) == a->role &&
-		   text_equals(JQ_ROW(row, JQ_COL_QUEUE), a->queue, strlen(a->queue)) &&
-		   item->priority == a->job->pos.priority &&
-		   item->keylen == a->job->keylen &&
-		   (item->keylen == 0 ||
-			memcmp(item->key, a->job->key, item->keylen) == 0);
+	return jq_row_is(row, a->role, a->queue, a->job->pos.priority, a->job->key,
+					 a->job->keylen, item, run_at);
 }
 
 static bool
@@ -577,7 +536,7 @@ give_back(JqAttempt *a, JqRow *row)
 {
 	JqItem item;
 
-	item_of_row(&item, row);
+	jq_row_item(&item, row);
 	item.flags |= a->job->flags & JQ_E_RERUNS;
 	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :
 																	  RERUN;

@@ -91,20 +91,6 @@ typedef struct Wait
 
 /* ------------------------------------------------------------- one look */
 
-static void
-check_owner(Oid owner, int64 id)
-{
-	if (jq_is_admin() ||
-		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)))
-		return;
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		 errmsg("permission denied for job " INT64_FORMAT, id),
-		 errhint(
-			 "One may wait for the jobs of roles whose privileges one has.")));
-}
-
 /* an end of a record that has been written to the WAL, or later */
 static XLogRecPtr
 end_of_wal(void)
@@ -241,7 +227,7 @@ take_history(Wait *w, JqTable *table, Target *t)
 	jq_owner_end(&state);
 	if (!found)
 		return false;
-	check_owner(owner, t->id);
+	jq_check_owner(owner, t->id, "wait for");
 	t->ended = true;
 	return true;
 }
@@ -293,14 +279,15 @@ look(Wait *w, Target *t)
 	t->soon = false;
 	if (jq_waiter_told(t->cell, &r) && r.outcome == JQ_COMPLETED && !r.cut)
 	{
-		check_owner(r.role, t->id);
+		jq_check_owner(r.role, t->id, "wait for");
 		take_recent(w, t, &r, r.text, r.textlen, false);
 		return;
 	}
 	if (jq_row_fetch(table, t->id, NULL, NULL, &row, &xid, NULL) !=
 		JQ_FETCH_GONE)
 	{
-		check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t->id);
+		jq_check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t->id,
+					   "wait for");
 		must_not_be_ours(&row, t->id);
 		t->seen = true;
 		return;
@@ -320,7 +307,7 @@ look(Wait *w, Target *t)
 	known =
 		jq_waiter_told(t->cell, &r) || jq_recent_find(MyDatabaseId, t->id, &r);
 	if (known)
-		check_owner(r.role, t->id);
+		jq_check_owner(r.role, t->id, "wait for");
 	if (known && r.outcome == JQ_COMPLETED && !r.cut)
 		take_recent(w, t, &r, r.text, r.textlen, false);
 	else if (take_history(w, table, t))

@@ -237,4 +237,23 @@ property 'a consumer may lock the key of a job that it has fetched' => sub {
 	is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'all free');
 };
 
+property 'what the last holder of a key has done is on disk before a consumer has it' => sub {
+	set_conf('wal_writer_delay' => '10s', 'jobqueue.flush_interval' => 1000);
+	my $s = session();
+	my $gate = close_gate(1);
+	my $job = enqueue('gate', gate => 1, key => 'disk');
+	wait_at_gate();
+	my $mine = put('disk', key => 'disk');
+	send_sql($s, "SELECT 'flushed ' || (pg_current_wal_flush_lsn() >="
+		  . " (SELECT lsn FROM jobqueue_recent_jobs() WHERE id = $job))"
+		  . " FROM jobqueue_fetch('disk', wait => '1 min')");
+	wait_for(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'SELECT ''flushed%' AND wait_event_type = 'Extension'});
+	open_gate($gate);
+	like(scalar($s->query('SELECT 1 WHERE false')), qr/flushed true/, 'it is');
+	$s->query_safe("SELECT jobqueue_complete($mine)");
+	$s->quit;
+	wait_drained();
+	set_conf('wal_writer_delay' => undef, 'jobqueue.flush_interval' => undef);
+};
+
 done_testing();
