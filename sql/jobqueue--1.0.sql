@@ -243,7 +243,7 @@ ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
 -- Services, one row each; see src/service.c.  What each message changes is in a
 -- table of its own, see src/servicerow.c.
 CREATE TABLE jobqueue_service (
-	name		text COLLATE "C" NOT NULL,
+	name		text COLLATE "C" NOT NULL CHECK (octet_length(name) BETWEEN 1 AND 255),
 	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
 	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	home		bigint NOT NULL DEFAULT jobqueue_home(),
@@ -1007,7 +1007,7 @@ COMMENT ON FUNCTION jobqueue_try_lock(text) IS
 COMMENT ON FUNCTION jobqueue_unlock(text) IS
 	'undo one jobqueue_lock() or jobqueue_try_lock() of this session when the transaction ends; false if there is none';
 COMMENT ON FUNCTION jobqueue_whereis(text) IS
-	'the process that holds a key, for a job or as a session; 0: one of a role that one may not see; NULL: nobody holds it';
+	'the process that holds a key, for a job or as a session; 0: one of a role that one may not see, or none, by a lease; NULL: nobody holds it';
 COMMENT ON TABLE jobqueue_service IS
 	'services, one row each; a row is a right to run its handler as its owner, so grant nothing on it; read the view jobqueue_services';
 COMMENT ON COLUMN jobqueue_service.id IS

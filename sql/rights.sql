@@ -132,6 +132,61 @@ SELECT jobqueue_grant('regress_jq_nobody', 'use'), jobqueue_revoke('regress_jq_n
 SELECT count(*) = (SELECT count(*) FROM may('regress_jq_use')) AS as_use FROM may('regress_jq_nobody');
 CALL drained();
 
+-- what is revoked is not replaced by what comes from a membership
+GRANT regress_jq_use TO regress_jq_nobody;
+SELECT jobqueue_revoke('regress_jq_nobody', 'use'), jobqueue_grant('regress_jq_nobody', 'lock'), jobqueue_revoke('regress_jq_nobody', 'lock');
+REVOKE regress_jq_use FROM regress_jq_nobody;
+SELECT * FROM may('regress_jq_nobody') AS may;
+-- queues that were granted before DROP OWNED do not come back with another
+SELECT jobqueue_grant('regress_jq_nobody', 'consume', 'rights1');
+DROP OWNED BY regress_jq_nobody;
+GRANT EXECUTE ON FUNCTION jobqueue_fetch TO regress_jq_pgmon;
+GRANT regress_jq_pgmon TO regress_jq_nobody;
+SET ROLE regress_jq_nobody;
+CALL raises($$ SELECT jobqueue_fetch('rights1') $$);
+RESET ROLE;
+SELECT jobqueue_grant('regress_jq_nobody', 'consume', 'rights2');
+SET ROLE regress_jq_nobody;
+CALL raises($$ SELECT jobqueue_fetch('rights1') $$);
+SELECT count(*) FROM jobqueue_fetch('rights2');
+-- nothing is told of jobs of other queues, nor of those that workers run
+RESET ROLE;
+SELECT jobqueue_enqueue(NULL, queue => 'rights1') AS other \gset
+SELECT jobqueue_enqueue('SELECT 1', queue => 'rights2', run_at => 'tomorrow') AS command \gset
+SELECT jobqueue_cancel(:other), jobqueue_cancel(:command);
+SET ROLE regress_jq_nobody;
+\set VERBOSITY sqlstate
+SELECT jobqueue_complete(:other);
+SELECT jobqueue_complete(:command);
+\set VERBOSITY default
+RESET ROLE;
+
+-- what builds an index or a view for another role lends that its session, not its keys and claims
+SELECT jobqueue_grant('regress_jq_nobody', 'lock');
+SELECT jobqueue_enqueue(NULL, queue => 'rights1') AS id \gset
+SELECT count(*) FROM jobqueue_fetch('rights1');
+SELECT jobqueue_lock('mine');
+CREATE SCHEMA regress_jq AUTHORIZATION regress_jq_nobody;
+SET ROLE regress_jq_nobody;
+CREATE FUNCTION regress_jq.borrow(command text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE command;
+	RETURN 'done';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE || ' ' || SQLERRM;
+END $$;
+CREATE MATERIALIZED VIEW regress_jq.borrowed AS SELECT command, regress_jq.borrow(format(command, :id)) FROM (VALUES
+	('SELECT jobqueue_complete(%s)'), ('SELECT jobqueue_fail(%s)'), ('SELECT jobqueue_release(%s)'),
+	('SELECT jobqueue_fetch(''rights2'')'), ('SELECT jobqueue_lock(''theirs'')'), ('SELECT jobqueue_xact_lock(''theirs'')'),
+	('SELECT jobqueue_try_lock(''theirs'')'), ('SELECT jobqueue_unlock(''mine'')'), ('SELECT pg_advisory_unlock_all()')) v (command) WITH NO DATA;
+RESET ROLE;
+REFRESH MATERIALIZED VIEW regress_jq.borrowed;
+SELECT * FROM regress_jq.borrowed;
+SELECT key FROM jobqueue_keys;
+SELECT jobqueue_complete(:id);
+SELECT jobqueue_unlock('mine');
+DROP SCHEMA regress_jq CASCADE;
+
 DROP PROCEDURE looks;
 DROP FUNCTION may;
 DROP VIEW objects;

@@ -165,6 +165,15 @@ CALL raises_for('SELECT jobqueue_wait(ARRAY[%s])', :ended);
 RESET ROLE;
 -- an administrator for all, a member for those of the role
 SELECT state FROM jobqueue_wait(ARRAY[:ended, :cancelled, :waits], '0');
+-- who sees no results, as in the views
+SELECT jobqueue_enqueue('SELECT repeat(''x'', 1000)') AS long \gset
+SELECT jobqueue_grant('regress_wait_none', 'admin');
+SET ROLE regress_wait_none;
+SELECT state, result, error FROM jobqueue_wait(ARRAY[:ended, :cancelled, :waits], '0');
+SELECT state, result FROM jobqueue_wait(:long);
+SELECT state, result FROM jobqueue_wait(:long);
+RESET ROLE;
+SELECT jobqueue_revoke('regress_wait_none', 'admin');
 GRANT regress_wait_one TO regress_wait_two;
 SET ROLE regress_wait_two;
 SELECT state FROM jobqueue_wait(ARRAY[:ended, :cancelled, :waits], '0');
@@ -181,6 +190,6 @@ SELECT state, error ~ 'cannot start before this transaction has committed' FROM 
 
 SELECT jobqueue_cancel(:far);
 CALL drained();
-DROP OWNED BY regress_wait_one, regress_wait_two;
+DROP OWNED BY regress_wait_one, regress_wait_two, regress_wait_none;
 SELECT jobqueue_revoke('regress_wait_one', 'use'), jobqueue_revoke('regress_wait_two', 'use');
 DROP ROLE regress_wait_one, regress_wait_two, regress_wait_none;

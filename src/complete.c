@@ -17,6 +17,7 @@
 #include "fetch.h"
 #include "fetchxact.h"
 #include "fmgr.h"
+#include "grant.h"
 #include "lane.h"
 #include "lease.h"
 #include "miscadmin.h"
@@ -28,6 +29,15 @@
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+
+static JqTable *
+begin(const char *function)
+{
+	JqTable *t = jq_control_begin(function);
+
+	jq_control_not_restricted(function);
+	return t;
+}
 
 static const pg_uuid_t *
 token_argument(FunctionCallInfo fcinfo, int n)
@@ -41,17 +51,26 @@ is_cancelled(JqTable *t, int64 id)
 	Oid types[1] = {INT8OID};
 	Datum values[1];
 	JqOwnerState state;
+	char queue[JQ_QUEUE_NAME_MAX + 1];
 	bool cancelled;
+	bool isnull;
 
 	values[0] = Int64GetDatum(id);
 	jq_owner_begin(t, &state);
 	jq_owner_read(t,
-				  "SELECT FROM %s.jobqueue_archive"
-				  " WHERE id = $1 AND state = 'cancelled'",
+				  "SELECT queue FROM %s.jobqueue_archive WHERE id = $1"
+				  " AND state = 'cancelled' AND command IS NULL",
 				  1, types, values, NULL);
 	cancelled = SPI_processed > 0;
+	if (cancelled)
+		strlcpy(queue,
+				TextDatumGetCString(SPI_getbinval(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1,
+												  &isnull)),
+				sizeof(queue));
 	jq_owner_end(&state);
-	return cancelled;
+	/* to others nothing is told of it */
+	return cancelled && jq_may_consume(queue);
 }
 
 /* pin the claim for this transaction; whoever has lost it is told why */
@@ -111,7 +130,7 @@ PG_FUNCTION_INFO_V1(jq_complete);
 Datum
 jq_complete(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_complete()");
+	JqTable *t = begin("jobqueue_complete()");
 	int64 id = jq_control_id(fcinfo);
 	Datum result = PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1);
 	JqFetched f;
@@ -137,7 +156,7 @@ PG_FUNCTION_INFO_V1(jq_fail);
 Datum
 jq_fail(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_fail()");
+	JqTable *t = begin("jobqueue_fail()");
 	int64 id = jq_control_id(fcinfo);
 	JqFailure failure;
 	JqRecorded recorded;
@@ -181,7 +200,7 @@ PG_FUNCTION_INFO_V1(jq_release);
 Datum
 jq_release(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_release()");
+	JqTable *t = begin("jobqueue_release()");
 	int64 id = jq_control_id(fcinfo);
 	JqFetched f;
 
@@ -196,7 +215,7 @@ PG_FUNCTION_INFO_V1(jq_extend);
 Datum
 jq_extend(PG_FUNCTION_ARGS)
 {
-	JqTable *t = jq_control_begin("jobqueue_extend()");
+	JqTable *t = begin("jobqueue_extend()");
 	int64 id = jq_control_id(fcinfo);
 	TimestampTz until;
 	JqFetched f;

@@ -54,6 +54,19 @@ jq_control_begin(const char *function)
 	return jq_table_required();
 }
 
+void
+jq_control_not_restricted(const char *function)
+{
+	if (InSecurityRestrictedOperation())
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("cannot execute %s within security-restricted operation",
+					function),
+			 errhint(
+				 "Such operations are index builds, ANALYZE and REFRESH MATERIALIZED VIEW.")));
+}
+
 int64
 jq_control_id(FunctionCallInfo fcinfo)
 {

@@ -21,6 +21,11 @@ typedef struct JqHeldJob
 
 /* may this session call such a function? */
 extern JqTable *jq_control_begin(const char *function);
+/*
+ * ERROR: a role whose function an index or a materialized view calls is not to use
+ * the keys and the claims of the session that builds it.
+ */
+extern void jq_control_not_restricted(const char *function);
 /* the first argument */
 extern int64 jq_control_id(FunctionCallInfo fcinfo);
 

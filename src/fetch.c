@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "conflict.h"
 #include "consumer.h"
+#include "control.h"
 #include "database.h"
 #include "executor/spi.h"
 #include "fetch.h"
@@ -135,6 +136,7 @@ jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 	get_request(fcinfo, r);
 	PreventCommandIfParallelMode(function);
 	PreventCommandDuringRecovery(function);
+	jq_control_not_restricted(function);
 	if (r->leased)
 		PreventCommandIfReadOnly(function);
 	else if (jq_is_worker)
@@ -182,6 +184,8 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 	int n, i;
 
 	r->full = false;
+	/* from now on an abort ends a wait that may follow */
+	jq_fetchxact_reserve(TAKE_AT_ONCE);
 	if (!jobqueue_enabled)
 	{
 		jq_consumer_leave();

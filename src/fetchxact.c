@@ -174,6 +174,9 @@ xact_callback(XactEvent event, void *arg)
 						 "cannot PREPARE a transaction that has fetched or ended jobs"),
 					 errhint("Commit it.")));
 			break;
+		case XACT_EVENT_PREPARE:
+			forget(); /* the memory of a fetch that found nothing goes, too */
+			break;
 		default:
 			break;
 	}

@@ -119,9 +119,40 @@ is_listed(const char *const *list, const char *name)
 	return false;
 }
 
-/* EXECUTE on a function of the extension; without arguments, if there are two */
+/* was EXECUTE given to the role itself, not to one that it is a member of? */
 static bool
-role_may_execute(const char *name, Oid role)
+is_granted(Oid function, Oid role)
+{
+	HeapTuple tup = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	bool granted = false;
+	bool isnull;
+	Datum d;
+
+	if (!HeapTupleIsValid(tup))
+		return false;
+	d = SysCacheGetAttr(PROCOID, tup, Anum_pg_proc_proacl, &isnull);
+	if (!isnull)
+	{
+		Acl *acl = DatumGetAclP(d);
+		int i;
+
+		for (i = 0; i < ACL_NUM(acl); i++)
+			if (ACL_DAT(acl)[i].ai_grantee == role &&
+				(ACLITEM_GET_PRIVS(ACL_DAT(acl)[i]) & ACL_EXECUTE) != 0)
+				granted = true;
+		if ((Pointer) acl != DatumGetPointer(d))
+			pfree(acl);
+	}
+	ReleaseSysCache(tup);
+	return granted;
+}
+
+/*
+ * EXECUTE on a function of the extension; without arguments, if there are two.
+ * itself: not by memberships.
+ */
+static bool
+role_may_execute(const char *name, Oid role, bool itself)
 {
 	JqTable *t = jq_table();
 	CatCList *list;
@@ -138,7 +169,9 @@ role_may_execute(const char *name, Oid role)
 		if (p->pronamespace == t->schema &&
 			(p->pronargs == 0 || strcmp(name, "jobqueue_resume") != 0) &&
 			getExtensionOfObject(ProcedureRelationId, p->oid) == t->extension &&
-			jq_proc_aclcheck(p->oid, role, ACL_EXECUTE) == ACLCHECK_OK)
+			(itself ?
+				 is_granted(p->oid, role) :
+				 jq_proc_aclcheck(p->oid, role, ACL_EXECUTE) == ACLCHECK_OK))
 			ok = true;
 	}
 	ReleaseSysCacheList(list);
@@ -148,7 +181,7 @@ role_may_execute(const char *name, Oid role)
 static bool
 may_execute(const char *name)
 {
-	return role_may_execute(name, GetUserId());
+	return role_may_execute(name, GetUserId(), false);
 }
 
 bool
@@ -262,6 +295,8 @@ change_members(JqTable *t, const char *const *list, const char *role,
 /* ------------------------------------------------------------- consumers */
 
 #define ALL_QUEUES "" /* as no queue is called */
+/* rows of a role from which this was taken (DROP OWNED, REVOKE) are void */
+#define CONSUME_MARKER "jobqueue_fetch"
 
 typedef struct Consumer
 {
@@ -322,7 +357,8 @@ jq_may_consume(const char *queue)
 		if ((strcmp(consumers[i].queue, queue) == 0 ||
 			 strcmp(consumers[i].queue, ALL_QUEUES) == 0) &&
 			OidIsValid(consumers[i].role) &&
-			has_privs_of_role(GetUserId(), consumers[i].role))
+			has_privs_of_role(GetUserId(), consumers[i].role) &&
+			role_may_execute(CONSUME_MARKER, consumers[i].role, true))
 			return true;
 	return false;
 }
@@ -337,6 +373,10 @@ change_consumer(JqTable *t, Oid role, const char *queue, bool grant)
 
 	values[0] = ObjectIdGetDatum(role);
 	values[1] = CStringGetTextDatum(queue != NULL ? queue : ALL_QUEUES);
+	if (grant && !role_may_execute(CONSUME_MARKER, role, true))
+		jq_owner_execute(
+			t, "DELETE FROM %s.jobqueue_consumer WHERE role::oid = $1", 1,
+			types, values, NULL);
 	jq_owner_execute(
 		t,
 		grant ?
@@ -430,7 +470,7 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 		CommandCounterIncrement();
 		for (i = 0; i < (int) lengthof(levels); i++)
 			if (levels[i].list != list &&
-				role_may_execute(levels[i].marker, role))
+				role_may_execute(levels[i].marker, role, true))
 				change_members(t, levels[i].list, name, true);
 	}
 	jq_owner_end(&state);

@@ -91,6 +91,9 @@ is_taken(Edges *e, int64 id)
 	{
 		if (fetched.state != JQ_FETCHED_LOST)
 			add_process(e, fetched.pid);
+		/* a lease is nobody's, but for a transaction that is about to end it */
+		if (fetched.fate != JQ_FATE_NONE)
+			add_process(e, fetched.fate_pid);
 		return true;
 	}
 	if (!jq_claim_find_held(MyDatabaseId, id, &held))
@@ -161,11 +164,14 @@ jq_job_blockers(PGPROC *proc, uint64 *since, int *pids, int max)
 	if (e.njobs > 0)
 	{
 		t = jq_table_required();
+		/* transactions are looked up that are not older than some snapshot */
+		PushActiveSnapshot(GetLatestSnapshot());
 		for (i = 0; i < e.njobs; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
 			look_at(&e, t, e.jobs[i]);
 		}
+		PopActiveSnapshot();
 	}
 	pfree(e.jobs);
 	return e.n;

@@ -29,6 +29,7 @@
 #include "catalog/pg_proc.h"
 #include "command.h"
 #include "compat.h"
+#include "control.h"
 #include "explain.h"
 #include "fmgr.h"
 #include "jobtable.h"
@@ -234,7 +235,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 	if (prev_object_access_hook)
 		prev_object_access_hook(access, classId, objectId, subId, arg);
 	if (access != OAT_FUNCTION_EXECUTE ||
-		objectId != F_PG_ADVISORY_UNLOCK_ALL || !IsTransactionState())
+		objectId != F_PG_ADVISORY_UNLOCK_ALL || !IsTransactionState() ||
+		InSecurityRestrictedOperation())
 		return;
 	for (i = 0; i < nlocked; i++)
 	{
@@ -511,6 +513,7 @@ jq_lock_session(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_lock()", &len);
 
+	jq_control_not_restricted("jobqueue_lock()");
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), false));
 }
 
@@ -522,6 +525,7 @@ jq_lock_xact(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_xact_lock()", &len);
 
+	jq_control_not_restricted("jobqueue_xact_lock()");
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), true));
 }
 
@@ -533,6 +537,7 @@ jq_try_lock(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_try_lock()", &len);
 
+	jq_control_not_restricted("jobqueue_try_lock()");
 	PG_RETURN_BOOL(lock(key, len, DT_NOBEGIN, false));
 }
 
@@ -545,6 +550,7 @@ jq_unlock(PG_FUNCTION_ARGS)
 	char *key = key_argument(fcinfo, "jobqueue_unlock()", &len);
 	LockedKey *l = find(key, len);
 
+	jq_control_not_restricted("jobqueue_unlock()");
 	if (l == NULL || l->session <= l->unlocks)
 	{
 		ereport(WARNING,

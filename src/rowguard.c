@@ -18,8 +18,10 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "jobtable.h"
+#include "keylock.h"
 #include "publish.h"
 #include "quota.h"
+#include "servicerow.h"
 #include "unique.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -87,13 +89,38 @@ complete_row(HeapTuple tup, TupleDesc desc)
 }
 
 static void
-check_values(HeapTuple tup, TupleDesc desc)
+refuse(const char *column, const char *what)
+{
+	ereport(ERROR, (errcode(ERRCODE_CHECK_VIOLATION),
+					errmsg("invalid value in column \"%s\" of a job", column),
+					errhint("It must be %s.", what)));
+}
+
+/* as jq_service_key() writes it */
+static bool
+is_key_of_service(const char *key)
+{
+	return jq_key_is_service(key, strlen(key)) &&
+		   strcmp(key, jq_service_key(jq_service_id(key))) == 0;
+}
+
+static void
+check_queue(HeapTuple tup, TupleDesc desc)
 {
 	bool isnull;
 	Datum d = column(tup, desc, "queue", &isnull);
 
 	if (!isnull)
 		jq_check_queue_name(TextDatumGetCString(d));
+}
+
+static void
+check_values(HeapTuple tup, TupleDesc desc)
+{
+	bool isnull;
+	Datum d;
+
+	check_queue(tup, desc);
 	d = column(tup, desc, "key", &isnull);
 	if (!isnull)
 	{
@@ -102,17 +129,41 @@ check_values(HeapTuple tup, TupleDesc desc)
 
 		if (isnull || kind != JQ_KIND_MESSAGE)
 			jq_check_user_key(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
-		else
-			jq_check_key(VARSIZE_ANY_EXHDR(key));
+		else if (!is_key_of_service(text_to_cstring(key)))
+			refuse("key", "that of a service, of a job of kind m");
+		return;
 	}
+	if (DatumGetChar(column(tup, desc, "kind", &isnull)) == JQ_KIND_MESSAGE &&
+		!isnull)
+		refuse("key", "that of a service, of a job of kind m");
 }
 
+/*
+ * A message stands in the line of its service, whoever wrote the row: so only
+ * those may write one who could send it.
+ */
 static void
-refuse(const char *column, const char *what)
+check_message(HeapTuple tup, TupleDesc desc, JqTable *t)
 {
-	ereport(ERROR, (errcode(ERRCODE_CHECK_VIOLATION),
-					errmsg("invalid value in column \"%s\" of a job", column),
-					errhint("It must be %s.", what)));
+	bool isnull;
+	Datum d = column(tup, desc, "owner", &isnull);
+	JqService s;
+
+	if (superuser())
+		return;
+	s.owner = InvalidOid;
+	if (!isnull &&
+		jq_service_find_by_id(t,
+							  jq_service_id(TextDatumGetCString(
+								  column(tup, desc, "key", &isnull))),
+							  &s) &&
+		s.owner == DatumGetObjectId(d))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to write a message to a service of "
+					"another role"),
+			 errhint("Messages are sent with jobqueue_send().")));
 }
 
 static void
@@ -356,11 +407,22 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	if (update)
 		check_acts_for(DatumGetObjectId(
 			column(data->tg_trigtuple, desc, "owner", &isnull)));
-	if (t == NULL || RelationGetRelid(data->tg_relation) != t->job)
+	if (t == NULL)
 		return PointerGetDatum(new);
+	if (RelationGetRelid(data->tg_relation) != t->job)
+	{
+		/* jobqueue_retry() makes it a job again; the others are services */
+		if (RelationGetRelid(data->tg_relation) == t->archive)
+			check_values(new, desc);
+		else
+			check_queue(new, desc);
+		return PointerGetDatum(new);
+	}
 	new = complete_row(new, desc);
 	check_values(new, desc);
 	check_row(new, desc);
+	if (DatumGetChar(column(new, desc, "kind", &isnull)) == JQ_KIND_MESSAGE)
+		check_message(new, desc, t);
 	if (jq_shmem_ready())
 	{
 		note_lane(new, desc, t, update);

@@ -729,10 +729,12 @@ attempt_it(JqAttempt *a)
 
 		PushActiveSnapshot(snapshot);
 		look = jq_service_look(t, &row);
-		if (look == JQ_SERVICE_GONE)
+		if (look == JQ_SERVICE_GONE || look == JQ_SERVICE_FOREIGN)
 		{
 			UnregisterSnapshot(snapshot);
-			a->reason = "its service has ended";
+			a->reason = look == JQ_SERVICE_GONE ?
+							"its service has ended" :
+							"its service belongs to another role";
 			jq_archive(t, a->job->id, "cancelled", a->reason, 0, (Datum) 0);
 			PopActiveSnapshot();
 			CommitTransactionCommand();

@@ -297,6 +297,7 @@ jq_service_state(PG_FUNCTION_ARGS)
 	JqService s;
 	Datum state;
 
+	jq_shmem_check();
 	jq_service_argument(t, fcinfo, &s);
 	if (!jq_service_read_state(t, s.id, false, &state))
 		PG_RETURN_NULL(); /* it has ended just now */

@@ -7,15 +7,20 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "control.h"
 #include "enqueue.h"
+#include "executor/executor.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "nodes/parsenodes.h"
+#include "parser/parse_func.h"
 #include "servicesend.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 /* SQLSTATE: there is no reply in time */
@@ -37,25 +42,45 @@ check_top_level(FunctionCallInfo fcinfo)
 			 errhint("In a transaction, or a function, use jobqueue_send().")));
 }
 
-/* the end of the job, as jobqueue_wait() tells it; the reply is copied */
-static Datum
-wait_for_reply(const char *name, int64 id, Interval *timeout, bool *isnull,
-			   MemoryContext context)
+static char *
+row_text(HeapTupleHeader row, const char *name)
+{
+	bool isnull;
+	Datum d = GetAttributeByName(row, name, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(d);
+}
+
+/*
+ * jobqueue_wait(), called without a statement around it: that would hold a snapshot
+ * as long as it waits.  Returns its row.
+ */
+static HeapTupleHeader
+wait_for_end(JqTable *t, int64 id, Interval *timeout)
 {
 	Oid types[2] = {INT8OID, INTERVALOID};
-	Datum values[2] = {Int64GetDatum(id), IntervalPGetDatum(timeout)};
-	JqTable *t = jq_table_required();
-	char *state;
-	char *error;
+	List *name = list_make2(makeString(get_namespace_name(t->schema)),
+							makeString("jobqueue_wait"));
+	LOCAL_FCINFO(fcinfo, 2);
+	FmgrInfo flinfo;
 
-	if (SPI_execute_with_args(
-			jq_owner_statement(t, "SELECT w.state, w.error, w.result"
-								  " FROM %s.jobqueue_wait($1, $2) w"),
-			2, types, values, NULL, false, 1) != SPI_OK_SELECT ||
-		SPI_processed != 1)
-		elog(ERROR, "could not wait for the reply of service \"%s\"", name);
-	state = jq_service_text(1, context);
-	error = jq_service_text(2, context);
+	fmgr_info(LookupFuncName(name, 2, types, false), &flinfo);
+	InitFunctionCallInfoData(*fcinfo, &flinfo, 2, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = Int64GetDatum(id);
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value = IntervalPGetDatum(timeout);
+	fcinfo->args[1].isnull = false;
+	return DatumGetHeapTupleHeader(FunctionCallInvoke(fcinfo));
+}
+
+/* the end of the job, as jobqueue_wait() tells it */
+static Datum
+wait_for_reply(const char *name, int64 id, Interval *timeout, bool *isnull)
+{
+	HeapTupleHeader row = wait_for_end(jq_table_required(), id, timeout);
+	char *state = row_text(row, "state");
+	char *error = row_text(row, "error");
+
 	if (state == NULL)
 		ereport(ERROR, (errcode(ERRCODE_NO_REPLY),
 						errmsg("service \"%s\" has not replied in time", name),
@@ -69,22 +94,23 @@ wait_for_reply(const char *name, int64 id, Interval *timeout, bool *isnull,
 				 errmsg("service \"%s\" has not handled the message: %s", name,
 						error != NULL ? error : state),
 				 errhint("It was rolled back; the message is %s.", state)));
-	return jq_service_column(3, context, isnull);
+	return GetAttributeByName(row, "result", isnull);
 }
 
 PG_FUNCTION_INFO_V1(jq_call);
 Datum
 jq_call(PG_FUNCTION_ARGS)
 {
-	MemoryContext context = CurrentMemoryContext;
 	JqTable *t;
 	TupleDesc desc;
 	Interval *timeout = palloc0(sizeof(Interval));
 	Interval *keep = palloc0(sizeof(Interval));
+	MemoryContext context = CurrentMemoryContext;
 	JqService s;
 	Datum reply;
 	bool isnull;
 	int64 id;
+	int level;
 
 	check_top_level(fcinfo);
 	t = jq_enqueue_begin("jobqueue_call()");
@@ -112,7 +138,14 @@ jq_call(PG_FUNCTION_ARGS)
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	SPI_commit();
-	reply = wait_for_reply(s.name, id, timeout, &isnull, context);
+	/* a snapshot of the whole transaction would be held as long as it waits */
+	level = XactIsoLevel;
+	XactIsoLevel = XACT_READ_COMMITTED;
+	MemoryContextSwitchTo(context);
+	reply = wait_for_reply(s.name, id, timeout, &isnull);
+	if (level != XACT_READ_COMMITTED)
+		SPI_commit(); /* what comes after it has the level that it asked for */
 	SPI_finish();
+	MemoryContextSwitchTo(context);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, &reply, &isnull)));
 }

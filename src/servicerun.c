@@ -54,14 +54,22 @@ jq_service_look(JqTable *t, const JqRow *row)
 	values[0] = Int64GetDatum(jq_service_id(jq_row_cstring(row, JQ_COL_KEY)));
 	jq_owner_begin(t, &state);
 	jq_service_run(t,
-				   "SELECT status = 'failed' FROM %s.jobqueue_service"
-				   " WHERE id = $1",
+				   "SELECT status = 'failed', owner::oid"
+				   " FROM %s.jobqueue_service WHERE id = $1",
 				   1, types, values, NULL, true);
 	if (SPI_processed > 0)
-		look = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
-										  SPI_tuptable->tupdesc, 1, &isnull)) ?
-				   JQ_SERVICE_FAILED :
-				   JQ_SERVICE_GO;
+	{
+		HeapTuple tup = SPI_tuptable->vals[0];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+
+		if (DatumGetObjectId(SPI_getbinval(tup, desc, 2, &isnull)) !=
+			DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)))
+			look = JQ_SERVICE_FOREIGN;
+		else
+			look = DatumGetBool(SPI_getbinval(tup, desc, 1, &isnull)) ?
+					   JQ_SERVICE_FAILED :
+					   JQ_SERVICE_GO;
+	}
 	jq_owner_end(&state);
 	return look;
 }

@@ -12,7 +12,8 @@ typedef enum JqServiceLook
 {
 	JQ_SERVICE_GO,
 	JQ_SERVICE_FAILED, /* it waits until the service is started again */
-	JQ_SERVICE_GONE
+	JQ_SERVICE_GONE,
+	JQ_SERVICE_FOREIGN /* a row by hand: the service is of another role */
 } JqServiceLook;
 
 extern JqServiceLook jq_service_look(JqTable *t, const JqRow *row);

@@ -13,7 +13,8 @@
  * Nobody is told what a crash or a failover could take back: the end of the job
  * is flushed, and replicated as this session's own synchronous_commit says.
  *
- * No lock is held while it sleeps, but the statement's snapshot is.
+ * No lock is held while it sleeps, but the statement's snapshot is; of
+ * jobqueue_call(), which commits before it comes here, there is none.
  */
 #include "postgres.h"
 
@@ -74,6 +75,7 @@ typedef struct Target
 	bool has_result;
 	Datum result;
 	char *error;
+	bool hidden;	/* the caller sees no results of its owner */
 	bool here;		/* in this very transaction: nothing to flush */
 	XLogRecPtr lsn; /* of its commit; invalid: not known */
 } Target;
@@ -90,6 +92,15 @@ typedef struct Wait
 } Wait;
 
 /* ------------------------------------------------------------- one look */
+
+static void
+check_owner(Oid owner, Target *t)
+{
+	/* an administrator waits for all, and sees of them what the views show */
+	t->hidden = jq_sight_of(owner) < 2;
+	if (t->hidden)
+		jq_check_owner(owner, t->id, "wait for");
+}
 
 /* an end of a record that has been written to the WAL, or later */
 static XLogRecPtr
@@ -174,9 +185,9 @@ take_recent(Wait *w, Target *t, const JqRecent *r, const char *text, int len,
 	t->lsn = r->outcome == JQ_COMPLETED ? r->lsn : InvalidXLogRecPtr;
 	if (r->outcome != JQ_COMPLETED)
 		t->error = copy;
-	else if (cut)
+	else if (cut && !t->hidden)
 		too_large(t);
-	else if (copy != NULL)
+	else if (copy != NULL && !cut)
 	{
 		t->result = DirectFunctionCall1(jsonb_in, CStringGetDatum(copy));
 		t->has_result = true;
@@ -201,6 +212,8 @@ take_history(Wait *w, JqTable *table, Target *t)
 	Oid owner = InvalidOid;
 
 	values[0] = Int64GetDatum(t->id);
+	/* what is out of line is read under a snapshot, which a call may not have */
+	PushActiveSnapshot(GetLatestSnapshot());
 	jq_owner_begin(table, &state);
 	jq_owner_read(table, sql, 1, types, values, NULL);
 	found = SPI_processed > 0;
@@ -225,9 +238,10 @@ take_history(Wait *w, JqTable *table, Target *t)
 		MemoryContextSwitchTo(old);
 	}
 	jq_owner_end(&state);
+	PopActiveSnapshot();
 	if (!found)
 		return false;
-	jq_check_owner(owner, t->id, "wait for");
+	check_owner(owner, t);
 	t->ended = true;
 	return true;
 }
@@ -279,15 +293,14 @@ look(Wait *w, Target *t)
 	t->soon = false;
 	if (jq_waiter_told(t->cell, &r) && r.outcome == JQ_COMPLETED && !r.cut)
 	{
-		jq_check_owner(r.role, t->id, "wait for");
+		check_owner(r.role, t);
 		take_recent(w, t, &r, r.text, r.textlen, false);
 		return;
 	}
 	if (jq_row_fetch(table, t->id, NULL, NULL, &row, &xid, NULL) !=
 		JQ_FETCH_GONE)
 	{
-		jq_check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t->id,
-					   "wait for");
+		check_owner(DatumGetObjectId(JQ_ROW(&row, JQ_COL_OWNER)), t);
 		must_not_be_ours(&row, t->id);
 		t->seen = true;
 		return;
@@ -296,6 +309,7 @@ look(Wait *w, Target *t)
 	{
 		bool cut = len > JQ_RECENT_TEXT;
 
+		check_owner(r.role, t);
 		t->here = true;
 		if (!cut || !take_history(w, table, t))
 			take_recent(w, t, &r, text, text ? strlen(text) : 0, cut);
@@ -307,7 +321,7 @@ look(Wait *w, Target *t)
 	known =
 		jq_waiter_told(t->cell, &r) || jq_recent_find(MyDatabaseId, t->id, &r);
 	if (known)
-		jq_check_owner(r.role, t->id, "wait for");
+		check_owner(r.role, t);
 	if (known && r.outcome == JQ_COMPLETED && !r.cut)
 		take_recent(w, t, &r, r.text, r.textlen, false);
 	else if (take_history(w, table, t))
@@ -436,6 +450,8 @@ sleep_until_called(Wait *w, int wanted)
 			jq_waitgraph_error(&look, what);
 		}
 		wake = Min(wake, look.next);
+		/* where there is no other snapshot, none is held while it sleeps */
+		InvalidateCatalogSnapshotConditionally();
 		JQ_PAUSE("wait-before-sleep");
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -599,7 +615,7 @@ to_row(const Target *t, Datum *values, bool *nulls)
 	nulls[1] = !t->ended;
 	if (t->ended)
 		values[1] = CStringGetTextDatum(t->state);
-	nulls[2] = !t->ended || !t->has_result;
+	nulls[2] = !t->ended || !t->has_result || t->hidden;
 	values[2] = t->result;
 	nulls[3] = !t->ended || t->error == NULL;
 	if (!nulls[3])

@@ -397,6 +397,54 @@ property 'pg_write_all_data does not let one act for others' => sub {
 	sql('DELETE FROM jobqueue_archive; REVOKE pg_write_all_data, pg_read_all_data FROM writer');
 };
 
+property 'a row written by hand is no way into the service of another role' => sub {
+	sql('GRANT pg_write_all_data, pg_read_all_data TO writer');
+	sql(q{CREATE FUNCTION public.keep_state(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT state'});
+	my $service = sql_as('alice',
+		q{SELECT jobqueue_start_service('private', 'keep_state', '1', restart => 'temporary', max_restarts => 0)});
+	wait_drained();
+	my $as_it_was = sql('SELECT name, status, state, handled, failed FROM jobqueue_services');
+	my $message = 'INSERT INTO jobqueue_job (kind, command, args, key';
+
+	foreach my $query (
+		"$message) VALUES ('m', 'private', '{}', 'jobqueue_service:$service')",
+		"$message, run_at, keeps_order) VALUES ('m', 'private', '{}', 'jobqueue_service:$service', 'infinity', true)",
+		"$message, owner) VALUES ('m', 'private', '{}', 'jobqueue_service:$service', 'alice')",
+		# not the service of a number that comes
+		"$message) VALUES ('m', 'private', '{}', 'jobqueue_service:' || $service + 1000)",
+		"INSERT INTO jobqueue_service_current VALUES ($service, 99, '2')",
+		"INSERT INTO jobqueue_service (name, handler, owner) VALUES ('theirs', 'keep_state', 'alice')",
+		"INSERT INTO jobqueue_service (name, handler) VALUES ('private', 'x') ON CONFLICT (name) DO UPDATE SET owner = 'writer'",
+		"INSERT INTO jobqueue_lease VALUES (1, gen_random_uuid(), 'infinity')",
+		"INSERT INTO jobqueue_consumer VALUES ('writer', '')")
+	{
+		like(sql_error($query, role => 'writer'), qr/permission denied|row-level security/, $query);
+	}
+	sql_as('writer', "UPDATE jobqueue_service_current SET state = '2'");
+	sql_as('writer', 'DELETE FROM jobqueue_service_current; DELETE FROM jobqueue_service');
+	foreach my $key ("'foo'", 'NULL', "'jobqueue_service:'", "'jobqueue_service:$service x'")
+	{
+		like(sql_error("$message) VALUES ('m', 'private', '{}', $key)"),
+			qr/invalid value in column "key"/, "no message has the key $key");
+	}
+	like(sql_error(qq{INSERT INTO jobqueue_archive (id, enqueued_at, ended_at, home, owner, priority, attempt, kind, state, queue, command, key)
+			VALUES (99999999, now(), now(), jobqueue_home(), 'writer', 0, 0, 's', 'dead', 'default', 'SELECT 1', 'jobqueue_service:$service')},
+			role => 'writer'),
+		qr/reserved/, 'nor has a job that could be retried');
+	like(sql_error("INSERT INTO jobqueue_service (name, handler, queue) VALUES ('mine', 'x', repeat('x', 200))",
+			role => 'writer'), qr/invalid queue name/, 'no service has a queue that cannot be');
+	# superusers may write what they like
+	sql("$message, owner) VALUES ('m', 'private', '{}', 'jobqueue_service:$service', 'bob')");
+	wait_drained();
+	is(sql(q{SELECT state, reason FROM jobqueue_history WHERE owner = 'bob'::regrole}),
+		'cancelled|its service belongs to another role', 'it is not handled');
+	is(sql('SELECT name, status, state, handled, failed FROM jobqueue_services'),
+		$as_it_was, 'and no failure of the service');
+	sql_as('alice', q{SELECT jobqueue_stop_service('private')});
+	wait_drained();
+	sql('DELETE FROM jobqueue_archive; REVOKE pg_write_all_data, pg_read_all_data FROM writer');
+};
+
 property 'only what jobqueue_grant gives' => sub {
 	sql('CREATE ROLE stranger LOGIN');
 	foreach my $query (

@@ -150,6 +150,22 @@ property 'a session waits for a job whose consumer waits for its row' => sub {
 	ends_well($id, 'the job is completed');
 };
 
+property 'a session waits for a job whose lease another one is about to end' => sub {
+	my $s = session_begin("SELECT jobqueue_xact_lock('l')");
+	my $id = sql("SELECT jobqueue_enqueue(NULL, queue => 'outside')");
+	my $token = sql("SELECT token FROM jobqueue_fetch('outside', wait => '1 min', lease => '1 h')");
+	my $consumer = session_begin("SELECT jobqueue_complete($id, token => '$token')");
+
+	send_sql($consumer, "SELECT jobqueue_xact_lock('l'); COMMIT");
+	wait_for("SELECT count(*) = 1 FROM jobqueue_keys WHERE key = 'l' AND waiting = 1");
+	send_sql($s, "SELECT jobqueue_wait($id); COMMIT");
+	my @answers = (answer($s), answer($consumer));
+	is(scalar(grep { $_ =~ $deadlock } @answers), 1, 'one of them gives way')
+	  or diag(join "\n", @answers);
+	sql("SELECT jobqueue_complete($id, token => '$token')") if $answers[1] =~ $deadlock;
+	ends_well($id, 'the job is completed');
+};
+
 property 'two sessions, one waits for a key, the other for a job' => sub {
 	my $s1 = session_begin("SELECT jobqueue_xact_lock('d')");
 	my $s2 = session_begin("SELECT jobqueue_xact_lock('e')");

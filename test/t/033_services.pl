@@ -106,6 +106,30 @@ property a_call_that_runs_into_its_timeout_has_sent_its_message => sub {
 	is(sql(q{SELECT jobqueue_service_state('s1')->>'n'}), '201', 'handled later');
 };
 
+property a_call_holds_no_snapshot_while_it_waits => sub {
+	sql(<<'END');
+CREATE FUNCTION answer_long(state jsonb, message jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM pg_advisory_xact_lock(1);
+	RETURN jsonb_build_object('state', state, 'reply', (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 1000) i));
+END $$;
+SELECT jobqueue_start_service('long', 'answer_long', '{}');
+END
+	wait_drained();
+	foreach my $level ('read committed', 'repeatable read', 'serializable')
+	{
+		my ($gate, $s) = (session(), session());
+		$gate->query(q{SELECT pg_advisory_lock(1)});
+		my $pid = $s->query_safe("SET deadlock_timeout = '20 ms'; SET default_transaction_isolation = '$level'; SELECT pg_backend_pid()");
+		send_sql($s, q{CALL jobqueue_call('long', '{}', NULL, '1 min')});
+		# it has looked for cycles meanwhile
+		wait_for("SELECT backend_xmin IS NULL AND wait_event_type = 'Extension' AND clock_timestamp() > query_start + interval '0.2 s' FROM pg_stat_activity WHERE pid = $pid");
+		$gate->query(q{SELECT pg_advisory_unlock(1)});
+		like($s->query_safe('SHOW transaction_isolation'), qr/^"\w{32000}"\n$level$/, "$level: a long reply, and the level is what it was");
+		$_->quit foreach $gate, $s;
+	}
+};
+
 property ten_thousand_idle_services_cost_nothing => sub {
 	sql(q{SELECT jobqueue_start_service('idle' || i, 'count_up', '{"n": 0}') FROM generate_series(1, 10000) i});
 	wait_drained();

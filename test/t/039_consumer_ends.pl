@@ -330,6 +330,41 @@ property 'a complete cannot be prepared, and the claim stays' => sub {
 	clean();
 };
 
+property 'a fetch that found nothing can be prepared, and the session fetches on' => sub {
+	my $s = session();
+	is($s->query_safe("BEGIN; SELECT count(*) FROM jobqueue_fetch('q'); PREPARE TRANSACTION 'p'"), '0', 'prepared');
+	my @ids = (put('q'), put('q'));
+	is($s->query_safe("BEGIN; SELECT id FROM jobqueue_fetch('q'); SELECT id FROM jobqueue_fetch('q'); ROLLBACK"), join("\n", @ids), 'fetched');
+	is(fetch($s, 'q'), "@ids", 'given back, and fetched again');
+	$s->query_safe("SELECT jobqueue_complete($_)") foreach @ids;
+	sql(q{COMMIT PREPARED 'p'});
+	$s->quit;
+	clean();
+};
+
+property 'a wait that was cancelled while no job starts is given no place' => sub {
+	my ($gone, $o, $s) = (session(), session(), session());
+	sql(q{SELECT jobqueue_configure('one', max_running => 1)});
+	my @ids = (put('one'), put('one'));
+	set_conf('jobqueue.enabled' => 'off');
+	1 until $gone->query_safe('SHOW jobqueue.enabled') eq 'off';
+	my $pid = send_wait($gone, 'one');
+	sql("SELECT pg_cancel_backend($pid)");
+	wait_for("SELECT state = 'idle' FROM pg_stat_activity WHERE pid = $pid");
+	set_conf('jobqueue.enabled' => undef);
+	foreach my $session ($o, $s)
+	{
+		1 until $session->query_safe('SHOW jobqueue.enabled') eq 'on';
+	}
+	is(fetch($o, 'one', ", '1 min'"), $ids[0], 'one is fetched');
+	send_wait($s, 'one');
+	$o->query_safe("SELECT jobqueue_complete($ids[0])");
+	is(got($s), $ids[1], 'its place is for who waits');
+	$s->query_safe("SELECT jobqueue_complete($ids[1])");
+	$_->quit foreach $gone, $o, $s;
+	clean();
+};
+
 property 'the error of a consumer is cut where it is very long' => sub {
 	my $id = put('q');
 	my $s = session();
