@@ -149,6 +149,8 @@ typedef struct JqLane
 	pg_atomic_uint32 nparked; /* waiting for keys; less under key locks, too */
 	uint32 low_water;		  /* refill when nready falls to it */
 	uint32 nclaimed;
+	/* keys of claims of consumers */
+	pg_atomic_uint32 nkeys;
 	int64 spilled; /* ready rows beyond the frontier, of which those
 						 * before count_pos are counted */
 	int64 held;	   /* rows of another home, as far as counted */

@@ -391,18 +391,6 @@ forget_text(CachedText *c)
 	memset(c, 0, sizeof(*c));
 }
 
-void
-jq_execute_forget(void)
-{
-	int i;
-
-	for (i = 0; i < CACHE_SIZE; i++)
-	{
-		forget_function(&functions[i]);
-		forget_text(&texts[i]);
-	}
-}
-
 /* the plan of the text, if it is worth keeping and one statement */
 static SPIPlanPtr
 get_plan(const char *text)

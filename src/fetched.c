@@ -113,6 +113,20 @@ jq_fetched_get(Oid db, int64 id, JqFetched *out)
 }
 
 int
+jq_fetched_process(Oid db, int64 id)
+{
+	JqFetched *f;
+	int pid = 0;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	f = jq_fetched_find(db, id);
+	if (f != NULL && f->state != JQ_FETCHED_LOST)
+		pid = f->fate != JQ_FATE_NONE ? f->fate_pid : f->pid;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return pid;
+}
+
+int
 jq_fetched_key(Oid db, int64 id, char *buf)
 {
 	JqFetched *f;
@@ -226,14 +240,16 @@ jq_fetched_full(void)
 	return pg_atomic_read_u32(&jq_shared->fetched_full) != 0;
 }
 
+/* a key of it likewise */
 static bool
-reserve_key(void)
+reserve_key(JqLane *l)
 {
+	int has = (int) pg_atomic_read_u32(&l->nkeys);
 	uint32 old = pg_atomic_read_u32(&jq_shared->fetched_keys);
 
 	do
 	{
-		if (old >= (uint32) jq_fetched_max_keys())
+		if (has >= jq_fetched_max_keys() - (int) old)
 			return false;
 	} while (!pg_atomic_compare_exchange_u32(&jq_shared->fetched_keys, &old,
 											 old + 1));
@@ -241,11 +257,11 @@ reserve_key(void)
 }
 
 static bool
-reserve_both(int has, bool key)
+reserve_both(JqLane *l, bool key)
 {
-	if (!reserve(has))
+	if (!reserve((int) l->nclaimed))
 		return false;
-	if (!key || reserve_key())
+	if (!key || reserve_key(l))
 		return true;
 	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
 	return false;
@@ -253,12 +269,12 @@ reserve_both(int has, bool key)
 
 /* the same; if not, whoever ends a claim from now on wakes us */
 static bool
-reserve_or_wait(int has, bool key)
+reserve_or_wait(JqLane *l, bool key)
 {
-	if (reserve_both(has, key))
+	if (reserve_both(l, key))
 		return true;
 	(void) pg_atomic_exchange_u32(&jq_shared->fetched_full, 1);
-	return reserve_both(has, key);
+	return reserve_both(l, key);
 }
 
 /* they are not needed after all */
@@ -298,6 +314,7 @@ insert(int lane, uint32 ix, const JqPlace *place, int pid, JqFetchedState state)
 	strlcpy(f->queue, l->queue, sizeof(f->queue));
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	l->nclaimed++;
+	pg_atomic_fetch_add_u32(&l->nkeys, JQ_ENTRY(ix)->keylen > 0 ? 1 : 0);
 }
 
 /* lock the consumers' lane of that queue; -1: there is no place for it */
@@ -374,7 +391,7 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 				ask |= jq_keylock_dropped(MyDatabaseId, t->key, t->keylen);
 			continue;
 		}
-		*full = !reserve_or_wait((int) l->nclaimed, t->keylen > 0);
+		*full = !reserve_or_wait(l, t->keylen > 0);
 		if (*full)
 		{
 			jq_lane_untake(l, ix);
@@ -469,15 +486,19 @@ bool
 jq_fetched_reserve_key(int64 id)
 {
 	JqFetched *f;
+	bool ok;
 
-	if (!reserve_key())
-		return false;
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(MyDatabaseId, id);
 	Assert(f != NULL && f->state == JQ_FETCHED_TAKING);
-	f->nkeys++;
+	ok = reserve_key(&jq_lanes[f->lane]);
+	if (ok)
+	{
+		f->nkeys++;
+		pg_atomic_fetch_add_u32(&jq_lanes[f->lane].nkeys, 1);
+	}
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
-	return true;
+	return ok;
 }
 
 void
@@ -555,8 +576,9 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	f->digest_len = digest_len;
 	memcpy(f->digest, digest, digest_len);
 	f->nkeys += digest_len > 0 ? 1 : 0;
+	pg_atomic_fetch_add_u32(&jq_lanes[lane].nkeys, digest_len > 0 ? 1 : 0);
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
-	/* nothing else runs yet, so nobody has the keys */
+	/* no job runs yet; sessions may have the key, or wait for it: it has it, too */
 	if (item->keylen > 0)
 		ok = jq_keylock_take_for_claim(MyDatabaseId, item->key, item->keylen,
 									   item->id, 0, lane, JQ_NIL, &ask,

@@ -116,6 +116,11 @@ extern bool jq_fetched_full(void);
 /* is the job claimed so?  Any lock but its own may be held. */
 extern bool jq_fetched_has(Oid db, int64 id);
 extern bool jq_fetched_get(Oid db, int64 id, JqFetched *out);
+/*
+ * The process without which the claim does not end: its session, or whose open
+ * transaction has to do with it; 0: none, it is leased, or lost, or there is none.
+ */
+extern int jq_fetched_process(Oid db, int64 id);
 /* its key, as jq_entry_key; 0: it has none, or is not fetched */
 extern int jq_fetched_key(Oid db, int64 id, char *buf);
 /* all of a database; palloc'd */

@@ -253,6 +253,7 @@ remove_claim(const JqFetched *f, JqFetchedThen then)
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	jq_claim_count_down(f->db, f->id);
 	l->nclaimed--;
+	pg_atomic_fetch_sub_u32(&l->nkeys, nkeys);
 	LWLockRelease(jq_lane_lock(f->lane));
 	/* a full barrier: see jq_fetched_take */
 	pg_atomic_fetch_sub_u32(&jq_shared->fetched_keys, nkeys);

@@ -295,6 +295,9 @@ jq_fetch_cancelled(int64 id)
 static void
 refuse(int64 id, JqPinned pinned, const JqFetched *f)
 {
+	/* this session has given it up, by DISCARD ALL; that is to be recorded */
+	if (pinned == JQ_PIN_LOST && !f->leased)
+		pinned = JQ_PIN_NONE;
 	switch (pinned)
 	{
 		case JQ_PIN_NONE:

@@ -73,7 +73,6 @@ add_transaction(Edges *e, TransactionId xid)
 static bool
 is_taken(Edges *e, int64 id)
 {
-	JqFetched fetched;
 	JqHeld held;
 	int i;
 
@@ -87,13 +86,9 @@ is_taken(Edges *e, int64 id)
 			return true;
 		}
 	}
-	if (jq_fetched_get(MyDatabaseId, id, &fetched))
+	if (jq_fetched_has(MyDatabaseId, id))
 	{
-		if (fetched.state != JQ_FETCHED_LOST)
-			add_process(e, fetched.pid);
-		/* a lease is nobody's, but for a transaction that is about to end it */
-		if (fetched.fate != JQ_FATE_NONE)
-			add_process(e, fetched.fate_pid);
+		add_process(e, jq_fetched_process(MyDatabaseId, id));
 		return true;
 	}
 	if (!jq_claim_find_held(MyDatabaseId, id, &held))

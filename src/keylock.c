@@ -180,7 +180,7 @@ take(JqKey *k, uint32 hash, int64 job, int claim_pid, int lane, uint32 ix,
 		if (k->nholders > 0 && !had &&
 			(k->nholders >= Min(r.limit, k->limit) || (!of_claim && holds(k))))
 			return JQ_KEY_BUSY;
-		if (k->first_session >= 0)
+		if (k->first_session >= 0 && !had)
 			return JQ_KEY_BUSY;
 		jq_key_set_holder(&h, claim_pid, job, of_claim ? lane : -1, r.limit);
 		if (!jq_key_add_holder(k, &h))

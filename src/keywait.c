@@ -33,6 +33,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "compat.h"
+#include "fetched.h"
 #include "keytable.h"
 #include "keywait.h"
 #include "lane.h"
@@ -476,6 +477,14 @@ jq_keywait_leave(Oid db, const char *key, int len)
 
 /* ----------------------------------------------------------------- looks */
 
+/* the process without which the holder does not let the key go; 0: none */
+static int
+process_of(Oid db, const JqHolder *h)
+{
+	return h->procno == JQ_CLAIM_HOLDS ? jq_fetched_process(db, h->job) :
+										 h->pid;
+}
+
 void
 jq_key_note_commit(uint32 hash)
 {
@@ -547,7 +556,7 @@ jq_keywait_only_holder(Oid db, const char *key, int len, int limit, int *pid)
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
 	only = k != NULL && k->nholders == 1 && Min(k->limit, limit) == 1;
 	if (only)
-		*pid = k->holder.pid;
+		*pid = process_of(db, &k->holder);
 	LWLockRelease(jq_key_partition(hash));
 	return only;
 }
@@ -578,7 +587,7 @@ jq_keywait_blockers(int procno, int pid, uint64 *since, int *pids, int max)
 		h = k != NULL && k->nholders > 0 ? &k->holder : NULL;
 		for (; h != NULL && n < max;
 			 h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next))
-			pids[n++] = h->pid;
+			pids[n++] = process_of(w->tag.db, h);
 	}
 	LWLockRelease(jq_key_partition(hash));
 	return n;

@@ -320,7 +320,8 @@ wait_for(const char *key, int len, TimestampTz until)
 	char *what = psprintf("key \"%s\"", key);
 	int64 last_id = 0;
 	bool job = jq_is_worker && jq_current_job.id != 0;
-	TimestampTz aside_at = job ? GetCurrentTimestamp() + ASIDE_US : DT_NOEND;
+	TimestampTz began = GetCurrentTimestamp();
+	TimestampTz aside_at = job ? began + ASIDE_US : DT_NOEND;
 	volatile bool aside = false;
 	JqWaitLook look;
 
@@ -335,7 +336,8 @@ wait_for(const char *key, int len, TimestampTz until)
 	PG_TRY();
 	{
 		if (LockTimeout > 0)
-			enable_timeout_after(LOCK_TIMEOUT, LockTimeout);
+			enable_timeout_at(LOCK_TIMEOUT,
+							  TimestampTzPlusMilliseconds(began, LockTimeout));
 		jq_waitgraph_begin(&look);
 		while (!(given = jq_keywait_given(MyDatabaseId, key, len)))
 		{
@@ -349,6 +351,12 @@ wait_for(const char *key, int len, TimestampTz until)
 				jq_keywait_leave(MyDatabaseId, key, len);
 				jq_waitgraph_error(&look, what);
 			}
+			/* a lock that the search has waited for has taken it */
+			if (LockTimeout > 0 && !get_timeout_active(LOCK_TIMEOUT) &&
+				!get_timeout_indicator(LOCK_TIMEOUT, false))
+				enable_timeout_at(LOCK_TIMEOUT,
+								  TimestampTzPlusMilliseconds(began,
+															  LockTimeout));
 			if (now >= aside_at)
 			{
 				aside = jq_slot_begin_wait();

@@ -44,9 +44,6 @@ extern void jq_apply_environment(JqRow *row);
 /* the same until the present nesting level of settings ends */
 extern void jq_apply_environment_nested(JqRow *row);
 
-/* forget cached functions and plans */
-extern void jq_execute_forget(void);
-
 /* has the job in hand passed its timeout? */
 extern bool jq_run_timed_out(void);
 

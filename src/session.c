@@ -239,12 +239,6 @@ jq_session_set_commit(int level, bool whole_job)
 							 true, 0, false);
 }
 
-bool
-jq_session_commits_sync(void)
-{
-	return commits_sync;
-}
-
 /* -------------------------------------------------------------- leftovers */
 
 void

@@ -39,7 +39,4 @@ extern void jq_session_note_lock(bool xact);
  */
 extern void jq_session_set_commit(int level, bool whole_job);
 
-/* does an explicit setting of role or database say how to commit? */
-extern bool jq_session_commits_sync(void);
-
 #endif /* JQ_SESSION_H */

@@ -299,7 +299,7 @@ jq_waiter_tell(const JqRecent *r, const char *text, int len)
 		{
 			Cell *c = &table->cells[i];
 
-			if (c->id != r->id || c->db != r->db || c->telling == telling)
+			if (c->id != r->id || c->db != r->db || c->telling >= telling)
 				continue;
 			/* it may have ended before, and come back since */
 			jq_recent_fill(&c->end, r, text, len);

@@ -166,6 +166,36 @@ property 'a session waits for a job whose lease another one is about to end' => 
 	ends_well($id, 'the job is completed');
 };
 
+property 'a session waits for the key of a job whose lease another one is about to end' => sub {
+	my $s = session_begin("SELECT jobqueue_xact_lock('m')");
+	my $id = sql("SELECT jobqueue_enqueue(NULL, queue => 'outside', key => 'n')");
+	my $token = sql("SELECT token FROM jobqueue_fetch('outside', wait => '1 min', lease => '1 h')");
+	my $consumer = session_begin("SELECT jobqueue_complete($id, token => '$token')");
+
+	send_sql($consumer, "SELECT jobqueue_xact_lock('m'); COMMIT");
+	wait_for("SELECT count(*) = 1 FROM jobqueue_keys WHERE key = 'm' AND waiting = 1");
+	send_sql($s, "SELECT jobqueue_xact_lock('n', '10 s'); COMMIT");
+	my @answers = (answer($s), answer($consumer));
+	is(scalar(grep { $_ =~ $deadlock } @answers), 1, 'one of them gives way')
+	  or diag(join "\n", @answers);
+	sql("SELECT jobqueue_complete($id, token => '$token')") if $answers[1] =~ $deadlock;
+	ends_well($id, 'the job is completed');
+};
+
+property 'a session waits for the key of a job that another one is about to lease' => sub {
+	my $s = session_begin("SELECT jobqueue_xact_lock('m')");
+	my $id = sql("SELECT jobqueue_enqueue(NULL, queue => 'outside', key => 'n')");
+	my $consumer = session_begin("SELECT id FROM jobqueue_fetch('outside', wait => '1 min', lease => '1 h')");
+
+	send_sql($consumer, "SELECT jobqueue_xact_lock('m'); ROLLBACK");
+	wait_for("SELECT count(*) = 1 FROM jobqueue_keys WHERE key = 'm' AND waiting = 1");
+	send_sql($s, "SELECT jobqueue_xact_lock('n', '10 s'); ROLLBACK");
+	my @answers = (answer($s), answer($consumer));
+	is(scalar(grep { $_ =~ $deadlock } @answers), 1, 'one of them gives way')
+	  or diag(join "\n", @answers);
+	wait_for("SELECT jobqueue_cancel($id)");
+};
+
 property 'two sessions, one waits for a key, the other for a job' => sub {
 	my $s1 = session_begin("SELECT jobqueue_xact_lock('d')");
 	my $s2 = session_begin("SELECT jobqueue_xact_lock('e')");

@@ -122,6 +122,31 @@ property 'leases, with their keys, survive restart and crash' => sub {
 	clean();
 };
 
+property 'sessions that come for its key first do not keep a lease from memory' => sub {
+	my $id = put('l', key => 'k');
+	my ($got, $token) = lease('l', '1 h');
+	my $other = enqueue('note', what => 'runs');
+	wait_state($other, 'completed');
+	set_conf('jobqueue.enabled' => 'off');
+	$node->restart;
+	my ($has, $waits) = (session(), session());
+	is($has->query_safe("SELECT jobqueue_lock('k')"), 't', 'nobody knows of the lease');
+	send_sql($waits, "SELECT jobqueue_lock('k')");
+	wait_for("SELECT waiting = 1 FROM jobqueue_keys WHERE key = 'k'");
+	set_conf('jobqueue.enabled' => 'on');
+	$other = enqueue('note', what => 'runs');
+	wait_state($other, 'completed');
+	is(sql("SELECT id FROM jobqueue_running WHERE leased_until IS NOT NULL"), $id, 'memory has it');
+	$has->query_safe("SELECT jobqueue_unlock('k')");
+	like(sql("SELECT waiting FROM jobqueue_keys WHERE key = 'k'"), qr/^1$/, 'the lease has the key, the other one waits');
+	sql("SELECT jobqueue_complete($id, token => '$token')");
+	$waits->query_safe('SELECT 1');
+	is(sql("SELECT job IS NULL AND pid IS NOT NULL FROM jobqueue_keys WHERE key = 'k'"), 't', 'then that has it');
+	$_->quit foreach $has, $waits;
+	forget();
+	clean();
+};
+
 property 'DISCARD ALL ends what a session has fetched' => sub {
 	my $id = put('l', key => 'k');
 	my $s = session();
@@ -129,6 +154,9 @@ property 'DISCARD ALL ends what a session has fetched' => sub {
 	$s->query_safe('DISCARD ALL');
 	wait_for("SELECT attempt = 1 FROM jobqueue_job");
 	is(sql('SELECT count(*) FROM jobqueue_keys WHERE pid IS NOT NULL'), '0', 'the key is free');
+	is(fetch($s, 'l'), $id, 'fetched again');
+	$s->query("DISCARD ALL;\nSELECT jobqueue_complete($id)");
+	like($s->{stderr}, qr/job $id is not fetched/, 'it is told so, even at once');
 	clean();
 };
 
