@@ -6,6 +6,7 @@
 #   make demo           see it work, in a private server that is removed again
 #   make test           all tests, in a private server
 #                       (SUITE=regress|isolation|tap|bench, TESTS="name name")
+#   make test-versions  all tests, with PostgreSQL 15, 17 and 18 (VERSIONS="17")
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
 #   make format         clang-format all C files; format-check only looks
 #
@@ -96,6 +97,9 @@ demo:
 test:
 	@$(RUN_ENV) SUITE='$(SUITE)' TESTS='$(TESTS)' KEEP='$(KEEP)' test/run.sh
 
+test-versions:
+	@SUITE='$(SUITE)' TESTS='$(TESTS)' test/versions.sh $(VERSIONS)
+
 bench:
 	@$(RUN_ENV) test/bench/run $(BENCH)
 
@@ -107,5 +111,5 @@ format:
 format-check:
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-.PHONY: demo test bench format format-check FORCE
+.PHONY: demo test test-versions bench format format-check FORCE
 FORCE:

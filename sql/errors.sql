@@ -138,7 +138,7 @@ CALL raises($$ SELECT jobqueue_quiesce('178000000 years') $$);
 CALL raises($$ SELECT jobqueue_quiesce('2147483647 days') $$);
 -- while an index is built, a view refreshed
 CREATE FUNCTION indexed(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
-	PERFORM jobqueue_enqueue('ok'); RETURN $1; END $$;
+	PERFORM public.jobqueue_enqueue('ok'); RETURN $1; END $$;
 CREATE TABLE to_index AS SELECT 1 AS a;
 CALL raises($$ CREATE INDEX ON to_index (indexed(a)) $$);
 

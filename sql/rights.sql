@@ -168,7 +168,7 @@ SELECT count(*) FROM jobqueue_fetch('rights1');
 SELECT jobqueue_lock('mine');
 CREATE SCHEMA regress_jq AUTHORIZATION regress_jq_nobody;
 SET ROLE regress_jq_nobody;
-CREATE FUNCTION regress_jq.borrow(command text) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION regress_jq.borrow(command text) RETURNS text LANGUAGE plpgsql SET search_path = public AS $$
 BEGIN
 	EXECUTE command;
 	RETURN 'done';

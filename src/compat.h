@@ -19,6 +19,9 @@
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
 #include "utils/rel.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h" /* until then postgres.h has these */
+#endif
 
 #if PG_VERSION_NUM < 150000
 #error "jobqueue needs PostgreSQL 15 or later"
@@ -77,6 +80,18 @@
 #define jq_database_ownercheck(oid, role) pg_database_ownercheck(oid, role)
 #endif
 
+/* what the loader compares, and from 18 on pg_get_loaded_modules() shows */
+#if PG_VERSION_NUM >= 180000
+#define JQ_MODULE_MAGIC(n, v) PG_MODULE_MAGIC_EXT(.name = (n), .version = (v))
+#else
+#define JQ_MODULE_MAGIC(n, v) PG_MODULE_MAGIC
+#endif
+
+/* before a declaration; until 17 there was only a form that goes behind it too */
+#ifndef pg_noreturn
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 #ifndef BGWORKER_BYPASS_ROLELOGINCHECK
 #define JQ_NEEDS_NOBODY 1 /* NOLOGIN roles: see session.c */
 #define BGWORKER_BYPASS_ROLELOGINCHECK 0
@@ -106,6 +121,15 @@ jq_standbys_defined(void)
 	return (WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0;
 #else
 	return WalSndCtl->sync_standbys_defined;
+#endif
+}
+
+/* for a process that serves all: what it does takes as long as it takes */
+static inline void
+jq_no_transaction_timeout(void)
+{
+#if PG_VERSION_NUM >= 170000
+	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 #endif
 }
 

@@ -239,7 +239,7 @@ lookup_function(CachedFunction *f, const char *command, Oid enqueued_owner)
 	List *names;
 	int nargs;
 	Oid argtypes[FUNC_MAX_ARGS];
-	char *paren = strrchr(command, '(');
+	const char *paren = strrchr(command, '(');
 	char *name;
 	FuncCandidateList c;
 

@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -12,11 +13,7 @@
 #include "shmem.h"
 #include "utility.h"
 
-#if PG_VERSION_NUM >= 180000
-PG_MODULE_MAGIC_EXT(.name = "jobqueue", .version = "1.0");
-#else
-PG_MODULE_MAGIC;
-#endif
+JQ_MODULE_MAGIC("jobqueue", "1.0");
 
 extern PGDLLEXPORT void _PG_init(void);
 

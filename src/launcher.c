@@ -737,6 +737,7 @@ jq_launcher_main(Datum arg)
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 	BackgroundWorkerInitializeConnectionByOid(InvalidOid, InvalidOid, 0);
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	jq_no_transaction_timeout();
 	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET,
 					PGC_S_OVERRIDE);
 	context = AllocSetContextCreate(TopMemoryContext, "jobqueue launcher",

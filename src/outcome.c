@@ -153,8 +153,8 @@ end_failed(JqAttempt *volatile a, bool asked)
 	volatile bool written = false;
 	TimestampTz run_at = DT_NOEND;
 	volatile JqRecorded recorded = JQ_RECORD_GONE;
-	char *message = a->error ? a->error->message : NULL;
-	int code = a->error ? a->error->sqlerrcode : ERRCODE_QUERY_CANCELED;
+	char *message;
+	int code;
 	bool ordered = jq_attempt_is_ordered(a);
 
 	/* later ones of its key are to see what becomes of it */
@@ -181,6 +181,8 @@ end_failed(JqAttempt *volatile a, bool asked)
 	PG_END_TRY();
 
 	MemoryContextSwitchTo(jq_job_context);
+	message = a->error ? a->error->message : NULL;
+	code = a->error ? a->error->sqlerrcode : ERRCODE_QUERY_CANCELED;
 	if (!written)
 	{
 		RESUME_INTERRUPTS();

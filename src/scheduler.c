@@ -330,6 +330,7 @@ jq_scheduler_main(Datum arg)
 	SetConfigOption("enable_bitmapscan", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	jq_no_transaction_timeout();
 	jq_sched_context =
 		AllocSetContextCreate(TopMemoryContext, "jobqueue scheduler",
 							  ALLOCSET_DEFAULT_SIZES);

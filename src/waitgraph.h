@@ -30,6 +30,7 @@
 #ifndef JQ_WAITGRAPH_H
 #define JQ_WAITGRAPH_H
 
+#include "compat.h"
 #include "utils/timestamp.h"
 
 #define JQ_WAIT_CYCLE 32 /* longer cycles are found, but compared so far */
@@ -60,8 +61,8 @@ extern void jq_waitgraph_begin(JqWaitLook *look);
 extern bool jq_waitgraph_look(JqWaitLook *look);
 
 /* ERROR 40P01; what: this process has waited for */
-extern void jq_waitgraph_error(const JqWaitLook *look, const char *what)
-	pg_attribute_noreturn();
+pg_noreturn extern void jq_waitgraph_error(const JqWaitLook *look,
+										   const char *what);
 
 /* for jobs: since the last call of forget, has there been one in which somebody
  * waited for a key of ours, or may have? */

@@ -147,4 +147,37 @@ END
 	is(sql("SELECT attempt FROM ran WHERE what = 'b'"), 1, 'at once');
 };
 
+SKIP: {
+skip 'no transaction_timeout before PostgreSQL 17', 2
+  unless sql(q{SELECT count(*) FROM pg_settings WHERE name = 'transaction_timeout'});
+
+property 'transaction_timeout of a role ends its job, which is charged for it' => sub {
+	sql(<<'END');
+CREATE ROLE hurried LOGIN;
+ALTER ROLE hurried SET transaction_timeout = '100ms';
+SELECT jobqueue_grant('hurried', 'use');
+END
+	my $id = enqueue('SELECT pg_sleep(3600)', role => 'hurried', max_attempts => 1);
+	wait_state($id, 'dead');
+	is(sql("SELECT attempt FROM jobqueue_history WHERE id = $id"), 1, 'charged');
+	enqueue('note', what => 'after', role => 'hurried');
+	wait_drained();
+	is(sql("SELECT count(*) FROM ran WHERE what = 'after'"), 1, 'others run');
+};
+
+paused_property 'transaction_timeout does not end the scheduler' => sub {
+	local $ENV{PGOPTIONS} = '-c transaction_timeout=0';    # the test's own
+	set_conf(transaction_timeout => '100ms');
+	arm('due-after-look');
+	enqueue('note', what => 'due', run_at => sql("SELECT clock_timestamp() + interval '0.1 s'"));
+	my $pid = caught('due-after-look');
+	wait_for("SELECT clock_timestamp() - xact_start > '200ms' FROM pg_stat_activity WHERE pid = $pid");
+	release('due-after-look');
+	wait_drained();
+	is(sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler' AND datname = current_database()"),
+		$pid, 'the same scheduler');
+	set_conf(transaction_timeout => undef);
+};
+}
+
 done_testing();
