@@ -58,7 +58,7 @@ SELECT jobqueue_schedule_run('nightly') IS NOT NULL AS job;
 SELECT count(*) FROM jobqueue_jobs WHERE key = 'mine' AND state IN ('ready', 'blocked');
 SELECT jobqueue_resume('default');
 CALL drained();
-SELECT left_behind();
+SELECT left_behind() ORDER BY 1;
 SELECT last_outcome, runs FROM jobqueue_schedules WHERE name = 'nightly';
 SET jobqueue.inline = on;
 BEGIN;
