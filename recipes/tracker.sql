@@ -44,8 +44,8 @@ CREATE FUNCTION track(transfer text, every interval DEFAULT '10 s') RETURNS bigi
         jsonb_build_object('every', every, 'polls', 0, 'notes', jsonb_build_array()))
 $$;
 
-SELECT track('transfer 7', '1 s');
-SELECT track('transfer 7', '1 s') AS the_same;
+SELECT track('transfer 7', '5 s');
+SELECT track('transfer 7', '5 s') AS the_same;
 SELECT jobqueue_send('transfer 7', '{"note": "the customer has called"}') AS message;
 CALL jobqueue_call('transfer 7', '{"look": true}');
 SELECT name, status, waiting FROM jobqueue_services;
