@@ -267,7 +267,9 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 		*until = Min(*until, k->turn_ends);
 		return;
 	}
+	/* in the table; or on their way from there, in lanes */
 	blocked |= k->spilled && jq_pos_cmp(w->pos, k->frontier) >= 0;
+	blocked |= k->brought > 0;
 	if (blocked && k->session_turn == 0)
 		k->session_turn = now + JQ_KEY_TURN_US;
 	if (k->session_turn == 0 && k->unparked_until > now &&
@@ -357,9 +359,10 @@ jq_keywait_take(Oid db, const char *key, int len)
 		result = JQ_KEY_FULL;
 	else if (k->nholders > 0 && !is_of_our_claim(k))
 		result = JQ_KEY_BUSY;
-	else if (k->nholders == 0 && (k->pusher >= 0 || k->first != JQ_NIL ||
-								  k->spilled || k->first_session >= 0 ||
-								  k->turn_ends != 0 || k->unparked_until != 0))
+	else if (k->nholders == 0 &&
+			 (k->pusher >= 0 || k->brought > 0 || k->first != JQ_NIL ||
+			  k->spilled || k->first_session >= 0 || k->turn_ends != 0 ||
+			  k->unparked_until != 0))
 		result = JQ_KEY_GONE;
 	else
 	{
