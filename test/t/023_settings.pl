@@ -189,7 +189,7 @@ foreach my $how (
 	paused_property "rescheduled while the scheduler publishes it as due ($how->[1])" => sub {
 		arm('due-after-look');
 		my $job = enqueue('note', what => 'x', tags => '{t}',
-			run_at => sql("SELECT clock_timestamp() + interval '0.1 s'"));
+			run_at => sql("SELECT clock_timestamp() + interval '1 s'"));
 		caught('due-after-look');
 		like(sql(sprintf $how->[0], $job), qr/^(t|1)$/, 'rescheduled');
 		release('due-after-look');
@@ -206,7 +206,7 @@ foreach my $how (
 paused_property 'the transaction is open while the scheduler publishes it as due' => sub {
 	arm('due-after-look');
 	my $job = enqueue('note', what => 'x',
-		run_at => sql("SELECT clock_timestamp() + interval '0.1 s'"));
+		run_at => sql("SELECT clock_timestamp() + interval '1 s'"));
 	caught('due-after-look');
 	my $s = session();
 	$s->query_safe('BEGIN');
