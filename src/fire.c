@@ -31,6 +31,7 @@
 #include "cronnext.h"
 #include "database.h"
 #include "executor/spi.h"
+#include "failure.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "quota.h"
@@ -437,13 +438,8 @@ fire_safely(TimestampTz now, Place *place, int limit, int *n, char **error)
 
 		MemoryContextSwitchTo(jq_sched_context);
 		e = CopyErrorData();
-		HOLD_INTERRUPTS();
-		EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
+		jq_abort_bookkeeping();
 		RESUME_INTERRUPTS();
-		if (e->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			QueryCancelPending = false;
 		MemoryContextSwitchTo(jq_sched_context);
 		*error = e->message;
 		ok = false;
