@@ -37,6 +37,24 @@ foreach my $file (@files)
 	next unless $bad;
 	$failed += $bad;
 	push @names, basename($file, '.pl');
+	show_failures($names[-1]);
+}
+
+# Once more, and short: what has failed, from the log of the test. What it said
+# at once lies far above.
+sub show_failures
+{
+	my ($name) = @_;
+	my $left = 0;
+
+	open my $log, '<', "$ENV{TESTLOGDIR}/regress_log_$name" or return;
+	print "\n$name:\n";
+	while (my $line = <$log>)
+	{
+		$left = 12 if $line =~ /not ok \d/;
+		print $line if $left-- > 0;
+	}
+	close $log;
 }
 
 open my $out, '>', $result or die "$result: $!";

@@ -126,6 +126,17 @@ END
 	}
 };
 
+property 'while_executing: what a job that is run inline runs inline is a part of it' => sub {
+	sql(<<'END');
+SET jobqueue.inline = on;
+SELECT jobqueue_enqueue('SELECT jobqueue_enqueue(''note'', ''{"what": "inner"}'', unique_key => ''k'', unique_until => ''while_executing'')',
+	unique_key => 'k', unique_until => 'while_executing');
+END
+	is(ran(), 'inner', 'it does not wait for its own end');
+	no_locks();
+	forget();
+};
+
 property 'a job of an open transaction is shown to nobody by the rollback of what was done to it' => sub {
 	sql(q{SELECT jobqueue_pause('p')});
 	foreach my $act (q{SELECT jobqueue_cancel((SELECT id FROM jobqueue_job))},
@@ -268,7 +279,7 @@ property 'whatever is done at once, by whom it may be killed: the locks are thos
 
 	note "JQ_SEED=$seed JQ_ROUNDS=$rounds";
 	sql(<<'END');
-CREATE TABLE alone (job bigint, key text, began timestamptz, ended timestamptz);
+CREATE TABLE alone (job bigint, key text, began timestamptz, ended timestamptz, xid xid8 DEFAULT pg_current_xact_id());
 
 CREATE FUNCTION one_of(VARIADIC text[]) RETURNS text LANGUAGE sql VOLATILE AS
 	$$ SELECT $1[1 + floor(random() * cardinality($1))::int] $$;
@@ -326,7 +337,7 @@ BEGIN
 		ELSE NULL;
 	END CASE;
 	IF args->>'key' IS NOT NULL THEN
-		INSERT INTO alone VALUES ((jobqueue_current()).id, args->>'key', began, clock_timestamp());
+		INSERT INTO alone (job, key, began, ended) VALUES ((jobqueue_current()).id, args->>'key', began, clock_timestamp());
 	END IF;
 END $$;
 
@@ -415,9 +426,10 @@ END
 	locks_are_right('all has ended');
 	is(sql('SELECT count(*) FROM jobqueue_unique WHERE expires_at IS NULL'), 0, 'no lock is left');
 	cmp_ok(sql('SELECT count(*) FROM alone'), '>', 10, 'jobs have run alone');
+	# but what a job that is run inline runs inline itself: that is a part of it
 	is( sql(<<'END'), '', 'no two of a key at once');
 SELECT coalesce(string_agg(format('%s and %s', x.job, y.job), ', '), '') FROM alone x, alone y
-WHERE x.key = y.key AND x.ctid < y.ctid AND x.began < y.ended AND y.began < x.ended
+WHERE x.key = y.key AND x.ctid < y.ctid AND x.xid <> y.xid AND x.began < y.ended AND y.began < x.ended
 END
 	my $log = PostgreSQL::Test::Utils::slurp_file(node()->logfile);
 
