@@ -71,7 +71,9 @@ fetch_rates()
 }
 
 # With work in between: a row in the transaction.  Until that commits, the plain
-# table has it open; jobqueue does not need one before.
+# table has it open; jobqueue does not need one before.  STATEMENT makes theirs as
+# many round trips as ours.
+# fetch_work NAME TRANSACTIONS [STATEMENT]
 fetch_work()
 {
 	# shellcheck disable=SC2059
@@ -81,7 +83,8 @@ BEGIN;
 INSERT INTO effect VALUES (:id);
 SELECT jobqueue_complete(:id);
 COMMIT;" \
-		"BEGIN;
+		"${3:-}
+BEGIN;
 $(printf "$skip_locked" 1) RETURNING id \\gset
 INSERT INTO effect VALUES (:id);
 COMMIT;"
@@ -94,6 +97,7 @@ section_fetch()
 	fetch_rates '1, without a flush' 2 $((fetch_transactions * 2)) 1 off
 	fetch_rates '50 in a transaction' 2 $((fetch_transactions / 5)) 50 on
 	fetch_work '1, with a row of work' $fetch_transactions
+	fetch_work '1, with a row of work, five statements each' $fetch_transactions 'SELECT 1;'
 	fetch_wake
 }
 
@@ -159,7 +163,9 @@ rows_fetch()
 	row "fetch and complete, 50 in a transaction" \
 		"SKIP LOCKED and DELETE, 50 in a transaction" 'ratio>=' 1.2
 	row "fetch and complete, 1, with a row of work" \
-		"SKIP LOCKED and DELETE, 1, with a row of work" 'ratio>=' 1
+		"SKIP LOCKED and DELETE, 1, with a row of work"
+	row "fetch and complete, 1, with a row of work, five statements each" \
+		"SKIP LOCKED and DELETE, 1, with a row of work, five statements each" 'ratio>=' 1
 	row "wake-up of a consumer, p50"
 	row "wake-up of a consumer, p99"
 	row "a timer beside it is late by, p99"
@@ -170,7 +176,8 @@ notes_fetch()
 	echo "- fetch: $fetch_transactions transactions of one job (twice as many without a flush), a fifth of"
 	echo "  that of fifty, in $fetch_turns turns of each side; two clients where not said otherwise,"
 	echo "  prepared statements; each transaction is flushed where not said otherwise, and"
-	echo "  one statement but for those with a row of work (five and four)."
+	echo "  one statement but for those with a row of work (five and four, and one that does"
+	echo "  nothing to make theirs five)."
 	echo "  Wake-up: those of $wake_samples jobs whose consumer slept when they were enqueued,"
 	echo "  without a flush, by one clock; the machine's share shows in the timer."
 }
