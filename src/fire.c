@@ -185,6 +185,7 @@ check(JqTable *t, const JqSchedule *s, int n)
 static void
 find_alive(JqTable *t, const JqSchedule *s, int n, bool *alive)
 {
+	static JqKept kept;
 	Oid types[1] = {INT8ARRAYOID};
 	Datum values[1];
 	Datum *ids = palloc(n * sizeof(Datum));
@@ -201,8 +202,9 @@ find_alive(JqTable *t, const JqSchedule *s, int n, bool *alive)
 	values[0] = PointerGetDatum(
 		construct_array(ids, m, INT8OID, 8, true, TYPALIGN_DOUBLE));
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, "SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)", 1,
-					 types, values, NULL);
+	jq_owner_execute_kept(t, &kept,
+						  "SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)",
+						  1, types, values);
 	for (i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;
@@ -261,16 +263,18 @@ carry_out(JqTable *t, const JqSchedule *s, bool alive, Verdict *v)
 
 /* ------------------------------------------------------------------- rows */
 
-/* those that are due from a place in the index on, locked; NULL: none */
+/* those that are due from a place in the index on */
 static JqSchedule *
 read_due(JqTable *t, TimestampTz now, TimestampTz from, int64 from_id,
-		 int limit, int *n)
+		 int limit, bool lock, int *n)
 {
+	static JqKept locking;
+	static JqKept looking;
 	const char *sql = psprintf(
 		"SELECT %s FROM %%s.jobqueue_schedule s WHERE NOT paused"
 		" AND next_run <= $1 AND (next_run, id) > ($2, $3) AND home = $4"
-		" ORDER BY next_run, id LIMIT $5 FOR UPDATE SKIP LOCKED",
-		jq_schedule_columns);
+		" ORDER BY next_run, id LIMIT $5%s",
+		jq_schedule_columns, lock ? " FOR UPDATE SKIP LOCKED" : "");
 	MemoryContext context = CurrentMemoryContext;
 	Oid types[5] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID};
 	Datum values[5];
@@ -284,7 +288,7 @@ read_due(JqTable *t, TimestampTz now, TimestampTz from, int64 from_id,
 	values[3] = Int64GetDatum(t->home);
 	values[4] = Int64GetDatum(limit);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 5, types, values, NULL);
+	jq_owner_execute_kept(t, lock ? &locking : &looking, sql, 5, types, values);
 	*n = (int) SPI_processed;
 	s = MemoryContextAlloc(context, Max(*n, 1) * sizeof(JqSchedule));
 	for (i = 0; i < *n; i++)
@@ -327,6 +331,7 @@ write_verdicts(JqTable *t, const JqSchedule *s, const Verdict *v, int n)
 		" runs = s.runs + u.n FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 		" AS u (tid, seen_to, next_run, pause, last_run, last_job, outcome,"
 		"  error, n) WHERE s.ctid = u.tid";
+	static JqKept kept;
 	static const Oid elem[9] = {TIDOID,	 TIMESTAMPTZOID, TIMESTAMPTZOID,
 								BOOLOID, TIMESTAMPTZOID, INT8OID,
 								TEXTOID, TEXTOID,		 INT8OID};
@@ -362,7 +367,7 @@ write_verdicts(JqTable *t, const JqSchedule *s, const Verdict *v, int n)
 	for (i = 0; i < 9; i++)
 		values[i] = array_of(&d[i * n], &nulls[i * n], n, elem[i]);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 9, types, values, NULL);
+	jq_owner_execute_kept(t, &kept, sql, 9, types, values);
 	jq_owner_end(&state);
 }
 
@@ -392,7 +397,7 @@ fire_some(TimestampTz now, Place *place, int limit, const char *blame)
 		jq_sched_commit();
 		return 0;
 	}
-	s = read_due(t, now, place->next_run, place->id, limit, &n);
+	s = read_due(t, now, place->next_run, place->id, limit, true, &n);
 	if (n > 0)
 	{
 		JQ_PAUSE("schedule-locked");
@@ -478,6 +483,37 @@ jq_sched_fire(TimestampTz from)
 }
 
 /*
+ * A process that has just been started for an instant needs some milliseconds for
+ * plans, zones and the catalogs' caches.  So it does beforehand what it will do
+ * then, as far as that changes nothing.
+ */
+void
+jq_sched_rehearse(TimestampTz next)
+{
+	JqTable *t = jq_sched_begin();
+	JqSchedule *s;
+	Verdict v;
+	bool *alive;
+	int n, i;
+
+	if (t != NULL && t->meta_database == MyDatabaseId)
+	{
+		/* of that there is none */
+		(void) read_due(t, DT_NOBEGIN, DT_NOEND, 0, 1, true, &n);
+		s = read_due(t, next, next - 1, PG_INT64_MAX, FIRE_BATCH, false, &n);
+		alive = palloc(Max(n, 1) * sizeof(bool));
+		find_alive(t, s, n, alive);
+		for (i = 0; i < n; i++)
+		{
+			judge(&s[i], next, &v);
+			(void) check(t, &s[i], 0);
+		}
+		write_verdicts(t, NULL, NULL, 0);
+	}
+	jq_sched_commit();
+}
+
+/*
  * When is the next one due?  What should have fired by now, but did not as
  * somebody has the row locked, is looked at again in a while.
  */
@@ -487,6 +523,7 @@ jq_sched_find_next_schedule(TimestampTz from)
 	static const char *const sql =
 		"SELECT min(next_run) FROM %s.jobqueue_schedule"
 		" WHERE NOT paused AND next_run >= $1 AND home = $2";
+	static JqKept kept;
 	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
 	Datum values[2];
 	JqTable *t = jq_sched_begin();
@@ -499,7 +536,7 @@ jq_sched_find_next_schedule(TimestampTz from)
 		values[0] = TimestampTzGetDatum(from);
 		values[1] = Int64GetDatum(t->home);
 		jq_owner_begin(t, &state);
-		jq_owner_execute(t, sql, 2, types, values, NULL);
+		jq_owner_execute_kept(t, &kept, sql, 2, types, values);
 		if (SPI_processed == 1)
 		{
 			bool isnull;

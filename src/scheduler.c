@@ -60,6 +60,7 @@
 
 #define IDLE_MS 10000
 #define TURN_MS 3000 /* then others come first, where schedulers are few */
+#define LATCH_EARLY_US 2000
 #define PRUNE_INTERVAL_MS (5 * 60 * 1000)
 
 int jq_sched_dbix;
@@ -287,6 +288,55 @@ jq_sched_serve_others(uint32 later)
 		serve(requests & ~later, &from);
 }
 
+/* what comes first is rehearsed; returns when that is to be, DT_NOEND: it was */
+static TimestampTz
+rehearse_in_time(void)
+{
+	static bool done;
+	TimestampTz next, when;
+
+	if (done)
+		return DT_NOEND;
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	next = jq_dbs[jq_sched_dbix].next_schedule;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (next == DT_NOEND)
+		return DT_NOEND;
+	when =
+		TimestampTzPlusMilliseconds(jq_clock_to_real(next), -JQ_SCHED_LEAD_MS);
+	if (when > GetCurrentTimestamp())
+		return when;
+	done = true;
+	guarded(jq_sched_rehearse, next, 0);
+	return DT_NOEND;
+}
+
+/*
+ * Sleep until then.  A latch waits for whole milliseconds, and then some; so it is
+ * left somewhat before, and the rest is slept without it.
+ */
+static void
+sleep_until(TimestampTz wake)
+{
+	static uint32 wait_event;
+	int64 us = wake - GetCurrentTimestamp();
+
+	if (us <= 0)
+		return;
+	if (us <= LATCH_EARLY_US)
+		pg_usleep(us);
+	else
+	{
+		us = Min(us - LATCH_EARLY_US / 2, 60 * USECS_PER_SEC);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 us / 1000,
+						 jq_wait_event(&wait_event, "JobqueueSchedulerMain"));
+	}
+	ResetLatch(MyLatch);
+	QueryCancelPending = false;
+}
+
 /* is the extension here, and is this a place to stay? */
 static bool
 look_around(bool *template)
@@ -307,7 +357,6 @@ look_around(bool *template)
 void
 jq_scheduler_main(Datum arg)
 {
-	static uint32 wait_event;
 	TimestampTz idle_since;
 	TimestampTz last_prune = 0;
 	bool template;
@@ -361,7 +410,7 @@ jq_scheduler_main(Datum arg)
 		JqFrom from;
 		TimestampTz now;
 		TimestampTz wake;
-		long timeout;
+		TimestampTz rehearsal;
 
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
@@ -380,6 +429,8 @@ jq_scheduler_main(Datum arg)
 			guarded(jq_sched_prune, 0, 0);
 			last_prune = now;
 		}
+		rehearsal = rehearse_in_time();
+		now = GetCurrentTimestamp();
 		pgstat_report_stat(false);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		if (*(volatile bool *) &jq_dbs[jq_sched_dbix].leave)
@@ -419,17 +470,7 @@ jq_scheduler_main(Datum arg)
 			wake = Min(look_again, jq_db_next(&jq_dbs[jq_sched_dbix]));
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 		}
-		timeout = TimestampDifferenceMilliseconds(now, wake);
-		if (timeout > 0)
-		{
-			(void) WaitLatch(MyLatch,
-							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 Min(timeout, 60000L),
-							 jq_wait_event(&wait_event,
-										   "JobqueueSchedulerMain"));
-			ResetLatch(MyLatch);
-			QueryCancelPending = false;
-		}
+		sleep_until(Min(wake, rehearsal));
 	}
 	proc_exit(0);
 }
