@@ -20,7 +20,8 @@
  *
  * What keeps a schedule from firing (its function is gone, its owner may not call
  * it, the owner's quota is reached) is written into the row, and it fires again
- * at the next instant.
+ * at the next instant.  One whose time zone is unknown is looked at again in an
+ * hour.
  */
 #include "postgres.h"
 
@@ -32,6 +33,7 @@
 #include "database.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "grant.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "quota.h"
@@ -54,8 +56,9 @@ static TimestampTz fired_at; /* when the last look was */
 /* what becomes of a schedule */
 typedef struct Verdict
 {
-	int n;		/* jobs to be enqueued */
-	bool apart; /* one of them is not to run beside another */
+	int n;				   /* jobs to be enqueued */
+	TimestampTz *instants; /* that they are for, the last one first */
+	bool apart;			   /* one of them is not to run beside another */
 	bool pause;
 	TimestampTz seen_to;
 	TimestampTz next_run;
@@ -75,17 +78,24 @@ on_time(TimestampTz instant, TimestampTz now)
 		   jq_clock_to_real(instant) >= jq_shared->start_time;
 }
 
-/* how many instants of (seen_to, last], at most MAX_CATCH_UP */
-static int
-count_due(const JqSchedule *s, const JqCron *cron, pg_tz *zone,
-		  TimestampTz last)
+/* the instants of (seen_to, last], at most MAX_CATCH_UP */
+static void
+find_due(const JqSchedule *s, const JqCron *cron, pg_tz *zone, TimestampTz last,
+		 Verdict *v)
 {
-	int n = 1;
+	int size = 1;
 
-	while (n < MAX_CATCH_UP && jq_cron_previous(cron, s->started_at, s->seen_to,
-												last - 1, zone, &last))
-		n++;
-	return n;
+	v->instants = palloc(sizeof(TimestampTz));
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (v->n == size)
+			v->instants =
+				repalloc(v->instants, (size *= 2) * sizeof(TimestampTz));
+		v->instants[v->n++] = last;
+	} while (s->catch_up == 'a' && v->n < MAX_CATCH_UP &&
+			 jq_cron_previous(cron, s->started_at, s->seen_to, last - 1, zone,
+							  &last));
 }
 
 static void
@@ -102,7 +112,8 @@ judge(const JqSchedule *s, TimestampTz now, Verdict *v)
 	v->last_run = DT_NOBEGIN;
 	if (!jq_schedule_when(s, &cron, &zone, &error))
 	{
-		v->outcome = "error";
+		/* a zone comes back with a package of the system */
+		v->next_run = now + USECS_PER_HOUR;
 		v->error = error;
 		return;
 	}
@@ -124,10 +135,8 @@ judge(const JqSchedule *s, TimestampTz now, Verdict *v)
 			v->next_run = DT_NOEND;
 	}
 	v->seen_to = last;
-	if (s->catch_up == 'a')
-		v->n = count_due(s, &cron, zone, last);
-	else if (s->catch_up == 'o' || on_time(last, now))
-		v->n = 1;
+	if (s->catch_up != 'n' || on_time(last, now))
+		find_due(s, &cron, zone, last, v);
 	v->apart = s->overlap == 'q' || (s->overlap == 's' && v->n > 1);
 	v->outcome = v->n > 0 ? "enqueued" : "missed";
 	if (v->n > 0)
@@ -146,6 +155,10 @@ check(JqTable *t, const JqSchedule *s, int n)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
+		if (!jq_may_schedule(s->owner))
+			ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+							errmsg("its owner may not make schedules any more"),
+							errhint("Give the role the level \"use\".")));
 		if (DatumGetChar(s->values[JQ_COL_KIND - 1]) == JQ_KIND_FUNCTION)
 		{
 			Oid user;
@@ -234,9 +247,11 @@ refused(const JqSchedule *s, Verdict *v, const char *error)
 static void
 carry_out(JqTable *t, const JqSchedule *s, bool alive, Verdict *v)
 {
+	int n = v->n;
 	char *error;
-	int i;
 
+	if (v->error != NULL)
+		refused(s, v, v->error);
 	if (v->n > 0 && alive)
 	{
 		v->n = 0;
@@ -257,8 +272,9 @@ carry_out(JqTable *t, const JqSchedule *s, bool alive, Verdict *v)
 		refused(s, v, error);
 		return;
 	}
-	for (i = 0; i < v->n; i++)
-		v->last_job = jq_schedule_write_job(t, s, v->apart, true);
+	while (n > 0)
+		v->last_job =
+			jq_schedule_write_job(t, s, v->instants[--n], v->apart, true);
 }
 
 /* ------------------------------------------------------------------- rows */

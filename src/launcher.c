@@ -361,8 +361,8 @@ start_schedulers(void)
 
 			if (d->requests != 0)
 				when = now;
-			else if (jq_db_next(d) != DT_NOEND)
-				when = TimestampTzPlusMilliseconds(jq_db_next(d),
+			else if (jq_db_next(d, true) != DT_NOEND)
+				when = TimestampTzPlusMilliseconds(jq_db_next(d, true),
 												   -JQ_SCHED_LEAD_MS);
 			when = Max(when, d->sched_not_before);
 			want = when <= now;

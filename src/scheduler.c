@@ -230,7 +230,9 @@ static void
 serve(uint32 requests, const JqFrom *from)
 {
 	/* on time, to a few milliseconds */
-	if (requests & JQ_REQ_SCHEDULES)
+	if ((requests & JQ_REQ_SCHEDULES) && !jobqueue_enabled)
+		jq_db_put_off_schedules(jq_sched_dbix);
+	else if (requests & JQ_REQ_SCHEDULES)
 	{
 		guarded(jq_sched_fire, from->schedule, JQ_REQ_SCHEDULES);
 		guarded(jq_sched_find_next_schedule, from->schedule, JQ_REQ_SCHEDULES);
@@ -300,7 +302,7 @@ rehearse_in_time(void)
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
 	next = jq_dbs[jq_sched_dbix].next_schedule;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
-	if (next == DT_NOEND)
+	if (next == DT_NOEND || !jobqueue_enabled)
 		return DT_NOEND;
 	when =
 		TimestampTzPlusMilliseconds(jq_clock_to_real(next), -JQ_SCHED_LEAD_MS);
@@ -459,15 +461,17 @@ jq_scheduler_main(Datum arg)
 			if (jq_dbs[jq_sched_dbix].requests != 0)
 				wake = now;
 			else
-				wake = Min(now < wake ? wake : now + IDLE_MS * INT64CONST(1000),
-						   jq_db_next(&jq_dbs[jq_sched_dbix]));
+				wake =
+					Min(now < wake ? wake : now + IDLE_MS * INT64CONST(1000),
+						jq_db_next(&jq_dbs[jq_sched_dbix], jobqueue_enabled));
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 		}
 		else
 		{
 			/* requests put back for later must not be taken at once */
 			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
-			wake = Min(look_again, jq_db_next(&jq_dbs[jq_sched_dbix]));
+			wake = Min(look_again,
+					   jq_db_next(&jq_dbs[jq_sched_dbix], jobqueue_enabled));
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 		}
 		sleep_until(Min(wake, rehearsal));
