@@ -10,6 +10,7 @@
 
 /* how long before a due moment a scheduler is started */
 #define JQ_SCHED_LEAD_MS 500
+#define JQ_SCHED_LEAD_MAX_MS 5000
 
 /* ask; wakes the scheduler, or the launcher to start one */
 extern void jq_db_request(int dbix, uint32 requests);

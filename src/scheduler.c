@@ -304,8 +304,8 @@ rehearse_in_time(void)
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	if (next == DT_NOEND || !jobqueue_enabled)
 		return DT_NOEND;
-	when =
-		TimestampTzPlusMilliseconds(jq_clock_to_real(next), -JQ_SCHED_LEAD_MS);
+	when = TimestampTzPlusMilliseconds(jq_clock_to_real(next),
+									   -JQ_SCHED_LEAD_MAX_MS);
 	if (when > GetCurrentTimestamp())
 		return when;
 	done = true;
