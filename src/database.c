@@ -12,6 +12,7 @@
 #include "after.h"
 #include "compat.h"
 #include "database.h"
+#include "guc.h"
 #include "miscadmin.h"
 #include "slot.h"
 #include "storage/latch.h"
@@ -85,9 +86,9 @@ note_moment(int dbix, TimestampTz *next, TimestampTz when, uint32 request)
 	}
 	else if (when < *next)
 	{
-		before = jq_db_next(d);
+		before = jq_db_next(d, true);
 		*next = when;
-		sooner = jq_db_next(d) < before;
+		sooner = jq_db_next(d, true) < before;
 	}
 	procno = db_server(d);
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
@@ -117,6 +118,14 @@ void
 jq_db_schedule(int dbix, TimestampTz when)
 {
 	note_moment(dbix, &jq_dbs[dbix].next_schedule, when, JQ_REQ_SCHEDULES);
+}
+
+void
+jq_db_put_off_schedules(int dbix)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[dbix].next_schedule = 0;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
 }
 
 /*
@@ -216,10 +225,12 @@ jq_db_take_requests(int dbix, JqFrom *from)
 		requests |= JQ_REQ_EXPIRY;
 		from->expiry = d->next_expiry;
 	}
-	if (!(requests & JQ_REQ_SCHEDULES) && d->next_schedule <= jq_clock_now())
+	if (!(requests & JQ_REQ_SCHEDULES) && jobqueue_enabled &&
+		d->next_schedule <= jq_clock_now())
 	{
 		requests |= JQ_REQ_SCHEDULES;
-		from->schedule = d->next_schedule;
+		if (d->next_schedule > 0)
+			from->schedule = d->next_schedule;
 	}
 	if (d->next_lease <= now)
 		requests |= JQ_REQ_LEASES;
@@ -243,7 +254,7 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 	bool leave;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-	leave = d->requests == 0 && jq_db_next(d) > keep_until;
+	leave = d->requests == 0 && jq_db_next(d, jobqueue_enabled) > keep_until;
 	if (leave)
 	{
 		d->sched_state = JQ_SCHED_NONE;

@@ -10,6 +10,7 @@
 
 /* how long before a due moment a scheduler is started */
 #define JQ_SCHED_LEAD_MS 500
+#define JQ_SCHED_LEAD_MAX_MS 5000
 
 /* ask; wakes the scheduler, or the launcher to start one */
 extern void jq_db_request(int dbix, uint32 requests);
@@ -23,16 +24,21 @@ extern void jq_db_expiry(int dbix, TimestampTz when);
 extern void jq_db_lease(int dbix, TimestampTz when);
 /* a schedule is due then, by the clock of clock.h */
 extern void jq_db_schedule(int dbix, TimestampTz when);
+/* all of them are to be looked at when they may fire again */
+extern void jq_db_put_off_schedules(int dbix);
 /* a row leaves the history then, or some minutes later */
 extern void jq_db_prune(int dbix, TimestampTz when);
 
-/* JQ_LOCK_DB held: when is there something to do? */
+/*
+ * JQ_LOCK_DB held: when is there something to do?  No schedule fires while
+ * jobqueue.enabled is off, which whoever publishes may not know yet.
+ */
 static inline TimestampTz
-jq_db_next(const JqDb *d)
+jq_db_next(const JqDb *d, bool enabled)
 {
 	return Min(Min(Min(d->next_due, d->next_expiry),
 				   Min(d->next_prune, d->next_lease)),
-			   jq_clock_to_real(d->next_schedule));
+			   enabled ? jq_clock_to_real(d->next_schedule) : DT_NOEND);
 }
 
 /* ---- scheduler ---- */

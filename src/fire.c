@@ -20,7 +20,8 @@
  *
  * What keeps a schedule from firing (its function is gone, its owner may not call
  * it, the owner's quota is reached) is written into the row, and it fires again
- * at the next instant.
+ * at the next instant.  One whose time zone is unknown is looked at again in an
+ * hour.
  */
 #include "postgres.h"
 
@@ -32,6 +33,7 @@
 #include "database.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "grant.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "quota.h"
@@ -54,8 +56,9 @@ static TimestampTz fired_at; /* when the last look was */
 /* what becomes of a schedule */
 typedef struct Verdict
 {
-	int n;		/* jobs to be enqueued */
-	bool apart; /* one of them is not to run beside another */
+	int n;				   /* jobs to be enqueued */
+	TimestampTz *instants; /* that they are for, the last one first */
+	bool apart;			   /* one of them is not to run beside another */
 	bool pause;
 	TimestampTz seen_to;
 	TimestampTz next_run;
@@ -75,17 +78,24 @@ on_time(TimestampTz instant, TimestampTz now)
 		   jq_clock_to_real(instant) >= jq_shared->start_time;
 }
 
-/* how many instants of (seen_to, last], at most MAX_CATCH_UP */
-static int
-count_due(const JqSchedule *s, const JqCron *cron, pg_tz *zone,
-		  TimestampTz last)
+/* the instants of (seen_to, last], at most MAX_CATCH_UP */
+static void
+find_due(const JqSchedule *s, const JqCron *cron, pg_tz *zone, TimestampTz last,
+		 Verdict *v)
 {
-	int n = 1;
+	int size = 1;
 
-	while (n < MAX_CATCH_UP && jq_cron_previous(cron, s->started_at, s->seen_to,
-												last - 1, zone, &last))
-		n++;
-	return n;
+	v->instants = palloc(sizeof(TimestampTz));
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (v->n == size)
+			v->instants =
+				repalloc(v->instants, (size *= 2) * sizeof(TimestampTz));
+		v->instants[v->n++] = last;
+	} while (s->catch_up == 'a' && v->n < MAX_CATCH_UP &&
+			 jq_cron_previous(cron, s->started_at, s->seen_to, last - 1, zone,
+							  &last));
 }
 
 static void
@@ -102,7 +112,8 @@ judge(const JqSchedule *s, TimestampTz now, Verdict *v)
 	v->last_run = DT_NOBEGIN;
 	if (!jq_schedule_when(s, &cron, &zone, &error))
 	{
-		v->outcome = "error";
+		/* a zone comes back with a package of the system */
+		v->next_run = now + USECS_PER_HOUR;
 		v->error = error;
 		return;
 	}
@@ -124,10 +135,8 @@ judge(const JqSchedule *s, TimestampTz now, Verdict *v)
 			v->next_run = DT_NOEND;
 	}
 	v->seen_to = last;
-	if (s->catch_up == 'a')
-		v->n = count_due(s, &cron, zone, last);
-	else if (s->catch_up == 'o' || on_time(last, now))
-		v->n = 1;
+	if (s->catch_up != 'n' || on_time(last, now))
+		find_due(s, &cron, zone, last, v);
 	v->apart = s->overlap == 'q' || (s->overlap == 's' && v->n > 1);
 	v->outcome = v->n > 0 ? "enqueued" : "missed";
 	if (v->n > 0)
@@ -146,6 +155,10 @@ check(JqTable *t, const JqSchedule *s, int n)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
+		if (!jq_may_schedule(s->owner))
+			ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+							errmsg("its owner may not make schedules any more"),
+							errhint("Give the role the level \"use\".")));
 		if (DatumGetChar(s->values[JQ_COL_KIND - 1]) == JQ_KIND_FUNCTION)
 		{
 			Oid user;
@@ -185,6 +198,7 @@ check(JqTable *t, const JqSchedule *s, int n)
 static void
 find_alive(JqTable *t, const JqSchedule *s, int n, bool *alive)
 {
+	static JqKept kept;
 	Oid types[1] = {INT8ARRAYOID};
 	Datum values[1];
 	Datum *ids = palloc(n * sizeof(Datum));
@@ -201,8 +215,9 @@ find_alive(JqTable *t, const JqSchedule *s, int n, bool *alive)
 	values[0] = PointerGetDatum(
 		construct_array(ids, m, INT8OID, 8, true, TYPALIGN_DOUBLE));
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, "SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)", 1,
-					 types, values, NULL);
+	jq_owner_execute_kept(t, &kept,
+						  "SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)",
+						  1, types, values);
 	for (i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;
@@ -232,9 +247,11 @@ refused(const JqSchedule *s, Verdict *v, const char *error)
 static void
 carry_out(JqTable *t, const JqSchedule *s, bool alive, Verdict *v)
 {
+	int n = v->n;
 	char *error;
-	int i;
 
+	if (v->error != NULL)
+		refused(s, v, v->error);
 	if (v->n > 0 && alive)
 	{
 		v->n = 0;
@@ -255,22 +272,25 @@ carry_out(JqTable *t, const JqSchedule *s, bool alive, Verdict *v)
 		refused(s, v, error);
 		return;
 	}
-	for (i = 0; i < v->n; i++)
-		v->last_job = jq_schedule_write_job(t, s, v->apart, true);
+	while (n > 0)
+		v->last_job =
+			jq_schedule_write_job(t, s, v->instants[--n], v->apart, true);
 }
 
 /* ------------------------------------------------------------------- rows */
 
-/* those that are due from a place in the index on, locked; NULL: none */
+/* those that are due from a place in the index on */
 static JqSchedule *
 read_due(JqTable *t, TimestampTz now, TimestampTz from, int64 from_id,
-		 int limit, int *n)
+		 int limit, bool lock, int *n)
 {
+	static JqKept locking;
+	static JqKept looking;
 	const char *sql = psprintf(
 		"SELECT %s FROM %%s.jobqueue_schedule s WHERE NOT paused"
 		" AND next_run <= $1 AND (next_run, id) > ($2, $3) AND home = $4"
-		" ORDER BY next_run, id LIMIT $5 FOR UPDATE SKIP LOCKED",
-		jq_schedule_columns);
+		" ORDER BY next_run, id LIMIT $5%s",
+		jq_schedule_columns, lock ? " FOR UPDATE SKIP LOCKED" : "");
 	MemoryContext context = CurrentMemoryContext;
 	Oid types[5] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID};
 	Datum values[5];
@@ -284,7 +304,7 @@ read_due(JqTable *t, TimestampTz now, TimestampTz from, int64 from_id,
 	values[3] = Int64GetDatum(t->home);
 	values[4] = Int64GetDatum(limit);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 5, types, values, NULL);
+	jq_owner_execute_kept(t, lock ? &locking : &looking, sql, 5, types, values);
 	*n = (int) SPI_processed;
 	s = MemoryContextAlloc(context, Max(*n, 1) * sizeof(JqSchedule));
 	for (i = 0; i < *n; i++)
@@ -327,6 +347,7 @@ write_verdicts(JqTable *t, const JqSchedule *s, const Verdict *v, int n)
 		" runs = s.runs + u.n FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 		" AS u (tid, seen_to, next_run, pause, last_run, last_job, outcome,"
 		"  error, n) WHERE s.ctid = u.tid";
+	static JqKept kept;
 	static const Oid elem[9] = {TIDOID,	 TIMESTAMPTZOID, TIMESTAMPTZOID,
 								BOOLOID, TIMESTAMPTZOID, INT8OID,
 								TEXTOID, TEXTOID,		 INT8OID};
@@ -362,7 +383,7 @@ write_verdicts(JqTable *t, const JqSchedule *s, const Verdict *v, int n)
 	for (i = 0; i < 9; i++)
 		values[i] = array_of(&d[i * n], &nulls[i * n], n, elem[i]);
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 9, types, values, NULL);
+	jq_owner_execute_kept(t, &kept, sql, 9, types, values);
 	jq_owner_end(&state);
 }
 
@@ -392,7 +413,7 @@ fire_some(TimestampTz now, Place *place, int limit, const char *blame)
 		jq_sched_commit();
 		return 0;
 	}
-	s = read_due(t, now, place->next_run, place->id, limit, &n);
+	s = read_due(t, now, place->next_run, place->id, limit, true, &n);
 	if (n > 0)
 	{
 		JQ_PAUSE("schedule-locked");
@@ -478,6 +499,37 @@ jq_sched_fire(TimestampTz from)
 }
 
 /*
+ * A process that has just been started for an instant needs some milliseconds for
+ * plans, zones and the catalogs' caches.  So it does beforehand what it will do
+ * then, as far as that changes nothing.
+ */
+void
+jq_sched_rehearse(TimestampTz next)
+{
+	JqTable *t = jq_sched_begin();
+	JqSchedule *s;
+	Verdict v;
+	bool *alive;
+	int n, i;
+
+	if (t != NULL && t->meta_database == MyDatabaseId)
+	{
+		/* of that there is none */
+		(void) read_due(t, DT_NOBEGIN, DT_NOEND, 0, 1, true, &n);
+		s = read_due(t, next, next - 1, PG_INT64_MAX, FIRE_BATCH, false, &n);
+		alive = palloc(Max(n, 1) * sizeof(bool));
+		find_alive(t, s, n, alive);
+		for (i = 0; i < n; i++)
+		{
+			judge(&s[i], next, &v);
+			(void) check(t, &s[i], 0);
+		}
+		write_verdicts(t, NULL, NULL, 0);
+	}
+	jq_sched_commit();
+}
+
+/*
  * When is the next one due?  What should have fired by now, but did not as
  * somebody has the row locked, is looked at again in a while.
  */
@@ -487,6 +539,7 @@ jq_sched_find_next_schedule(TimestampTz from)
 	static const char *const sql =
 		"SELECT min(next_run) FROM %s.jobqueue_schedule"
 		" WHERE NOT paused AND next_run >= $1 AND home = $2";
+	static JqKept kept;
 	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
 	Datum values[2];
 	JqTable *t = jq_sched_begin();
@@ -499,7 +552,7 @@ jq_sched_find_next_schedule(TimestampTz from)
 		values[0] = TimestampTzGetDatum(from);
 		values[1] = Int64GetDatum(t->home);
 		jq_owner_begin(t, &state);
-		jq_owner_execute(t, sql, 2, types, values, NULL);
+		jq_owner_execute_kept(t, &kept, sql, 2, types, values);
 		if (SPI_processed == 1)
 		{
 			bool isnull;

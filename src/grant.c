@@ -197,6 +197,13 @@ jq_is_admin(void)
 	return superuser() || may_execute("jobqueue_resume");
 }
 
+bool
+jq_may_schedule(Oid role)
+{
+	return superuser_arg(role) ||
+		   role_may_execute("jobqueue_schedule", role, false);
+}
+
 void
 jq_check_owner(Oid owner, int64 id, const char *what)
 {

@@ -9,6 +9,8 @@
 
 /* has the current user the level "admin"? superusers have */
 extern bool jq_is_admin(void);
+/* may that role make schedules? */
+extern bool jq_may_schedule(Oid role);
 /* SQLSTATE 42501 unless one may do that ("act on", ...) to a job of the owner */
 extern void jq_check_owner(Oid owner, int64 id, const char *what);
 

@@ -24,6 +24,7 @@ int jobqueue_worker_max_jobs = 0;
 int jobqueue_worker_max_memory = 65536;
 char *jobqueue_capture_settings = NULL;
 bool jobqueue_inline = false;
+char *jobqueue_scheduled_for = NULL;
 int jobqueue_max_jobs_per_role = 0;
 
 /* a list of names of settings; which exist is known only in a session */
@@ -119,6 +120,12 @@ jq_guc_define(void)
 							 "transaction.",
 							 "For the tests of applications.", &jobqueue_inline,
 							 false, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("jobqueue.scheduled_for",
+							   "Shows, in a job of a schedule, the instant it "
+							   "was enqueued for.",
+							   NULL, &jobqueue_scheduled_for, "", PGC_USERSET,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE, NULL,
+							   NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_jobs_per_role",
 							"Sets how many live jobs a role may have in a "
 							"database.",

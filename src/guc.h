@@ -18,6 +18,7 @@ extern int jobqueue_worker_max_jobs;
 extern int jobqueue_worker_max_memory; /* kB */
 extern char *jobqueue_capture_settings;
 extern bool jobqueue_inline;
+extern char *jobqueue_scheduled_for; /* read by jobs only */
 extern int jobqueue_max_jobs_per_role;
 
 extern void jq_guc_define(void);

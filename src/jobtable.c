@@ -784,6 +784,35 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 }
 
 void
+jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql, int nargs,
+					  Oid *types, Datum *values)
+{
+	int rc;
+
+	if (kept->plan != NULL && strcmp(kept->schema_name, t->schema_name) != 0)
+	{
+		SPI_freeplan(kept->plan);
+		kept->plan = NULL;
+	}
+	if (kept->plan == NULL)
+	{
+		char *text = jq_owner_statement(t, sql);
+		SPIPlanPtr plan =
+			SPI_prepare_cursor(text, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare \"%s\": %s", text,
+				 SPI_result_code_string(SPI_result));
+		strlcpy(kept->schema_name, t->schema_name, sizeof(kept->schema_name));
+		kept->plan = plan;
+	}
+	rc = SPI_execute_plan(kept->plan, values, NULL, false, 0);
+	if (rc < 0)
+		elog(ERROR, "could not execute \"%s\": %s", sql,
+			 SPI_result_code_string(rc));
+}
+
+void
 jq_owner_read(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
 			  const char *nulls)
 {

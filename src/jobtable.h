@@ -194,7 +194,19 @@ extern void jq_owner_end(JqOwnerState *state);
 /* "%s" in sql stands for the quoted schema, any number of times */
 extern int jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 							Datum *values, const char *nulls);
-/* the text that it runs */
+/*
+ * The same with a plan that is made once in a process, for what has to be quick;
+ * what is kept of it is in *kept, static and zero at first.
+ */
+typedef struct JqKept
+{
+	char schema_name[NAMEDATALEN];
+	void *plan; /* SPIPlanPtr */
+} JqKept;
+
+extern void jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql,
+								  int nargs, Oid *types, Datum *values);
+/* the text that they run */
 extern char *jq_owner_statement(JqTable *t, const char *sql);
 
 /*

@@ -48,6 +48,7 @@
 
 #define SLEEP_MAX_MS 60000 /* so that a step of the clock is noticed */
 #define MAX_STARTS 64
+#define START_MS 60	   /* that each of several schedulers takes to start */
 #define STUCK_MS 15000 /* past its deadline: written off */
 #define MAX_SCHEDULERS 4
 
@@ -335,17 +336,55 @@ call_for_place(void)
 	}
 }
 
+/* JQ_LOCK_DB held: a database that has no scheduler, but may need one */
+static bool
+may_need_scheduler(const JqDb *d)
+{
+	return OidIsValid(d->oid) && !d->absent && !d->leave &&
+		   d->sched_state == JQ_SCHED_NONE;
+}
+
+/*
+ * How long before the next due moment a scheduler is started: where several are
+ * for about the same moment, each takes longer.  Where there is no place for all
+ * of them, those that come early would be in the way of others.
+ */
+static int
+start_lead_ms(TimestampTz now, int places)
+{
+	TimestampTz first = DT_NOEND;
+	int n = 0;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	for (i = 0; i < jq_shared->ndbs; i++)
+		if (may_need_scheduler(&jq_dbs[i]))
+			first = Min(first, jq_db_next(&jq_dbs[i], true));
+	if (first != DT_NOEND)
+		first = TimestampTzPlusMilliseconds(Max(first, now), JQ_SCHED_LEAD_MS);
+	for (i = 0; i < jq_shared->ndbs; i++)
+		if (may_need_scheduler(&jq_dbs[i]) &&
+			jq_db_next(&jq_dbs[i], true) <= first && first != DT_NOEND)
+			n++;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (n > places)
+		return JQ_SCHED_LEAD_MS;
+	return Min(JQ_SCHED_LEAD_MS + n * START_MS, JQ_SCHED_LEAD_MAX_MS);
+}
+
 static void
 start_schedulers(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int running = 0;
+	int lead;
 	bool called = false;
 	int i;
 
 	for (i = 0; i < jq_shared->ndbs; i++)
 		if (*(volatile JqSchedState *) &jq_dbs[i].sched_state != JQ_SCHED_NONE)
 			running++;
+	lead = start_lead_ms(now, max_schedulers() - running);
 	for (i = 0; i < jq_shared->ndbs; i++)
 	{
 		JqDb *d = &jq_dbs[i];
@@ -354,16 +393,14 @@ start_schedulers(void)
 		Oid db = InvalidOid;
 
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
-		if (OidIsValid(d->oid) && !d->absent && !d->leave &&
-			d->sched_state == JQ_SCHED_NONE)
+		if (may_need_scheduler(d))
 		{
 			TimestampTz when = DT_NOEND;
 
 			if (d->requests != 0)
 				when = now;
-			else if (jq_db_next(d) != DT_NOEND)
-				when = TimestampTzPlusMilliseconds(jq_db_next(d),
-												   -JQ_SCHED_LEAD_MS);
+			else if (jq_db_next(d, true) != DT_NOEND)
+				when = TimestampTzPlusMilliseconds(jq_db_next(d, true), -lead);
 			when = Max(when, d->sched_not_before);
 			want = when <= now;
 			if (!want)

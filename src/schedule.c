@@ -443,6 +443,7 @@ Datum
 jq_schedule_run(PG_FUNCTION_ARGS)
 {
 	JqTable *t = jq_enqueue_begin("jobqueue_schedule_run()");
+	TimestampTz now = jq_clock_now();
 	Oid types[3] = {TIDOID, INT8OID, TIMESTAMPTZOID};
 	Datum values[3];
 	JqSchedule s;
@@ -466,9 +467,9 @@ jq_schedule_run(PG_FUNCTION_ARGS)
 		jq_quota_written(s.owner, 1);
 	else
 		jq_quota_take(t, s.owner, 1);
-	id = jq_schedule_write_job(t, &s, s.overlap == 'q', !here);
+	id = jq_schedule_write_job(t, &s, now, s.overlap == 'q', !here);
 	values[1] = Int64GetDatum(id);
-	values[2] = TimestampTzGetDatum(jq_clock_now());
+	values[2] = TimestampTzGetDatum(now);
 	change(t, &s,
 		   "UPDATE %s.jobqueue_schedule SET last_job = $2, last_run = $3,"
 		   " last_outcome = 'enqueued', last_error = NULL, runs = runs + 1"

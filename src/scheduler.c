@@ -60,6 +60,7 @@
 
 #define IDLE_MS 10000
 #define TURN_MS 3000 /* then others come first, where schedulers are few */
+#define LATCH_EARLY_US 2000
 #define PRUNE_INTERVAL_MS (5 * 60 * 1000)
 
 int jq_sched_dbix;
@@ -229,7 +230,9 @@ static void
 serve(uint32 requests, const JqFrom *from)
 {
 	/* on time, to a few milliseconds */
-	if (requests & JQ_REQ_SCHEDULES)
+	if ((requests & JQ_REQ_SCHEDULES) && !jobqueue_enabled)
+		jq_db_put_off_schedules(jq_sched_dbix);
+	else if (requests & JQ_REQ_SCHEDULES)
 	{
 		guarded(jq_sched_fire, from->schedule, JQ_REQ_SCHEDULES);
 		guarded(jq_sched_find_next_schedule, from->schedule, JQ_REQ_SCHEDULES);
@@ -287,6 +290,55 @@ jq_sched_serve_others(uint32 later)
 		serve(requests & ~later, &from);
 }
 
+/* what comes first is rehearsed; returns when that is to be, DT_NOEND: it was */
+static TimestampTz
+rehearse_in_time(void)
+{
+	static bool done;
+	TimestampTz next, when;
+
+	if (done)
+		return DT_NOEND;
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	next = jq_dbs[jq_sched_dbix].next_schedule;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (next == DT_NOEND || !jobqueue_enabled)
+		return DT_NOEND;
+	when = TimestampTzPlusMilliseconds(jq_clock_to_real(next),
+									   -JQ_SCHED_LEAD_MAX_MS);
+	if (when > GetCurrentTimestamp())
+		return when;
+	done = true;
+	guarded(jq_sched_rehearse, next, 0);
+	return DT_NOEND;
+}
+
+/*
+ * Sleep until then.  A latch waits for whole milliseconds, and then some; so it is
+ * left somewhat before, and the rest is slept without it.
+ */
+static void
+sleep_until(TimestampTz wake)
+{
+	static uint32 wait_event;
+	int64 us = wake - GetCurrentTimestamp();
+
+	if (us <= 0)
+		return;
+	if (us <= LATCH_EARLY_US)
+		pg_usleep(us);
+	else
+	{
+		us = Min(us - LATCH_EARLY_US / 2, 60 * USECS_PER_SEC);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 us / 1000,
+						 jq_wait_event(&wait_event, "JobqueueSchedulerMain"));
+	}
+	ResetLatch(MyLatch);
+	QueryCancelPending = false;
+}
+
 /* is the extension here, and is this a place to stay? */
 static bool
 look_around(bool *template)
@@ -307,7 +359,6 @@ look_around(bool *template)
 void
 jq_scheduler_main(Datum arg)
 {
-	static uint32 wait_event;
 	TimestampTz idle_since;
 	TimestampTz last_prune = 0;
 	bool template;
@@ -361,7 +412,7 @@ jq_scheduler_main(Datum arg)
 		JqFrom from;
 		TimestampTz now;
 		TimestampTz wake;
-		long timeout;
+		TimestampTz rehearsal;
 
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
@@ -380,6 +431,8 @@ jq_scheduler_main(Datum arg)
 			guarded(jq_sched_prune, 0, 0);
 			last_prune = now;
 		}
+		rehearsal = rehearse_in_time();
+		now = GetCurrentTimestamp();
 		pgstat_report_stat(false);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		if (*(volatile bool *) &jq_dbs[jq_sched_dbix].leave)
@@ -408,28 +461,20 @@ jq_scheduler_main(Datum arg)
 			if (jq_dbs[jq_sched_dbix].requests != 0)
 				wake = now;
 			else
-				wake = Min(now < wake ? wake : now + IDLE_MS * INT64CONST(1000),
-						   jq_db_next(&jq_dbs[jq_sched_dbix]));
+				wake =
+					Min(now < wake ? wake : now + IDLE_MS * INT64CONST(1000),
+						jq_db_next(&jq_dbs[jq_sched_dbix], jobqueue_enabled));
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 		}
 		else
 		{
 			/* requests put back for later must not be taken at once */
 			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
-			wake = Min(look_again, jq_db_next(&jq_dbs[jq_sched_dbix]));
+			wake = Min(look_again,
+					   jq_db_next(&jq_dbs[jq_sched_dbix], jobqueue_enabled));
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 		}
-		timeout = TimestampDifferenceMilliseconds(now, wake);
-		if (timeout > 0)
-		{
-			(void) WaitLatch(MyLatch,
-							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 Min(timeout, 60000L),
-							 jq_wait_event(&wait_event,
-										   "JobqueueSchedulerMain"));
-			ResetLatch(MyLatch);
-			QueryCancelPending = false;
-		}
+		sleep_until(Min(wake, rehearsal));
 	}
 	proc_exit(0);
 }

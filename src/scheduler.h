@@ -71,6 +71,7 @@ extern bool jq_sched_prune_more; /* the last call has left some */
 
 /* ---- fire.c ---- */
 extern void jq_sched_fire(TimestampTz from);
+extern void jq_sched_rehearse(TimestampTz next);
 extern void jq_sched_find_next_schedule(TimestampTz from);
 
 /* ---- release.c ---- */

@@ -14,7 +14,9 @@
 #include "publish.h"
 #include "rowguard.h"
 #include "schedulerow.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/datum.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -106,9 +108,39 @@ jq_schedule_when(const JqSchedule *s, JqCron *cron, pg_tz **zone, char **error)
 
 #define SET(col, datum) (values[(col) -1] = (datum), nulls[(col) -1] = false)
 
+/*
+ * The settings that hold in the job: those that were captured, and
+ * jobqueue.scheduled_for, which no DateStyle reads otherwise.
+ */
+static Datum
+settings_of_job(const JqSchedule *s, TimestampTz instant)
+{
+	char text[MAXDATELEN + 1];
+	Datum *elems;
+	Datum *all;
+	struct pg_tm tm;
+	fsec_t fsec;
+	int tz;
+	const char *zone;
+	int n = 0;
+
+	if (timestamp2tm(instant, &tz, &tm, &fsec, &zone, pg_tzset("GMT")) != 0)
+		elog(ERROR, "timestamp out of range");
+	EncodeDateTime(&tm, fsec, true, tz, NULL, USE_ISO_DATES, text);
+	if (!s->nulls[JQ_COL_SETTINGS - 1])
+		deconstruct_array(DatumGetArrayTypeP(s->values[JQ_COL_SETTINGS - 1]),
+						  TEXTOID, -1, false, TYPALIGN_INT, &elems, NULL, &n);
+	all = palloc((n + 1) * sizeof(Datum));
+	if (n > 0)
+		memcpy(all, elems, n * sizeof(Datum));
+	all[n++] = CStringGetTextDatum(psprintf("jobqueue.scheduled_for=%s", text));
+	return PointerGetDatum(
+		construct_array(all, n, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
 int64
-jq_schedule_write_job(JqTable *t, const JqSchedule *s, bool in_turn,
-					  bool publish)
+jq_schedule_write_job(JqTable *t, const JqSchedule *s, TimestampTz instant,
+					  bool in_turn, bool publish)
 {
 	Datum values[JQ_NCOLS];
 	bool nulls[JQ_NCOLS];
@@ -125,6 +157,8 @@ jq_schedule_write_job(JqTable *t, const JqSchedule *s, bool in_turn,
 	SET(JQ_COL_OWNER, ObjectIdGetDatum(s->owner));
 	SET(JQ_COL_ATTEMPT, Int16GetDatum(0));
 	SET(JQ_COL_CRASHES, Int16GetDatum(0));
+	if (!nulls[JQ_COL_COMMAND - 1])
+		SET(JQ_COL_SETTINGS, settings_of_job(s, instant));
 	if (in_turn && nulls[JQ_COL_KEY - 1])
 		SET(JQ_COL_KEY,
 			CStringGetTextDatum(

@@ -41,9 +41,11 @@ extern bool jq_schedule_when(const JqSchedule *s, JqCron *cron, pg_tz **zone,
 
 /*
  * Write the row of a job, for the transaction to publish; returns its id.  The
- * quota of the owner is for the caller.  in_turn: not beside another one.
+ * quota of the owner is for the caller.  instant: what it is told that it is for.
+ * in_turn: not beside another one.
  */
 extern int64 jq_schedule_write_job(JqTable *t, const JqSchedule *s,
-								   bool in_turn, bool publish);
+								   TimestampTz instant, bool in_turn,
+								   bool publish);
 
 #endif /* JQ_SCHEDULEROW_H */

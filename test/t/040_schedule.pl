@@ -316,6 +316,88 @@ END
 	sql('DROP FUNCTION gone, taken, swapped, refuse; DROP SCHEMA hidden CASCADE');
 };
 
+clock_property a_job_knows_the_instant_it_is_for => sub {
+	sql(q{CREATE FUNCTION instant(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+		BEGIN
+			IF (jobqueue_current()).attempt < (args->>'attempts')::int THEN RAISE 'once more'; END IF;
+			INSERT INTO ran (what) VALUES (current_setting('jobqueue.scheduled_for')
+				|| coalesce(current_setting('app.tenant', true), ''));
+		END $$});
+	sql(q{SELECT jobqueue_configure('default', backoff_base => '0.1 second')});
+	clock('2030-07-02 00:00:30+00');
+	sql(q{SET datestyle = 'German'; SET timezone = 'Asia/Kolkata'; SET jobqueue.capture_settings = 'app.tenant, datestyle';
+		SET app.tenant = ' 42';
+		SELECT jobqueue_schedule('all', '* * * * *', 'instant', '{"attempts": 2}', catch_up => 'all')});
+	clock('2030-07-02 00:03:30+00');
+	wait_next('all', '2030-07-02 00:04+00');
+	wait_drained();
+	is(sql('SELECT string_agg(what, $$, $$ ORDER BY what) FROM ran'),
+		join(', ', map { "2030-07-02 00:0$_:00+00 42" } 1 .. 3), 'each its own, and the settings that were captured');
+	forget();
+	sql(q{SELECT jobqueue_enqueue('instant', '{"attempts": 1}')});
+	wait_drained();
+	is(ran(), '', 'a job of none');
+	sql(q{SELECT jobqueue_configure('default', backoff_base => '1 second'); DROP FUNCTION instant});
+};
+
+clock_property nothing_fires_while_jobqueue_is_not_enabled => sub {
+	clock('2030-07-03 00:00:30+00');
+	schedule('all', '* * * * *', catch_up => q{'all'});
+	schedule('later', '@yearly');
+	clock('2030-07-03 00:01:00+00');
+	wait_next('all', '2030-07-03 00:02+00');
+	wait_drained();
+	# its scheduler is still there, and does other things
+	set_conf('jobqueue.enabled' => 'off');
+	wait_for(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue worker'});
+	clock('2030-07-03 00:02:00+00');
+	schedule('probe', '* * * * *');
+	sql(q{UPDATE jobqueue_schedule SET tags = NULL WHERE name = 'later'});
+	wait_for(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'});
+	is(sql(q{SELECT runs FROM jobqueue_schedules WHERE name = 'all'}), 1, 'not while it is off');
+	clock('2030-07-03 00:04:00+00');
+	set_conf('jobqueue.enabled' => undef);
+	wait_next('all', '2030-07-03 00:05+00');
+	wait_next('later', '2031-01-01 00:00+00');
+	wait_drained();
+	is(sql(q{SELECT string_agg(what || ' ' || n, ', ' ORDER BY what) FROM (SELECT what, count(*) AS n FROM ran GROUP BY 1) x}), 'all 4, probe 1', 'made up for');
+};
+
+clock_property a_role_that_may_not_enqueue_any_more_does_not_fire => sub {
+	clock('2030-07-04 00:00:30+00');
+	sql(q{SET ROLE a; SELECT jobqueue_schedule('of a', '* * * * *', 'note', '{"what": "of a"}')});
+	sql(q{SELECT jobqueue_revoke('a', 'use')});
+	clock('2030-07-04 00:01:00+00');
+	wait_next('of a', '2030-07-04 00:02+00');
+	is(sql(q{SELECT runs, last_outcome, last_error FROM jobqueue_schedules}), '0|error|its owner may not make schedules any more', 'taken');
+	sql(q{SELECT jobqueue_grant('a', 'use')});
+	clock('2030-07-04 00:02:00+00');
+	wait_next('of a', '2030-07-04 00:03+00');
+	wait_drained();
+	is(ran(), 'of a', 'given again');
+};
+
+clock_property a_zone_that_comes_back => sub {
+	clock('2030-07-05 10:00:00+00');
+	schedule('lost', '30 * * * *', timezone => q{'Europe/Berlin'}, catch_up => q{'all'});
+	schedule('probe', '0 * * * *');
+	# as if the system had lost it
+	sql(q{ALTER TABLE jobqueue_schedule DISABLE TRIGGER jobqueue_schedule_guard;
+		UPDATE jobqueue_schedule SET timezone = 'Europe/Atlantis' WHERE name = 'lost'});
+	my $log = -s node()->logfile;
+	clock('2030-07-05 10:30:00+00');
+	node()->wait_for_log(qr/schedule "lost" of role with OID \d+ did not fire: time zone "Europe\/Atlantis" not recognized/, $log);
+	wait_for(q{SELECT last_outcome = 'error' FROM jobqueue_schedules WHERE name = 'lost'});
+	is(sql(q{SELECT last_error, runs, date_trunc('second', next_run) FROM jobqueue_schedules WHERE name = 'lost'}),
+		'time zone "Europe/Atlantis" not recognized|0|2030-07-05 11:30:00+00', 'looked at again in an hour');
+	sql(q{UPDATE jobqueue_schedule SET timezone = 'Europe/Berlin' WHERE name = 'lost';
+		ALTER TABLE jobqueue_schedule ENABLE ALWAYS TRIGGER jobqueue_schedule_guard});
+	clock('2030-07-05 11:30:00+00');
+	wait_next('lost', '2030-07-05 12:30+00');
+	wait_drained();
+	is(sql(q{SELECT runs, last_error IS NULL FROM jobqueue_schedules WHERE name = 'lost'}), '2|t', 'nothing is lost');
+};
+
 clock_property the_quota_of_the_owner_holds => sub {
 	set_conf('jobqueue.max_jobs_per_role' => 2);
 	sql('SELECT jobqueue_pause($$default$$)');
