@@ -403,6 +403,9 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	t = jq_table();
 	if (jq_bookkeeping && t != NULL && GetUserId() == t->owner)
 		return PointerGetDatum(new);
+	/* fired by replication: the identity of another database is not ours */
+	if (t != NULL && RelationGetRelid(data->tg_relation) == t->meta)
+		return PointerGetDatum(NULL);
 
 	jq_row_check_owner(DatumGetObjectId(column(new, desc, "owner", &isnull)));
 	if (update)
