@@ -340,6 +340,10 @@ ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
 CREATE TRIGGER jobqueue_job_gone AFTER DELETE OR TRUNCATE ON jobqueue_job
 	FOR EACH STATEMENT EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_gone;
+-- The same for replication, which fires no triggers of statements.
+CREATE TRIGGER jobqueue_job_left AFTER DELETE ON jobqueue_job
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_job ENABLE REPLICA TRIGGER jobqueue_job_left;
 CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
@@ -941,6 +945,8 @@ COMMENT ON COLUMN jobqueue_job.after IS
 	'jobs that it waits, or has waited, for';
 COMMENT ON COLUMN jobqueue_job.after_run_at IS
 	'while it waits for jobs (run_at is infinity): run_at once they are completed, -infinity: none; then: when that was';
+COMMENT ON TRIGGER jobqueue_job_left ON jobqueue_job IS
+	'rows that replication deletes make room in the quotas of their owners, and are held no more';
 COMMENT ON TRIGGER jobqueue_meta_guard ON jobqueue_meta IS
 	'what replication brings is left out: it is the identity of another database';
 COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS

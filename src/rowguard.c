@@ -322,11 +322,9 @@ note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 	(void) column(tup, desc, "command", &isnull);
 	if (isnull)
 		owner = ObjectIdGetDatum(JQ_CONSUMER_ROLE); /* whose lane it is in */
+	/* held: there is nothing to read; if it was not before, that is found out */
 	if (!at_home(tup, desc, t))
-	{
-		jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
 		jq_publish_count_anew();
-	}
 	else if (!update && stands_at(tup, desc, t, &priority, &id))
 		jq_publish_in_table(DatumGetObjectId(owner), TextDatumGetCString(queue),
 							priority, id);
@@ -385,6 +383,21 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 		{
 			jq_quota_by_hand();
 			jq_publish_deleted();
+		}
+		return PointerGetDatum(NULL);
+	}
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_FOR_ROW(data->tg_event) &&
+		TRIGGER_FIRED_BY_DELETE(data->tg_event) &&
+		TRIGGER_FIRED_AFTER(data->tg_event))
+	{
+		/* replication fires no triggers of statements */
+		if (jq_shmem_ready() && (t = jq_table()) != NULL)
+		{
+			jq_quota_by_hand();
+			jq_publish_deleted();
+			if (!at_home(data->tg_trigtuple,
+						 RelationGetDescr(data->tg_relation), t))
+				jq_publish_count_anew();
 		}
 		return PointerGetDatum(NULL);
 	}

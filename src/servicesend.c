@@ -78,10 +78,7 @@ jq_service_send(JqTable *t, const JqService *s, Datum message,
 		jq_run_inline(t, item.id);
 	}
 	else if (!at_home)
-	{
-		jq_publish_unknown(s->owner, s->queue);
 		jq_publish_count_anew();
-	}
 	else
 		jq_publish_row(s->owner, s->queue, &item, run_at);
 	return item.id;
