@@ -376,7 +376,7 @@ TRUNCATE jobqueue_queue;
 -- Replication of all tables does not make a database the one that it copies.
 CREATE TRIGGER jobqueue_meta_guard BEFORE INSERT OR UPDATE OR DELETE ON jobqueue_meta
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
-ALTER TABLE jobqueue_meta ENABLE REPLICA TRIGGER jobqueue_meta_guard;
+ALTER TABLE jobqueue_meta ENABLE ALWAYS TRIGGER jobqueue_meta_guard;
 -- It has no primary key, and may be part of a publication of all tables.
 ALTER TABLE jobqueue_consumer REPLICA IDENTITY FULL;
 ALTER TABLE jobqueue_job ENABLE ROW LEVEL SECURITY;
@@ -948,7 +948,7 @@ COMMENT ON COLUMN jobqueue_job.after_run_at IS
 COMMENT ON TRIGGER jobqueue_job_left ON jobqueue_job IS
 	'rows that replication deletes make room in the quotas of their owners, and are held no more';
 COMMENT ON TRIGGER jobqueue_meta_guard ON jobqueue_meta IS
-	'what replication brings is left out: it is the identity of another database';
+	'what replication brings is left out, as it is the identity of another database; processes look again when it is changed';
 COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS

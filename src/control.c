@@ -227,6 +227,9 @@ jq_cancel(PG_FUNCTION_ARGS)
 		/* it ended just now: completed, or it waits for its next attempt */
 		CHECK_FOR_INTERRUPTS();
 	}
+	if (DatumGetInt64(JQ_ROW(&h.row, JQ_COL_HOME)) != t->home ||
+		t->meta_database != MyDatabaseId)
+		jq_publish_count_anew(); /* it was held */
 	done = jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0);
 	if (!done)
 		jq_row_must_be_gone(t, id);
@@ -320,9 +323,11 @@ jq_retry(PG_FUNCTION_ARGS)
 	if (after)
 		(void) jq_after_wait_again(t, &id, 1, &nwaiting);
 	jq_control_await(t, id);
-	if (mine && nwaiting > 0)
+	if (!mine)
+		jq_publish_count_anew();
+	else if (nwaiting > 0)
 		jq_publish_waiting(id);
-	else if (mine)
+	else
 		jq_publish_row(lane_role, queue, &item, DT_NOBEGIN);
 	PG_RETURN_BOOL(true);
 }
@@ -493,6 +498,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 	jq_publish_after_unknown();
 	/* rows of queues that came with triggers disabled */
 	jq_publish_settings_unknown();
+	jq_publish_count_anew();
 	CacheInvalidateRelcacheByRelid(t->job);
 	PG_RETURN_INT64((int64) n);
 }

@@ -27,6 +27,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
@@ -383,6 +384,7 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 		{
 			jq_quota_by_hand();
 			jq_publish_deleted();
+			jq_publish_count_anew(); /* some may have been held */
 		}
 		return PointerGetDatum(NULL);
 	}
@@ -416,9 +418,14 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	t = jq_table();
 	if (jq_bookkeeping && t != NULL && GetUserId() == t->owner)
 		return PointerGetDatum(new);
-	/* fired by replication: the identity of another database is not ours */
 	if (t != NULL && RelationGetRelid(data->tg_relation) == t->meta)
-		return PointerGetDatum(NULL);
+	{
+		/* the identity of another database is not ours */
+		if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+			return PointerGetDatum(NULL);
+		CacheInvalidateRelcacheByRelid(t->job); /* all look again */
+		return PointerGetDatum(new);
+	}
 
 	jq_row_check_owner(DatumGetObjectId(column(new, desc, "owner", &isnull)));
 	if (update)

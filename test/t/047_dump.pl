@@ -370,20 +370,40 @@ property 'a clone by CREATE DATABASE runs nothing, and goes on when it is adopte
 
 property 'a copy can be emptied without running anything' => sub {
 	restore('staging');
+	is(sql("SELECT jobqueue_cancel($id{ready})", db => 'staging'), 't', 'one is cancelled');
+	is(sql("SELECT jobqueue_cancel_where('paused', 'held', NULL)", db => 'staging'),
+		sql("SELECT count(*) - 1 FROM jobqueue_job WHERE queue = 'paused'", db => 'src'), 'and those of a queue');
+	wait_for("SELECT sum(held) = (SELECT count(*) FROM jobqueue_job) AND NOT bool_or(estimated) FROM jobqueue_status", 't', 'staging');
 	sql(<<'END', db => 'staging');
-SELECT jobqueue_cancel_where(NULL, NULL, NULL, everything => true);
-SELECT jobqueue_unschedule(name) FROM jobqueue_schedules WHERE owner = current_user::regrole;
-SELECT jobqueue_purge(NULL, NULL, everything => true);
+BEGIN;
+TRUNCATE jobqueue_job, jobqueue_archive, jobqueue_unique, jobqueue_dependency, jobqueue_lease,
+	jobqueue_schedule, jobqueue_service, jobqueue_service_current;
+SELECT jobqueue_adopt();
+COMMIT;
+SELECT jobqueue_resume(queue) FROM jobqueue_queues WHERE paused;
 END
-	sql("SELECT jobqueue_stop_service(name) FROM jobqueue_services", db => 'staging');
-	is(sql('SELECT jobqueue_adopt()', db => 'staging'), 1, 'the end of the service is left');
-	sql("SELECT jobqueue_resume('slow')", db => 'staging');
-	wait_for('SELECT count(*) = 0 FROM jobqueue_services', 't', 'staging');
-	wait_quiet(db => 'staging');
+	wait_for("SELECT sum(held) = 0 AND NOT bool_or(estimated) FROM jobqueue_status", 't', 'staging');
+	settled('staging');
 	is(ran(db => 'staging'), $ran, 'nothing has run');
 	enqueue('note', what => 'here', db => 'staging');
 	wait_for("SELECT count(*) = 1 FROM ran WHERE what = 'here'", 't', 'staging');
 	sql('DROP DATABASE staging WITH (FORCE)');
+};
+
+property 'a database can be held by hand' => sub {
+	restore('physical');
+	sql('SELECT jobqueue_adopt()', db => 'physical');
+	wait_for("SELECT count(*) = 1 FROM ran WHERE what = 'after'", 't', 'physical');
+	my $n = sql('SELECT count(*) FROM jobqueue_job', db => 'physical');
+	# as told in README, for a copy of the data directory
+	sql('UPDATE jobqueue_meta SET database = 0', db => 'physical');
+	sql("SELECT jobqueue_resume(queue) FROM jobqueue_queues WHERE paused", db => 'physical');
+	enqueue('note', what => 'new', db => 'physical');
+	is(sql("SELECT count(*) FROM jobqueue_jobs WHERE state = 'held'", db => 'physical'), $n + 1, 'held');
+	is(sql('SELECT status FROM jobqueue_services', db => 'physical'), 'held', 'services');
+	is(sql('SELECT jobqueue_adopt()', db => 'physical'), $n + 1, 'adopted');
+	wait_for("SELECT count(*) = 3 FROM ran WHERE what IN ('new', 'ready', 'large')", 't', 'physical');
+	sql('DROP DATABASE physical WITH (FORCE)');
 };
 
 # ---- parts of a dump ----------------------------------------------------------
