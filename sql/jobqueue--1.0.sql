@@ -340,6 +340,10 @@ ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
 CREATE TRIGGER jobqueue_job_gone AFTER DELETE OR TRUNCATE ON jobqueue_job
 	FOR EACH STATEMENT EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_gone;
+-- The same for replication, which fires no triggers of statements.
+CREATE TRIGGER jobqueue_job_left AFTER DELETE ON jobqueue_job
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_job ENABLE REPLICA TRIGGER jobqueue_job_left;
 CREATE TRIGGER jobqueue_archive_guard BEFORE INSERT OR UPDATE ON jobqueue_archive
 	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
 ALTER TABLE jobqueue_archive ENABLE ALWAYS TRIGGER jobqueue_archive_guard;
@@ -369,6 +373,12 @@ ALTER TABLE jobqueue_queue ENABLE ALWAYS TRIGGER jobqueue_queue_version;
 ALTER TABLE jobqueue_queue ENABLE ALWAYS TRIGGER jobqueue_queue_announce;
 -- Memory may know settings of an extension that was here before.
 TRUNCATE jobqueue_queue;
+-- Replication of all tables does not make a database the one that it copies.
+CREATE TRIGGER jobqueue_meta_guard BEFORE INSERT OR UPDATE OR DELETE ON jobqueue_meta
+	FOR EACH ROW EXECUTE FUNCTION jobqueue_job_trigger();
+ALTER TABLE jobqueue_meta ENABLE ALWAYS TRIGGER jobqueue_meta_guard;
+-- It has no primary key, and may be part of a publication of all tables.
+ALTER TABLE jobqueue_consumer REPLICA IDENTITY FULL;
 ALTER TABLE jobqueue_job ENABLE ROW LEVEL SECURITY;
 CREATE POLICY jobqueue_job_owner ON jobqueue_job
 	USING (pg_catalog.pg_has_role(current_user, owner::oid, 'MEMBER'));
@@ -780,7 +790,9 @@ CREATE VIEW jobqueue_workers WITH (security_barrier) AS
 
 CREATE VIEW jobqueue_services WITH (security_barrier) AS
 	SELECT s.name::text AS name, s.owner::oid::regrole AS owner, s.handler,
-		   s.status, CASE WHEN x.sight = 2 THEN c.state END AS state,
+		   CASE WHEN s.home <> jobqueue_home() OR NOT jobqueue_at_home() THEN 'held'
+				ELSE s.status END AS status,
+		   CASE WHEN x.sight = 2 THEN c.state END AS state,
 		   (SELECT count(*) FROM jobqueue_job j
 			WHERE pg_catalog.hashtextextended(j.key, 0) = pg_catalog.hashtextextended(k.key, 0)
 			  AND j.key = k.key) AS waiting,
@@ -933,6 +945,10 @@ COMMENT ON COLUMN jobqueue_job.after IS
 	'jobs that it waits, or has waited, for';
 COMMENT ON COLUMN jobqueue_job.after_run_at IS
 	'while it waits for jobs (run_at is infinity): run_at once they are completed, -infinity: none; then: when that was';
+COMMENT ON TRIGGER jobqueue_job_left ON jobqueue_job IS
+	'rows that replication deletes make room in the quotas of their owners, and are held no more';
+COMMENT ON TRIGGER jobqueue_meta_guard ON jobqueue_meta IS
+	'what replication brings is left out, as it is the identity of another database; processes look again when it is changed';
 COMMENT ON TRIGGER jobqueue_job_guard ON jobqueue_job IS
 	'who writes a row must be a member of its owner; completes and announces the row';
 COMMENT ON POLICY jobqueue_job_owner ON jobqueue_job IS
@@ -1377,7 +1393,7 @@ COMMENT ON COLUMN jobqueue_services.owner IS 'the role its handler runs as';
 COMMENT ON COLUMN jobqueue_services.handler IS
 	'the function that is called with state and message';
 COMMENT ON COLUMN jobqueue_services.status IS
-	'running; failed: its messages wait until it is started again; stopping: its last messages are being handled';
+	'running; failed: its messages wait until it is started again; stopping: its last messages are being handled; held: it comes from another database, until jobqueue_adopt()';
 COMMENT ON COLUMN jobqueue_services.state IS
 	'what the last message handled has left; shown to members of the owner only';
 COMMENT ON COLUMN jobqueue_services.waiting IS

@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "commands/sequence.h"
 #include "compat.h"
 #include "configure.h"
 #include "conflict.h"
@@ -31,6 +32,7 @@
 #include "miscadmin.h"
 #include "publish.h"
 #include "quota.h"
+#include "replication/logicalworker.h"
 #include "runhere.h"
 #include "runjob.h"
 #include "storage/latch.h"
@@ -39,6 +41,7 @@
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
@@ -57,7 +60,7 @@ jq_control_begin(const char *function)
 void
 jq_control_not_restricted(const char *function)
 {
-	if (InSecurityRestrictedOperation())
+	if (InSecurityRestrictedOperation() && !IsLogicalWorker())
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -224,6 +227,9 @@ jq_cancel(PG_FUNCTION_ARGS)
 		/* it ended just now: completed, or it waits for its next attempt */
 		CHECK_FOR_INTERRUPTS();
 	}
+	if (DatumGetInt64(JQ_ROW(&h.row, JQ_COL_HOME)) != t->home ||
+		t->meta_database != MyDatabaseId)
+		jq_publish_count_anew(); /* it was held */
 	done = jq_archive(t, id, "cancelled", "cancelled", 0, (Datum) 0);
 	if (!done)
 		jq_row_must_be_gone(t, id);
@@ -317,9 +323,11 @@ jq_retry(PG_FUNCTION_ARGS)
 	if (after)
 		(void) jq_after_wait_again(t, &id, 1, &nwaiting);
 	jq_control_await(t, id);
-	if (mine && nwaiting > 0)
+	if (!mine)
+		jq_publish_count_anew();
+	else if (nwaiting > 0)
 		jq_publish_waiting(id);
-	else if (mine)
+	else
 		jq_publish_row(lane_role, queue, &item, DT_NOBEGIN);
 	PG_RETURN_BOOL(true);
 }
@@ -376,6 +384,33 @@ jq_run(PG_FUNCTION_ARGS)
 	if (isnull)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(result);
+}
+
+/*
+ * Rows that came without the sequence, by replication or table by table, have
+ * numbers that it would give again.
+ */
+static void
+advance_ids(JqTable *t)
+{
+	bool isnull;
+	int64 max;
+
+	jq_owner_read(t,
+				  "SELECT greatest((SELECT max(id) FROM %s.jobqueue_job),"
+				  " (SELECT max(id) FROM %s.jobqueue_archive),"
+				  " (SELECT max(id) FROM %s.jobqueue_service),"
+				  " (SELECT max(id) FROM %s.jobqueue_schedule), 0)",
+				  0, NULL, NULL, NULL);
+	max = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+									  SPI_tuptable->tupdesc, 1, &isnull));
+	if (max <= jq_last_job_id(t))
+		return;
+	/* nobody is to be given a number between the look and the change */
+	LockRelationOid(t->sequence, ShareRowExclusiveLock);
+	if (max > jq_last_job_id(t))
+		DirectFunctionCall2(setval_oid, ObjectIdGetDatum(t->sequence),
+							Int64GetDatum(max));
 }
 
 PG_FUNCTION_INFO_V1(jq_adopt);
@@ -437,6 +472,7 @@ jq_adopt(PG_FUNCTION_ARGS)
 		1, types, values, NULL);
 	if (SPI_processed > 0)
 		jq_publish_schedule(DT_NOBEGIN);
+	advance_ids(t);
 	/* whoever leased them did so elsewhere */
 	jq_owner_execute(t,
 					 "DELETE FROM %s.jobqueue_lease WHERE job IN"
@@ -460,6 +496,9 @@ jq_adopt(PG_FUNCTION_ARGS)
 	jq_publish_due(DT_NOBEGIN + 1);
 	jq_publish_expiry(DT_NOBEGIN + 1);
 	jq_publish_after_unknown();
+	/* rows of queues that came with triggers disabled */
+	jq_publish_settings_unknown();
+	jq_publish_count_anew();
 	CacheInvalidateRelcacheByRelid(t->job);
 	PG_RETURN_INT64((int64) n);
 }

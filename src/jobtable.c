@@ -192,7 +192,6 @@ lookup(JqTable *t)
 {
 	Relation rel;
 	MemoryContext old;
-	Oid meta;
 
 	memset(t, 0, sizeof(*t));
 	t->extension = get_extension_oid("jobqueue", true);
@@ -216,8 +215,8 @@ lookup(JqTable *t)
 	t->unique_expiry =
 		member(t->schema, t->extension, "jobqueue_unique_expiry");
 	t->consumer = member(t->schema, t->extension, "jobqueue_consumer");
-	meta = member(t->schema, t->extension, "jobqueue_meta");
-	if (!OidIsValid(t->job) || !OidIsValid(meta))
+	t->meta = member(t->schema, t->extension, "jobqueue_meta");
+	if (!OidIsValid(t->job) || !OidIsValid(t->meta))
 		return false; /* CREATE EXTENSION is under way */
 	if (!OidIsValid(t->pk) || !OidIsValid(t->ready) || !OidIsValid(t->fetch) ||
 		!OidIsValid(t->due) || !OidIsValid(t->expiry) || !OidIsValid(t->key) ||
@@ -237,7 +236,7 @@ lookup(JqTable *t)
 	}
 	strlcpy(t->schema_name, quote_identifier(get_namespace_name(t->schema)),
 			sizeof(t->schema_name));
-	read_meta(meta, t);
+	read_meta(t->meta, t);
 
 	rel = table_open(t->job, AccessShareLock);
 	if (RelationGetNumberOfAttributes(rel) < JQ_NCOLS)

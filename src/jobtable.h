@@ -69,6 +69,7 @@ typedef struct JqTable
 	Oid schema;
 	char schema_name[NAMEDATALEN]; /* quoted */
 	Oid owner;					   /* of the extension */
+	Oid meta;
 	Oid job;
 	Oid pk;
 	Oid ready;

@@ -19,7 +19,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#define COUNT_AT_ONCE 20000	  /* rows counted in one go */
+#define COUNT_AT_ONCE 20000 /* rows counted in one go */
+/* rows of another home may come all the time: nine tenths of it are for others */
+#define COUNT_REST 10
 #define VISITS_AT_ONCE 200000 /* rows passed over in one refill */
 
 /* --------------------------------------------------------------- discover */
@@ -303,6 +305,10 @@ jq_sched_refill_keys(TimestampTz unused)
 static TimestampTz counted_run_at = DT_NOEND;
 static int64 counted_id;
 
+static bool counting;
+static TimestampTz count_begun;
+static TimestampTz count_next; /* not before that */
+
 static bool
 count_lane(int lane)
 {
@@ -391,9 +397,21 @@ count_held_due(void)
 void
 jq_sched_count_anew(TimestampTz unused)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	int i;
 
 	(void) unused;
+	if (counting || now < count_next)
+	{
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_COUNT);
+		jq_sched_again_in(
+			counting ? 1 :
+					   TimestampDifferenceMilliseconds(now, count_next) + 1);
+		return;
+	}
+	jq_sched_discover(0); /* they did not tell whose they are */
+	counting = true;
+	count_begun = now;
 	for (i = 0; i < jq_shared->nlanes; i++)
 		if (jq_lanes[i].db == MyDatabaseId)
 			jq_lane_uncount(i);
@@ -425,4 +443,12 @@ jq_sched_count(TimestampTz unused)
 	}
 	if (more)
 		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_RECOUNT);
+	else if (counting)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		counting = false;
+		count_next =
+			now + Max((now - count_begun) * COUNT_REST, 100 * INT64CONST(1000));
+	}
 }

@@ -27,6 +27,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
@@ -322,11 +323,9 @@ note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 	(void) column(tup, desc, "command", &isnull);
 	if (isnull)
 		owner = ObjectIdGetDatum(JQ_CONSUMER_ROLE); /* whose lane it is in */
+	/* held: there is nothing to read; if it was not before, that is found out */
 	if (!at_home(tup, desc, t))
-	{
-		jq_publish_unknown(DatumGetObjectId(owner), TextDatumGetCString(queue));
 		jq_publish_count_anew();
-	}
 	else if (!update && stands_at(tup, desc, t, &priority, &id))
 		jq_publish_in_table(DatumGetObjectId(owner), TextDatumGetCString(queue),
 							priority, id);
@@ -385,6 +384,22 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 		{
 			jq_quota_by_hand();
 			jq_publish_deleted();
+			jq_publish_count_anew(); /* some may have been held */
+		}
+		return PointerGetDatum(NULL);
+	}
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_FOR_ROW(data->tg_event) &&
+		TRIGGER_FIRED_BY_DELETE(data->tg_event) &&
+		TRIGGER_FIRED_AFTER(data->tg_event))
+	{
+		/* replication fires no triggers of statements */
+		if (jq_shmem_ready() && (t = jq_table()) != NULL)
+		{
+			jq_quota_by_hand();
+			jq_publish_deleted();
+			if (!at_home(data->tg_trigtuple,
+						 RelationGetDescr(data->tg_relation), t))
+				jq_publish_count_anew();
 		}
 		return PointerGetDatum(NULL);
 	}
@@ -403,6 +418,14 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 	t = jq_table();
 	if (jq_bookkeeping && t != NULL && GetUserId() == t->owner)
 		return PointerGetDatum(new);
+	if (t != NULL && RelationGetRelid(data->tg_relation) == t->meta)
+	{
+		/* the identity of another database is not ours */
+		if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+			return PointerGetDatum(NULL);
+		CacheInvalidateRelcacheByRelid(t->job); /* all look again */
+		return PointerGetDatum(new);
+	}
 
 	jq_row_check_owner(DatumGetObjectId(column(new, desc, "owner", &isnull)));
 	if (update)

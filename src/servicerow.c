@@ -111,6 +111,7 @@ jq_service_run(JqTable *t, const char *sql, int nargs, Oid *types,
 #define COLUMNS                                                          \
 	"SELECT id, name::text, owner::oid, status, queue::text, handler,"   \
 	" func_owner, coalesce(down_job, 0), timeout, search_path, settings" \
+	", home"                                                             \
 	" FROM %s.jobqueue_service WHERE "
 
 char *
@@ -181,6 +182,7 @@ service_of_result(JqService *s, MemoryContext context)
 	s->down_job = DatumGetInt64(jq_service_column(8, context, &isnull));
 	s->timeout = jq_service_column(9, context, &isnull);
 	s->has_timeout = !isnull;
+	s->home = DatumGetInt64(jq_service_column(12, context, &isnull));
 	for (i = 0; i < JQ_NCOLS; i++)
 		s->environment.nulls[i] = true;
 	s->environment.values[JQ_COL_SEARCH_PATH - 1] =

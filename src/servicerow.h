@@ -21,6 +21,7 @@ typedef struct JqService
 	char *handler;
 	Oid func_owner;
 	int64 down_job; /* 0 = none */
+	int64 home;		/* of another one: its messages are held */
 	Datum timeout;
 	bool has_timeout;
 	/* where they come from when the handler runs */

@@ -24,18 +24,20 @@ jq_service_send(JqTable *t, const JqService *s, Datum message,
 {
 	static const char *const sql =
 		"INSERT INTO %s.jobqueue_job (owner, kind, queue, command, args, key,"
-		" timeout, max_attempts, run_at, keep) VALUES ($1, 'm', $2, $3, $4, $5,"
-		" $6, 32767, $7, $8) RETURNING id, ctid";
-	Oid types[8] = {OIDOID,	 TEXTOID,	  TEXTOID,		  JSONBOID,
-					TEXTOID, INTERVALOID, TIMESTAMPTZOID, INTERVALOID};
-	Datum values[8];
-	char nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+		" timeout, max_attempts, run_at, keep, home) VALUES ($1, 'm', $2, $3, $4,"
+		" $5, $6, 32767, $7, $8, $9) RETURNING id, ctid";
+	Oid types[9] = {OIDOID,		 TEXTOID,		 TEXTOID,	  JSONBOID, TEXTOID,
+					INTERVALOID, TIMESTAMPTZOID, INTERVALOID, INT8OID};
+	Datum values[9];
+	char nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	char *key = jq_service_key(s->id);
 	JqOwnerState state;
 	JqItem item;
 	bool isnull;
+	/* of another home: it stands in line behind those that are held */
+	bool at_home = s->home == t->home;
 	/* not inside itself: its state is in use; nor as somebody else */
-	bool here = jobqueue_inline && run_at == DT_NOBEGIN &&
+	bool here = jobqueue_inline && at_home && run_at == DT_NOBEGIN &&
 				s->owner == GetUserId() && !jq_service_is_handling(s->id) &&
 				strcmp(s->status, "failed") != 0;
 
@@ -56,9 +58,10 @@ jq_service_send(JqTable *t, const JqService *s, Datum message,
 	values[7] = IntervalPGetDatum(keep);
 	if (keep == NULL)
 		nulls[7] = 'n';
+	values[8] = Int64GetDatum(s->home);
 	memset(&item, 0, sizeof(item));
 	jq_owner_begin(t, &state);
-	jq_service_run(t, sql, 8, types, values, nulls, false);
+	jq_service_run(t, sql, 9, types, values, nulls, false);
 	item.id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										  SPI_tuptable->tupdesc, 1, &isnull));
 	item.tid = *(ItemPointer) DatumGetPointer(
@@ -74,6 +77,8 @@ jq_service_send(JqTable *t, const JqService *s, Datum message,
 		jq_quota_written(s->owner, 1);
 		jq_run_inline(t, item.id);
 	}
+	else if (!at_home)
+		jq_publish_count_anew();
 	else
 		jq_publish_row(s->owner, s->queue, &item, run_at);
 	return item.id;

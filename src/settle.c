@@ -306,7 +306,8 @@ forget_role(Oid role)
 }
 
 /*
- * All waiting jobs of a role that cannot run any go dead.
+ * All waiting jobs of a role that cannot run any go dead, but for those that are
+ * held: a copy may have got other roles and rights than it will have.
  */
 static void
 give_up_role(Oid role, const char *sqlstate, const char *message)
@@ -317,25 +318,26 @@ give_up_role(Oid role, const char *sqlstate, const char *message)
 	do
 	{
 		JqTable *t = jq_sched_begin();
-		Oid types[1] = {OIDOID};
-		Datum values[1];
+		Oid types[2] = {OIDOID, INT8OID};
+		Datum values[2];
 		JqOwnerState state;
 		JqFoundRow *rows;
 		int i;
 
 		ended = 0;
-		if (t == NULL)
+		if (t == NULL || t->meta_database != MyDatabaseId)
 		{
 			jq_sched_commit();
 			return;
 		}
 		values[0] = ObjectIdGetDatum(role);
+		values[1] = Int64GetDatum(t->home);
 		jq_owner_begin(t, &state);
 		jq_owner_execute(t,
 						 "SELECT " JQ_SCHED_COLUMNS " FROM %s.jobqueue_job"
 						 " WHERE owner::oid = $1 AND command IS NOT NULL"
-						 " LIMIT 500",
-						 1, types, values, NULL);
+						 " AND home = $2 LIMIT 500",
+						 2, types, values, NULL);
 		rows = jq_sched_rows(&n);
 		jq_owner_end(&state);
 		for (i = 0; i < n; i++)

@@ -61,16 +61,21 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 {
 	int i;
 	int64 *of_keys;
+	int dbix;
+	bool to_be_counted;
 
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
+	dbix = jq_dir_db(MyDatabaseId, false);
+	to_be_counted = dbix >= 0 && (*(volatile uint32 *) &jq_dbs[dbix].requests &
+								  JQ_REQ_COUNT) != 0;
 	of_keys = palloc0(jq_shared->nlanes * sizeof(int64));
 	jq_keylock_count_spilled(MyDatabaseId, of_keys);
 	for (i = 0; i < jq_shared->nqueues; i++)
 	{
 		JqQueue *q = &jq_queues[i];
 		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
-		bool estimated = false;
+		bool estimated = to_be_counted;
 		bool seen = jq_sight_of(InvalidOid) > 0;
 		Datum values[17];
 		bool nulls[17];
