@@ -165,7 +165,7 @@ jq_enqueue_begin(const char *function)
 {
 	jq_shmem_check();
 	PreventCommandIfParallelMode(function);
-	PreventCommandDuringRecovery(function);
+	jq_check_primary(function);
 	PreventCommandIfReadOnly(function);
 	if (InSecurityRestrictedOperation())
 		ereport(
