@@ -693,7 +693,7 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 		   coalesce(c.dead, 0) AS dead,
 		   coalesce(s.held, 0) AS held,
 		   coalesce(s.spilled, 0) AS spilled,
-		   coalesce(s.estimated, false) AS estimated,
+		   coalesce(s.estimated, pg_is_in_recovery()) AS estimated,
 		   c.oldest_ready,
 		   coalesce(s.completed, 0) AS completed,
 		   coalesce(s.failed, 0) AS failed,
@@ -737,7 +737,9 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   coalesce(j.timeout, q.timeout, '1 hour') AS timeout, j.expires_at,
 		   coalesce(j.keep, q.keep, '0') AS keep, j.tags,
 		   j.enqueued_at, r.started_at, NULL::timestamptz AS ended_at,
-		   r.pid, NULL::jsonb AS result, j.errors, NULL::text AS reason,
+		   r.pid, NULL::jsonb AS result, j.errors,
+		   CASE WHEN pg_is_in_recovery()
+				THEN 'this server is a standby: jobs run on the primary' END AS reason,
 		   j.unique_key::text AS unique_key, j.after
 	FROM jobqueue_job j
 		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner) AS sight) x
@@ -1257,7 +1259,7 @@ COMMENT ON COLUMN jobqueue_status.held IS
 COMMENT ON COLUMN jobqueue_status.spilled IS
 	'ready jobs that are in the table and not in memory';
 COMMENT ON COLUMN jobqueue_status.estimated IS
-	'ready, spilled, blocked and held are not counted to the end yet: after a start, rows changed by hand or from another database, or jobqueue_sweep()';
+	'ready, spilled, blocked and held are not counted to the end yet: after a start, rows changed by hand or from another database, or jobqueue_sweep(); on a standby they are not counted at all';
 COMMENT ON COLUMN jobqueue_status.oldest_ready IS
 	'when the jobs at the head of the queue were enqueued, the earliest of them';
 COMMENT ON COLUMN jobqueue_status.completed IS 'attempts that completed';
@@ -1343,7 +1345,7 @@ COMMENT ON COLUMN jobqueue_jobs.result IS
 COMMENT ON COLUMN jobqueue_jobs.errors IS
 	'the last failures, oldest first, at most 25: attempt, at, sqlstate, error, detail, hint, context';
 COMMENT ON COLUMN jobqueue_jobs.reason IS
-	'why it was cancelled or is dead';
+	'why it was cancelled or is dead; on a standby, why it does not run';
 COMMENT ON COLUMN jobqueue_jobs.unique_key IS
 	'no second job of its queue with the same, as unique_until says';
 COMMENT ON COLUMN jobqueue_jobs.after IS

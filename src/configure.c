@@ -115,7 +115,7 @@ begin_change(FunctionCallInfo fcinfo, const char *function, char **queue)
 
 	jq_shmem_check();
 	PreventCommandIfParallelMode(function);
-	PreventCommandDuringRecovery(function);
+	jq_check_primary(function);
 	PreventCommandIfReadOnly(function);
 	if (PG_ARGISNULL(0))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),

@@ -52,7 +52,7 @@ jq_control_begin(const char *function)
 {
 	jq_shmem_check();
 	PreventCommandIfParallelMode(function);
-	PreventCommandDuringRecovery(function);
+	jq_check_primary(function);
 	PreventCommandIfReadOnly(function);
 	return jq_table_required();
 }

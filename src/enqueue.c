@@ -166,7 +166,7 @@ jq_enqueue_begin(const char *function)
 {
 	jq_shmem_check();
 	PreventCommandIfParallelMode(function);
-	PreventCommandDuringRecovery(function);
+	jq_check_primary(function);
 	PreventCommandIfReadOnly(function);
 	/* from PostgreSQL 16 on, triggers of an apply worker run in one, too; the
 	 * job will have no other rights than they have */

@@ -135,7 +135,7 @@ jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 	jq_shmem_check();
 	get_request(fcinfo, r);
 	PreventCommandIfParallelMode(function);
-	PreventCommandDuringRecovery(function);
+	jq_check_primary(function);
 	jq_control_not_restricted(function);
 	if (r->leased)
 		PreventCommandIfReadOnly(function);

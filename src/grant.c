@@ -421,8 +421,7 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 	const char *const *list;
 	JqOwnerState state;
 
-	PreventCommandDuringRecovery(grant ? "jobqueue_grant()" :
-										 "jobqueue_revoke()");
+	jq_check_primary(grant ? "jobqueue_grant()" : "jobqueue_revoke()");
 	PreventCommandIfReadOnly(grant ? "jobqueue_grant()" : "jobqueue_revoke()");
 	t = jq_table_required();
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))

@@ -515,7 +515,7 @@ jq_keywait_lsn(Oid db, const char *key, int len)
 void
 jq_keywait_flush(XLogRecPtr lsn)
 {
-	if (synchronous_commit != SYNCHRONOUS_COMMIT_OFF && !RecoveryInProgress() &&
+	if (synchronous_commit != SYNCHRONOUS_COMMIT_OFF &&
 		lsn != InvalidXLogRecPtr && lsn > GetFlushRecPtr(NULL))
 		XLogFlush(lsn);
 }

@@ -21,6 +21,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
@@ -87,6 +88,22 @@ launcher_exit(int code, Datum arg)
 		jq_shared->launcher_procno = -1;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+}
+
+/*
+ * Jobs run from now on.  On a standby that was promoted, that is long after this
+ * shared memory came to be.  What is prepared before its ids are read here
+ * counts as older than the server, which does no harm.
+ */
+static void
+note_start_of_jobs(void)
+{
+	uint64 next = U64FromFullTransactionId(ReadNextFullTransactionId());
+
+	if (pg_atomic_read_u64(&jq_shared->start_xid) != 0)
+		return; /* the launcher alone has started anew */
+	jq_shared->start_time = GetCurrentTimestamp();
+	pg_atomic_write_u64(&jq_shared->start_xid, next);
 }
 
 /* --------------------------------------------------------------- starting */
@@ -773,6 +790,7 @@ jq_launcher_main(Datum arg)
 	jq_shared->launcher_procno = jq_my_procno();
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 	BackgroundWorkerInitializeConnectionByOid(InvalidOid, InvalidOid, 0);
+	note_start_of_jobs();
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	jq_no_transaction_timeout();
 	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET,

@@ -319,15 +319,14 @@ wait_for(const char *key, int len, TimestampTz until)
 	static uint32 wait_event;
 	volatile bool given;
 	char *what = psprintf("key \"%s\"", key);
-	int64 last_id = 0;
+	int64 last_id;
 	bool job = jq_is_worker && jq_current_job.id != 0;
 	TimestampTz began = GetCurrentTimestamp();
 	TimestampTz aside_at = job ? began + ASIDE_US : DT_NOEND;
 	volatile bool aside = false;
 	JqWaitLook look;
 
-	if (!RecoveryInProgress())
-		last_id = jq_last_job_id(jq_table_required());
+	last_id = jq_last_job_id(jq_table_required());
 	JQ_PAUSE("lock-before-line");
 	if (!jq_keywait_begin(MyDatabaseId, key, len, last_id))
 		table_full();
@@ -406,8 +405,7 @@ take_or_wait(const char *key, int len, TimestampTz until)
 	if (jq_keylock_reserved())
 		table_full();
 	/* after a start of the server: its holder is not known yet */
-	while (!RecoveryInProgress() &&
-		   jq_lease_unread_key(jq_table_required(), key, len))
+	while (jq_lease_unread_key(jq_table_required(), key, len))
 	{
 		if (GetCurrentTimestamp() >= until)
 			return false;
@@ -530,6 +528,7 @@ jq_lock_session(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_lock()", &len);
 
+	jq_check_primary("jobqueue_lock()");
 	jq_control_not_restricted("jobqueue_lock()");
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), false));
 }
@@ -542,6 +541,7 @@ jq_lock_xact(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_xact_lock()", &len);
 
+	jq_check_primary("jobqueue_xact_lock()");
 	jq_control_not_restricted("jobqueue_xact_lock()");
 	PG_RETURN_BOOL(lock(key, len, timeout_argument(fcinfo), true));
 }
@@ -554,6 +554,7 @@ jq_try_lock(PG_FUNCTION_ARGS)
 	int len;
 	char *key = key_argument(fcinfo, "jobqueue_try_lock()", &len);
 
+	jq_check_primary("jobqueue_try_lock()");
 	jq_control_not_restricted("jobqueue_try_lock()");
 	PG_RETURN_BOOL(lock(key, len, DT_NOBEGIN, false));
 }
@@ -567,6 +568,7 @@ jq_unlock(PG_FUNCTION_ARGS)
 	char *key = key_argument(fcinfo, "jobqueue_unlock()", &len);
 	LockedKey *l = find(key, len);
 
+	jq_check_primary("jobqueue_unlock()");
 	jq_control_not_restricted("jobqueue_unlock()");
 	if (l == NULL || l->session <= l->unlocks)
 	{

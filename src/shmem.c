@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "after.h"
 #include "claim.h"
 #include "consumer.h"
@@ -129,6 +130,7 @@ shmem_startup(void)
 		memset(jq_shared, 0, sizeof(JqShared));
 		jq_shared->abi = JQ_ABI;
 		jq_shared->start_time = GetCurrentTimestamp();
+		pg_atomic_init_u64(&jq_shared->start_xid, 0);
 		jq_shared->nlanes = jobqueue_max_lanes;
 		jq_shared->nqueues = 2 * jobqueue_max_lanes;
 		jq_shared->ndbs = jobqueue_max_databases;
@@ -201,4 +203,16 @@ jq_shmem_check(void)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("the server runs another version of jobqueue"),
 						errhint("Restart the server.")));
+}
+
+void
+jq_check_primary(const char *function)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot execute %s during recovery", function),
+				 errhint(
+					 "This server is a standby: connect to the primary, for "
+					 "example with target_session_attrs=read-write.")));
 }

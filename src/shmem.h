@@ -60,13 +60,17 @@ typedef enum JqLockId
  */
 typedef struct JqShared
 {
-	uint32 abi;				/* JQ_ABI of the library that made this */
-	TimestampTz start_time; /* when this shared memory came to be */
-	int nentries;			/* size of the pool */
-	int nlanes;				/* size of each directory */
-	int nqueues;			/* more: some stand there for their settings */
+	uint32 abi; /* JQ_ABI of the library that made this */
+	TimestampTz
+		start_time; /* when jobs could run first; the launcher sets it */
+	int nentries;	/* size of the pool */
+	int nlanes;		/* size of each directory */
+	int nqueues;	/* more: some stand there for their settings */
 	int ndbs;
 	int nslots;
+
+	/* full transaction id that was next then; 0: the launcher was not there yet */
+	pg_atomic_uint64 start_xid;
 
 	pg_atomic_uint64 pool_head; /* free entries: (tag << 32) | index */
 	pg_atomic_uint32 pool_nfree;
@@ -106,6 +110,8 @@ extern bool jq_shmem_ready(void);
 
 /* ERROR with a hint unless the library was preloaded */
 extern void jq_shmem_check(void);
+/* ERROR with a hint on a standby, for what writes or acts on jobs and keys */
+extern void jq_check_primary(const char *function);
 
 extern LWLock *jq_lock(JqLockId id);
 extern LWLock *jq_lane_lock(int lane);

@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
@@ -192,27 +193,42 @@ return_to_database(int dbix)
 
 /* ---------------------------------------------------- prepared transactions */
 
-/* prepared before this shared memory came to be: it may have enqueued */
+/*
+ * Prepared before jobs ran here, perhaps on the server that this one was a standby
+ * of: it may have enqueued.  Its id tells; the time is that of another clock.
+ */
 static bool
 prepared_long_ago(const char *gid)
 {
-	Oid types[2] = {TEXTOID, TIMESTAMPTZOID};
-	Datum values[2];
-	bool found;
+	Oid types[1] = {TEXTOID};
+	Datum values[1];
+	bool older = false;
 
 	values[0] = CStringGetTextDatum(gid);
-	values[1] = TimestampTzGetDatum(jq_shared->start_time);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	SPI_execute_with_args("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
-						  " WHERE gid OPERATOR(pg_catalog.=) $1"
-						  " AND prepared OPERATOR(pg_catalog.<) $2",
-						  2, types, values, NULL, true, 1);
-	found = SPI_processed > 0;
+	SPI_execute_with_args("SELECT transaction FROM pg_catalog.pg_prepared_xacts"
+						  " WHERE gid OPERATOR(pg_catalog.=) $1",
+						  1, types, values, NULL, true, 1);
+	if (SPI_processed > 0)
+	{
+		FullTransactionId next = ReadNextFullTransactionId();
+		uint64 start = pg_atomic_read_u64(&jq_shared->start_xid);
+		TransactionId xid;
+		bool isnull;
+
+		xid = DatumGetTransactionId(SPI_getbinval(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1,
+												  &isnull));
+		/* its age is less than 2^31, that of the start may be more */
+		older = start == 0 || U64FromFullTransactionId(next) -
+									  (XidFromFullTransactionId(next) - xid) <
+								  start;
+	}
 	SPI_finish();
 	PopActiveSnapshot();
-	return found;
+	return older;
 }
 
 /* ------------------------------------------------------ jobs that run here */

@@ -573,7 +573,7 @@ begin(FunctionCallInfo fcinfo, Wait *w)
 
 	jq_shmem_check();
 	PreventCommandIfParallelMode("jobqueue_wait()");
-	PreventCommandDuringRecovery("jobqueue_wait()");
+	jq_check_primary("jobqueue_wait()");
 	(void) jq_table_required();
 	/* see what this very command has enqueued */
 	CommandCounterIncrement();

@@ -136,7 +136,7 @@ jq_where_begin(JqWhere *w, FunctionCallInfo fcinfo, const char *function,
 
 	jq_shmem_check();
 	PreventCommandIfParallelMode(function);
-	PreventCommandDuringRecovery(function);
+	jq_check_primary(function);
 	PreventCommandIfReadOnly(function);
 	t = jq_table_required();
 	memset(w, 0, sizeof(*w));

@@ -35,21 +35,6 @@ property 'a standby runs nothing and refuses to enqueue' => sub {
 	forget();
 };
 
-property 'sessions lock keys on a standby, which are its own' => sub {
-	my $s1 = $standby->background_psql('postgres', on_error_stop => 0);
-	my $s2 = $standby->background_psql('postgres', on_error_stop => 0);
-
-	is(sql("SELECT jobqueue_xact_lock('a')"), 't', 'locked on the primary');
-	is($s1->query_safe("SELECT jobqueue_lock('a')"), 't', 'locked on the standby');
-	is($s2->query_safe("SELECT jobqueue_try_lock('a')"), 'f', 'one has it');
-	$s2->query_until(qr/sent/, "\\echo sent\nSELECT jobqueue_lock('a');\n");
-	$standby->poll_query_until('postgres', "SELECT waiting = 1 FROM jobqueue_keys");
-	$s1->query_safe("SELECT jobqueue_unlock('a')");
-	like($s2->query('SELECT 1 WHERE false'), qr/^t/, 'the other one waits for it');
-	$s1->quit;
-	$s2->quit;
-};
-
 property 'promotion: what waits on the standby runs, once' => sub {
 	my $leased = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'leased', key => 'l')});
 	my $token = sql(q{SELECT token FROM jobqueue_fetch('leased', lease => '1 h')});
