@@ -774,6 +774,26 @@ jq_claim_unhold(Oid db, int64 id)
 	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
 }
 
+void
+jq_claim_purge(Oid db)
+{
+	HASH_SEQ_STATUS seq;
+	JqHeld *h;
+
+	if (pg_atomic_read_u32(&jq_shared->nheld) == 0)
+		return;
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
+	hash_seq_init(&seq, jq_held);
+	while ((h = hash_seq_search(&seq)) != NULL)
+		/* those of sessions are theirs to let go */
+		if (h->db == db && h->kind != JQ_HELD_SESSION)
+		{
+			hash_search(jq_held, h, HASH_REMOVE, NULL);
+			pg_atomic_fetch_sub_u32(&jq_shared->nheld, 1);
+		}
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+}
+
 bool
 jq_claim_hold_doubtful(Oid db, Oid role, const char *queue, int64 id,
 					   TransactionId xid)

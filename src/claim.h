@@ -125,6 +125,8 @@ extern bool jq_claim_cancel_wanted(void);
 extern JqHoldResult jq_claim_hold(Oid db, Oid role, const char *queue,
 								  int64 id);
 extern void jq_claim_unhold(Oid db, int64 id);
+/* the database has no jobs any more: nobody is to look at what is left of them */
+extern void jq_claim_purge(Oid db);
 /* copy of the entries of a database that the scheduler works on; palloc'd */
 extern JqHeld *jq_claim_list(Oid db, int *n);
 /* the claim of a job that stands in the table; false: there is none */

@@ -80,6 +80,14 @@
 #define jq_database_ownercheck(oid, role) pg_database_ownercheck(oid, role)
 #endif
 
+/* is a DROP DATABASE that was interrupted to be repeated? */
+#ifdef DATCONNLIMIT_INVALID_DB
+#define jq_database_invalid(form) \
+	((form)->datconnlimit == DATCONNLIMIT_INVALID_DB)
+#else
+#define jq_database_invalid(form) false
+#endif
+
 /* what the loader compares, and from 18 on pg_get_loaded_modules() shows */
 #if PG_VERSION_NUM >= 180000
 #define JQ_MODULE_MAGIC(n, v) PG_MODULE_MAGIC_EXT(.name = (n), .version = (v))

@@ -186,19 +186,23 @@ jq_db_sched_attach(int dbix)
 }
 
 void
-jq_db_sched_detach(int dbix)
+jq_db_sched_detach(int dbix, bool came_up)
 {
 	JqDb *d = &jq_dbs[dbix];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	if (d->sched_state == JQ_SCHED_RUNNING && d->sched_pid == MyProcPid)
 	{
-		/* it died at work: what it had taken may not be done */
 		d->sched_state = JQ_SCHED_NONE;
 		d->sched_procno = -1;
 		d->sched_pid = 0;
-		d->requests |= JQ_REQ_ALL & ~JQ_REQ_COUNT;
-		d->sched_not_before = GetCurrentTimestamp() + USECS_PER_SEC;
+		/* it died at work: what it had taken may not be done */
+		if (came_up)
+			d->requests |= JQ_REQ_ALL & ~JQ_REQ_COUNT;
+		d->nfailed = came_up ? 0 : d->nfailed + 1;
+		d->sched_not_before =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										jq_db_retry_ms(d->nfailed));
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	jq_launcher_wake();
@@ -261,6 +265,7 @@ jq_db_sched_leave(int dbix, TimestampTz keep_until)
 		d->sched_procno = -1;
 		d->sched_pid = 0;
 		d->sched_not_before = 0;
+		d->nfailed = 0;
 		if (jq_shared->schedulers_wanted)
 		{
 			/* there is a place, and it is for another one */
@@ -334,6 +339,55 @@ jq_db_set_quiesced(int dbix, bool quiesced)
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	jq_dbs[dbix].quiesced = quiesced;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+void
+jq_db_leave(int dbix)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	jq_dbs[dbix].leave++;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+}
+
+void
+jq_db_return(int dbix)
+{
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	if (jq_dbs[dbix].leave > 0)
+		jq_dbs[dbix].leave--;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	jq_launcher_wake();
+}
+
+bool
+jq_db_is_left(int dbix)
+{
+	JqDb *d = &jq_dbs[dbix];
+
+	return *(volatile int *) &d->leave > 0 || *(volatile bool *) &d->closed;
+}
+
+void
+jq_db_set_closed(int dbix, bool closed)
+{
+	JqDb *d = &jq_dbs[dbix];
+	int procno = -1;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	if (closed != d->closed && closed)
+		procno = db_server(d);
+	d->closed = closed;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (procno >= 0)
+		wake_server(procno);
+}
+
+#define RETRY_MAX_MS (5 * 60 * 1000)
+
+int64
+jq_db_retry_ms(int nfailed)
+{
+	return Min(INT64CONST(1000) << Min(Max(nfailed - 1, 0), 10), RETRY_MAX_MS);
 }
 
 void

@@ -43,7 +43,8 @@ jq_db_next(const JqDb *d, bool enabled)
 
 /* ---- scheduler ---- */
 extern bool jq_db_sched_attach(int dbix);
-extern void jq_db_sched_detach(int dbix);
+/* came_up: it could connect */
+extern void jq_db_sched_detach(int dbix, bool came_up);
 /* what is before has been looked at */
 typedef struct JqFrom
 {
@@ -70,6 +71,19 @@ extern void jq_db_set_loaded(int dbix, uint32 overflows);
 extern void jq_db_set_absent(int dbix, bool absent);
 extern bool jq_db_is_quiesced(int dbix);
 extern void jq_db_set_quiesced(int dbix, bool quiesced);
+
+/*
+ * A statement wants nobody in the database, until it ends: workers and the
+ * scheduler are not started, and leave.
+ */
+extern void jq_db_leave(int dbix);
+extern void jq_db_return(int dbix);
+/* is that so, or does it take no connections? */
+extern bool jq_db_is_left(int dbix);
+/* does it take connections? */
+extern void jq_db_set_closed(int dbix, bool closed);
+/* milliseconds after so many failed starts in a row */
+extern int64 jq_db_retry_ms(int nfailed);
 
 /* ask the launcher to look for databases it does not know */
 extern void jq_db_scan_wanted(void);

@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "claim.h"
 #include "database.h"
 #include "directory.h"
 #include "fetched.h"
@@ -179,7 +180,7 @@ db_try_reuse(int ix)
 	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
-	reuse = d->absent && d->sched_state == JQ_SCHED_NONE;
+	reuse = d->absent && d->sched_state == JQ_SCHED_NONE && d->leave == 0;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	/* its lanes know their database by place */
 	for (i = 0; i < jq_shared->nlanes && reuse; i++)
@@ -638,6 +639,17 @@ jq_dir_purge_db(Oid db)
 		jq_db_request_quietly(dbix, JQ_REQ_SETTINGS);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	if (dbix >= 0)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		jq_dbs[dbix].leases_read = false;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+	}
+	jq_fetched_purge(db);
+	jq_claim_purge(db);
+	jq_keylock_order_forget(db, true);
+	jq_keylock_purge(db);
+	/* last: whoever waited for those has gone back into his lane */
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
@@ -646,15 +658,6 @@ jq_dir_purge_db(Oid db)
 			jq_lane_clear(i, JQ_POS_ALL);
 		LWLockRelease(jq_lane_lock(i));
 	}
-	if (dbix >= 0)
-	{
-		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-		jq_dbs[dbix].leases_read = false;
-		LWLockRelease(jq_lock(JQ_LOCK_DB));
-	}
-	jq_fetched_purge(db);
-	jq_keylock_order_forget(db, true);
-	jq_keylock_purge(db);
 }
 
 /* -------------------------------------------------------------- counters */

@@ -61,7 +61,9 @@ typedef struct JqDb
 	bool absent;				  /* no extension there */
 	bool foreign;				  /* meta names another database: hold all */
 	bool quiesced;
-	bool leave;				   /* a statement wants it empty */
+	int leave;				   /* so many statements want it empty */
+	bool closed;			   /* it takes no connections */
+	int nfailed;			   /* schedulers in a row that did not come up */
 	Oid relid;				   /* jobqueue_job when last seen */
 	TimestampTz next_prune;	   /* DT_NOEND = nothing is to leave the history */
 	TimestampTz next_lease;	   /* DT_NOEND = no lease ends */

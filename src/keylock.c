@@ -496,10 +496,10 @@ jq_keylock_wake(void)
  * in between.  So the locks of the lanes are taken first, in ascending order (the
  * one place where several lane locks are held), and if the waiters have changed
  * meanwhile, once more.  Where there are too many lanes for that, their order is
- * not kept.
+ * not kept.  everybody: they need not be able to take the key.
  */
 static void
-advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
+advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my, bool everybody)
 {
 	uint32 chain = JQ_NIL;
 	int locked[RELEASE_LANES];
@@ -527,10 +527,11 @@ advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
 			{
 				/* how full the table is, is asked only for those that wait */
 				if (my == NULL || let_go(k, my))
-					chain = unpark(k, hash,
-								   n < 0 || tag->db == JQ_SUSPECT_DB ||
-									   (n > 0 && jq_keylock_crowded()),
-								   &ask);
+					chain =
+						unpark(k, hash,
+							   everybody || n < 0 || tag->db == JQ_SUSPECT_DB ||
+								   (n > 0 && jq_keylock_crowded()),
+							   &ask);
 				done = true;
 			}
 		}
@@ -588,7 +589,13 @@ advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my)
 void
 jq_key_advance(const JqKeyTag *tag)
 {
-	advance(tag, jq_key_hash_of(tag), NULL);
+	advance(tag, jq_key_hash_of(tag), NULL, false);
+}
+
+void
+jq_key_let_all_go(const JqKeyTag *tag)
+{
+	advance(tag, jq_key_hash_of(tag), NULL, true);
 }
 
 void
@@ -598,7 +605,7 @@ jq_key_release_mine(JqMyKey *m)
 
 	HOLD_INTERRUPTS();
 	*m = my_keys[--n_my_keys];
-	advance(&my.tag, my.hash, &my);
+	advance(&my.tag, my.hash, &my, false);
 	RESUME_INTERRUPTS();
 }
 
@@ -656,7 +663,7 @@ jq_keylock_release_of_claim(Oid db, const char *key, int len, int64 job)
 	my.hash = jq_key_hash_of(&my.tag);
 	my.job = job;
 	my.of_claim = true;
-	advance(&my.tag, my.hash, &my);
+	advance(&my.tag, my.hash, &my, false);
 }
 
 void

@@ -362,10 +362,40 @@ jq_keylock_refill_abandon(Oid db)
 	for_spilled(db, abandon);
 }
 
+#define PURGE_AT_ONCE 16
+
 void
 jq_keylock_purge(Oid db)
 {
+	JqKeyTag tags[PURGE_AT_ONCE];
+	int n;
+
 	for_spilled(db, set_unspilled);
+	/* who waits goes back into his lane, which is cleared next */
+	do
+	{
+		HASH_SEQ_STATUS seq;
+		JqKey *k;
+		int i;
+
+		n = 0;
+		jq_key_lock_all(LW_SHARED);
+		hash_seq_init(&seq, jq_keys);
+		while ((k = hash_seq_search(&seq)) != NULL)
+		{
+			if (k->tag.db != db || k->first == JQ_NIL || k->pusher >= 0)
+				continue;
+			tags[n++] = k->tag;
+			if (n == PURGE_AT_ONCE)
+			{
+				hash_seq_term(&seq);
+				break;
+			}
+		}
+		jq_key_unlock_all();
+		for (i = 0; i < n; i++)
+			jq_key_let_all_go(&tags[i]);
+	} while (n == PURGE_AT_ONCE);
 	jq_keylock_wake();
 }
 

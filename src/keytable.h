@@ -121,6 +121,8 @@ extern void jq_key_note_pushed(const JqKeyTag *tag, uint32 hash);
 extern void jq_key_remove_if_unused(JqKey *k, uint32 hash);
 /* no lock held: whoever may have the key now goes back into his lane */
 extern void jq_key_advance(const JqKeyTag *tag);
+/* the same for all its waiters, whether they may have it or not */
+extern void jq_key_let_all_go(const JqKeyTag *tag);
 /* partition lock held */
 #ifdef USE_ASSERT_CHECKING
 extern void jq_key_check(const JqKey *k);

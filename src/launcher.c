@@ -242,27 +242,7 @@ check_starts(void)
 		}
 		else
 		{
-			JqSlot *slot = &jq_slots[s->index];
-			JqGroup *g = &jq_groups[s->group];
-			bool failed;
-
-			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
-			failed = s->generation > 0 && slot->generation == s->generation &&
-					 slot->state == JQ_SLOT_STARTING;
-			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
-			jq_slot_unreserve(s->index, s->generation);
-			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
-			if (failed || g->nfailed > 0)
-			{
-				int wait = 1000 << Min(g->nfailed, 6);
-
-				if (failed)
-					g->nfailed++;
-				g->not_before =
-					TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait);
-				g->wanted = true;
-			}
-			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+			jq_slot_unreserve(s->index, s->generation, true);
 		}
 		forget_start(s);
 	}
@@ -270,54 +250,153 @@ check_starts(void)
 
 /* ------------------------------------------------------------- schedulers */
 
+static Oid scan_from;		   /* the scan goes on after this one */
+static TimestampTz scan_again; /* then; DT_NOEND = there is nothing left */
+
+static int
+compare_oids(const void *a, const void *b)
+{
+	Oid x = *(const Oid *) a;
+	Oid y = *(const Oid *) b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* is there a place, or will there be one when a database has been looked at? */
+static bool
+place_may_come(void)
+{
+	bool may = false;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	for (i = 0; i < jq_shared->ndbs && !may; i++)
+		may = jq_dbs[i].sched_state != JQ_SCHED_NONE || jq_dbs[i].absent ||
+			  jq_dbs[i].requests & JQ_REQ_DISCOVER;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	return may;
+}
+
+/* connections are allowed again, or are not any more */
+static void
+note_closed(Oid db, bool closed)
+{
+	int dbix = jq_dir_db(db, false);
+	int i;
+
+	if (dbix < 0)
+		return;
+	if (!closed && *(volatile bool *) &jq_dbs[dbix].closed)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		jq_dbs[dbix].sched_not_before = 0;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+		for (i = 0; i < jq_shared->nlanes; i++)
+		{
+			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+			if (jq_groups[i].db == db)
+				jq_groups[i].not_before = 0;
+			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+		}
+	}
+	jq_db_set_closed(dbix, closed);
+}
+
+/*
+ * Have each database looked at that is not known yet.  Those without the
+ * extension lose their place to others, so where there are more databases than
+ * places this goes on, in the order of their OIDs, as places become free.
+ */
 static void
 scan_databases(void)
 {
 	Relation rel;
 	TableScanDesc scan;
 	HeapTuple tup;
-	bool full = false;
+	Oid *list;
+	int n = 0, max = 64;
+	int i;
 
+	scan_again = DT_NOEND;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
+	list = palloc(max * sizeof(Oid));
 	rel = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(rel, 0, NULL);
 	while (HeapTupleIsValid(tup = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database db = (Form_pg_database) GETSTRUCT(tup);
 
-		if (!db->datallowconn || db->datistemplate)
+		note_closed(db->oid, !db->datallowconn);
+		if (!db->datallowconn || db->datistemplate || jq_database_invalid(db) ||
+			db->oid <= scan_from)
 			continue;
-		if (jq_dir_db(db->oid, true) < 0)
-			full = true;
+		if (n == max)
+			list = repalloc(list, (max *= 2) * sizeof(Oid));
+		list[n++] = db->oid;
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
+	qsort(list, n, sizeof(Oid), compare_oids);
+	for (i = 0; i < n && jq_dir_db(list[i], true) >= 0; i++)
+		scan_from = list[i];
 	CommitTransactionCommand();
-	if (full)
+	if (i == n)
+		scan_from = InvalidOid;
+	else if (place_may_come())
+		scan_again = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+	else
+	{
+		scan_from = InvalidOid;
 		ereport(WARNING,
 				(errmsg(
 					 "there are more databases than jobqueue can look after"),
 				 errhint("Increase jobqueue.max_databases.")));
+	}
 }
 
-static bool
-database_exists(Oid db)
+typedef enum DbState
+{
+	DB_OPEN,
+	DB_CLOSED, /* it takes no connections; it may again */
+	DB_GONE	   /* dropped, perhaps half */
+} DbState;
+
+static DbState
+database_state(Oid db)
 {
 	HeapTuple tup;
-	bool ok = false;
+	DbState state = DB_GONE;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
 	if (HeapTupleIsValid(tup))
 	{
-		ok = ((Form_pg_database) GETSTRUCT(tup))->datallowconn;
+		Form_pg_database row = (Form_pg_database) GETSTRUCT(tup);
+
+		if (!jq_database_invalid(row))
+			state = row->datallowconn ? DB_OPEN : DB_CLOSED;
 		ReleaseSysCache(tup);
 	}
 	CommitTransactionCommand();
-	return ok;
+	return state;
+}
+
+/* may a process be started in the database?  false: forget it, or wait */
+static bool
+may_start_in(int dbix, Oid db)
+{
+	DbState state = database_state(db);
+
+	jq_db_set_closed(dbix, state == DB_CLOSED);
+	if (state == DB_GONE)
+	{
+		jq_dir_purge_db(db);
+		jq_db_set_absent(dbix, true);
+	}
+	return state == DB_OPEN;
 }
 
 /*
@@ -357,7 +436,7 @@ call_for_place(void)
 static bool
 may_need_scheduler(const JqDb *d)
 {
-	return OidIsValid(d->oid) && !d->absent && !d->leave &&
+	return OidIsValid(d->oid) && !d->absent && d->leave == 0 &&
 		   d->sched_state == JQ_SCHED_NONE;
 }
 
@@ -394,15 +473,18 @@ start_schedulers(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int running = 0;
+	static int first; /* whose turn it is, where there are too few for all */
 	int lead;
 	bool called = false;
+	int n;
 	int i;
 
 	for (i = 0; i < jq_shared->ndbs; i++)
 		if (*(volatile JqSchedState *) &jq_dbs[i].sched_state != JQ_SCHED_NONE)
 			running++;
 	lead = start_lead_ms(now, max_schedulers() - running);
-	for (i = 0; i < jq_shared->ndbs; i++)
+	for (n = 0, i = first; n < jq_shared->ndbs;
+		 n++, i = (i + 1) % jq_shared->ndbs)
 	{
 		JqDb *d = &jq_dbs[i];
 		bool want = false;
@@ -439,10 +521,13 @@ start_schedulers(void)
 		s = new_start();
 		if (s == NULL)
 			return;
-		if (!database_exists(db))
+		if (!may_start_in(i, db))
 		{
-			jq_dir_purge_db(db);
-			jq_db_set_absent(i, true);
+			/* who lets connections in again tells us, mostly */
+			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+			d->sched_not_before =
+				TimestampTzPlusMilliseconds(now, SLEEP_MAX_MS);
+			LWLockRelease(jq_lock(JQ_LOCK_DB));
 			continue;
 		}
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
@@ -453,7 +538,10 @@ start_schedulers(void)
 		if (start_process(s, "jq_scheduler_main", "jobqueue scheduler",
 						  process_name("scheduler for database %u", db, 0),
 						  Int32GetDatum(i), NULL))
+		{
 			running++;
+			first = (i + 1) % jq_shared->ndbs;
+		}
 		else
 		{
 			LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
@@ -552,10 +640,17 @@ start_worker(int group)
 {
 	JqGroup *g = &jq_groups[group];
 	JqWorkerArgs args;
-	RoleState state = role_state(g->db, g->role);
+	RoleState state;
 	Start *s;
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (!may_start_in(g->dbix, g->db))
+	{
+		g->not_before = TimestampTzPlusMilliseconds(now, SLEEP_MAX_MS);
+		wake_by(g->not_before);
+		return false;
+	}
+	state = role_state(g->db, g->role);
 	memset(&args, 0, sizeof(args));
 	if (state == ROLE_GONE || state == ROLE_NO_CONNECT)
 	{
@@ -602,7 +697,7 @@ start_worker(int group)
 									g->role, g->db),
 					   Int32GetDatum(args.slot), &args))
 	{
-		jq_slot_unreserve(args.slot, args.generation);
+		jq_slot_unreserve(args.slot, args.generation, false);
 		warn_no_slot(group);
 		return false;
 	}
@@ -666,7 +761,7 @@ start_workers(void)
 			if (!OidIsValid(g->db) || !*(volatile bool *) &g->wanted)
 				continue;
 			if (jq_db_is_quiesced(g->dbix) ||
-				*(volatile bool *) &jq_dbs[g->dbix].leave)
+				*(volatile int *) &jq_dbs[g->dbix].leave > 0)
 				continue;
 			if (g->not_before > now)
 			{
@@ -771,6 +866,28 @@ check_stuck(void)
 	}
 }
 
+/* what failed may do better now, say those who reload the configuration */
+static void
+try_at_once(void)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->ndbs; i++)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		if (jq_dbs[i].nfailed > 0)
+			jq_dbs[i].sched_not_before = 0;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+	}
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
+		if (jq_groups[i].nfailed > 0)
+			jq_groups[i].not_before = 0;
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
+	}
+}
+
 /* ------------------------------------------------------------------- loop */
 
 void
@@ -806,6 +923,7 @@ jq_launcher_main(Datum arg)
 			 errhint("Set max_worker_processes to at least %d.",
 					 jobqueue_max_workers + 1 + MAX_SCHEDULERS)));
 
+	scan_again = DT_NOEND;
 	jq_shared->scan_databases = true;
 	for (;;)
 	{
@@ -819,6 +937,7 @@ jq_launcher_main(Datum arg)
 			int per_role = jq_workers_per_role();
 
 			jq_reload_config();
+			try_at_once();
 			/* fewer may be allowed now: all start anew, within the limits */
 			if (jobqueue_max_workers < workers ||
 				jq_workers_per_role() < per_role)
@@ -833,10 +952,13 @@ jq_launcher_main(Datum arg)
 		jq_shared->scan_databases = false;
 		LWLockRelease(jq_lock(JQ_LOCK_DB));
 
+		if (scan)
+			scan_from = InvalidOid;
 		PG_TRY();
 		{
-			if (scan)
+			if (scan || scan_again <= GetCurrentTimestamp())
 				scan_databases();
+			wake_by(scan_again);
 			MemoryContextSwitchTo(context);
 			check_starts();
 			jq_keylock_look_due(&wake_at);

@@ -99,6 +99,7 @@ static TimestampTz first_schedule;
 static bool count_anew; /* rows of another home have come */
 static bool recycle;
 static Oid recycle_role; /* InvalidOid = all */
+static bool databases;	 /* some have come, or changed */
 static bool registered;
 static bool committed; /* push at the next AFTER_LOCKS */
 static char prepare_gid[256];
@@ -161,6 +162,7 @@ forget_all(void)
 	first_schedule = DT_NOEND;
 	committed = false;
 	recycle = false;
+	databases = false;
 	count_anew = false;
 	waiting_first = waiting_last = 0;
 	nended = 0;
@@ -429,6 +431,13 @@ jq_publish_recycle(Oid role)
 	enter_level();
 	recycle_role = recycle && recycle_role != role ? InvalidOid : role;
 	recycle = true;
+}
+
+void
+jq_publish_databases(void)
+{
+	enter_level();
+	databases = true;
 }
 
 void
@@ -911,6 +920,8 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 	let_go(0, 0, false);
 	if (recycle)
 		jq_slot_stop_idle(InvalidOid, recycle_role);
+	if (databases)
+		jq_db_scan_wanted();
 	push_settings();
 	push_all();
 	push_after();

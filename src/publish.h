@@ -65,6 +65,8 @@ extern void jq_publish_forget(Oid db);
  * have changed.  Nobody can disturb the workers of roles that he may not alter.
  */
 extern void jq_publish_recycle(Oid role);
+/* databases have come, or take connections again: the launcher is to look */
+extern void jq_publish_databases(void);
 
 /* was this job enqueued by the transaction that is still open? */
 extern bool jq_publish_is_mine(int64 id);

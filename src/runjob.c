@@ -963,7 +963,9 @@ jq_attempt_alone(JqAttempt *a)
 			/* he may be a job behind this one, on his way to a worker */
 			let_others_go(reruns_of(a->job));
 		}
-		if (wanted || !jq_claim_may_repeat(a->job, MyDatabaseId))
+		/* nor does who is asked to leave go on with it */
+		if (wanted || *(volatile bool *) &jq_slots[jq_my_slot].stop ||
+			!jq_claim_may_repeat(a->job, MyDatabaseId))
 		{
 			verdict = give_back_for_rerun(a);
 			break;

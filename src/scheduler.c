@@ -65,6 +65,7 @@
 
 int jq_sched_dbix;
 static TimestampTz look_again; /* something is to be tried again then */
+static bool came_up;		   /* connected, and the catalogs can be read */
 MemoryContext jq_sched_context;
 
 void
@@ -223,7 +224,7 @@ scheduler_exit(int code, Datum arg)
 	(void) arg;
 	LWLockReleaseAll();
 	jq_keylock_release_all();
-	jq_db_sched_detach(jq_sched_dbix);
+	jq_db_sched_detach(jq_sched_dbix, came_up);
 }
 
 static void
@@ -281,7 +282,7 @@ jq_sched_serve_others(uint32 later)
 	uint32 requests;
 
 	CHECK_FOR_INTERRUPTS();
-	if (*(volatile bool *) &jq_dbs[jq_sched_dbix].leave)
+	if (jq_db_is_left(jq_sched_dbix))
 		proc_exit(0);
 	requests = jq_db_take_requests(jq_sched_dbix, &from);
 	if (requests & later)
@@ -390,11 +391,13 @@ jq_scheduler_main(Datum arg)
 
 	if (!look_around(&template))
 	{
+		came_up = true;
 		jq_dir_purge_db(MyDatabaseId);
 		jq_db_set_absent(jq_sched_dbix, true);
 		(void) jq_db_sched_leave(jq_sched_dbix, DT_NOBEGIN);
 		proc_exit(0);
 	}
+	came_up = true;
 	jq_db_set_absent(jq_sched_dbix, false);
 	guarded(jq_sched_settle_suspects, 0, 0);
 	list =
@@ -435,7 +438,7 @@ jq_scheduler_main(Datum arg)
 		now = GetCurrentTimestamp();
 		pgstat_report_stat(false);
 		pgstat_report_activity(STATE_IDLE, NULL);
-		if (*(volatile bool *) &jq_dbs[jq_sched_dbix].leave)
+		if (jq_db_is_left(jq_sched_dbix))
 			break; /* what is owed is left to the next one */
 		if (look_again == DT_NOEND)
 		{

@@ -13,6 +13,7 @@
 #include "consumer.h"
 #include "directory.h"
 #include "fetched.h"
+#include "fmgr.h"
 #include "guc.h"
 #include "inflight.h"
 #include "keylock.h"
@@ -28,6 +29,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "structbench.h"
+#include "utils/builtins.h"
 #include "waiter.h"
 #include "xids.h"
 
@@ -216,3 +218,30 @@ jq_check_primary(const char *function)
 					 "This server is a standby: connect to the primary, for "
 					 "example with target_session_attrs=read-write.")));
 }
+
+#ifdef JQ_TESTING
+/* what is in use, by all databases: for tests that look for what is left over */
+PG_FUNCTION_INFO_V1(jq_memory_use);
+Datum
+jq_memory_use(PG_FUNCTION_ARGS)
+{
+	int nlanes = 0, nqueues = 0;
+	int i;
+
+	(void) fcinfo;
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
+	for (i = 0; i < jq_shared->nlanes; i++)
+		nlanes += jq_lanes[i].nclaimed > 0 || jq_lanes[i].nready > 0 ||
+				  pg_atomic_read_u32(&jq_lanes[i].nparked) > 0;
+	for (i = 0; i < jq_shared->nqueues; i++)
+		nqueues += OidIsValid(jq_queues[i].db) && jq_queues[i].pinned;
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(
+		"entries %d, lanes %d, queues %d, held %u, fetched %u, spilled keys %u, orders %u",
+		jq_shared->nentries - (int) pg_atomic_read_u32(&jq_shared->pool_nfree),
+		nlanes, nqueues, pg_atomic_read_u32(&jq_shared->nheld),
+		pg_atomic_read_u32(&jq_shared->nfetched),
+		pg_atomic_read_u32(&jq_shared->spilled_keys),
+		pg_atomic_read_u32(&jq_shared->key_orders))));
+}
+#endif

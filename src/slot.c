@@ -115,6 +115,16 @@ jq_slot_reserve(int group, uint64 *generation)
 	return i;
 }
 
+/* JQ_LOCK_SLOT held: a worker has not come up; the more have not, the later is
+ * the next */
+static void
+start_failed(JqGroup *g)
+{
+	g->nfailed++;
+	g->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												jq_db_retry_ms(g->nfailed));
+}
+
 /* JQ_LOCK_SLOT held */
 static void
 slot_free(JqSlot *s)
@@ -133,13 +143,17 @@ slot_free(JqSlot *s)
 }
 
 void
-jq_slot_unreserve(int slot, uint64 generation)
+jq_slot_unreserve(int slot, uint64 generation, bool failed)
 {
 	JqSlot *s = &jq_slots[slot];
 
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	if (s->state == JQ_SLOT_STARTING && s->generation == generation)
+	{
+		if (failed)
+			start_failed(&jq_groups[s->group]);
 		slot_free(s);
+	}
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 }
 
@@ -180,6 +194,9 @@ jq_slot_detach(void)
 		/* it may have been idle, and given one until now */
 		place = s->place;
 		s->place = JQ_NO_PLACE;
+		/* it could not connect */
+		if (s->state == JQ_SLOT_STARTING)
+			start_failed(&jq_groups[s->group]);
 		slot_free(s);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));

@@ -105,8 +105,8 @@ extern void jq_slot_init(void);
 
 /* launcher: reserve a slot for a group; -1 = none left */
 extern int jq_slot_reserve(int group, uint64 *generation);
-/* launcher: its process did not come up */
-extern void jq_slot_unreserve(int slot, uint64 generation);
+/* launcher: its process did not come up, or (not failed) was never made */
+extern void jq_slot_unreserve(int slot, uint64 generation, bool failed);
 /* worker: the slot is ours; false = it is not (any more) */
 extern bool jq_slot_attach(int slot, uint64 generation);
 extern void jq_slot_detach(void);

@@ -36,6 +36,7 @@
 #include "runhere.h"
 #include "session.h"
 #include "slot.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utility.h"
@@ -140,9 +141,9 @@ database_to_leave(Node *stmt)
 /*
  * Ask what is idle in the database to leave, keep new processes out, and wait
  * a moment for them.  A job that runs is a session like any other: the
- * statement itself decides about it.
+ * statement itself decides about it.  Returns how many there are.
  */
-static void
+static int
 leave_database(Oid db, int dbix)
 {
 	TimestampTz until =
@@ -152,11 +153,11 @@ leave_database(Oid db, int dbix)
 	{
 		int procno;
 		bool busy = false;
+		int nrunning = 0;
 		int i;
 
 		jq_slot_stop_idle(db, InvalidOid);
-		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-		jq_dbs[dbix].leave = true;
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
 		procno = jq_dbs[dbix].sched_state == JQ_SCHED_RUNNING ?
 					 jq_dbs[dbix].sched_procno :
 					 -1;
@@ -167,13 +168,18 @@ leave_database(Oid db, int dbix)
 			SetLatch(&GetPGProcByNumber(procno)->procLatch);
 		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_SHARED);
 		for (i = 0; i < jq_shared->nslots; i++)
-			if (jq_slots[i].state != JQ_SLOT_FREE &&
-				jq_groups[jq_slots[i].group].db == db &&
-				jq_claim_cells[i].id == 0)
+		{
+			if (jq_slots[i].state == JQ_SLOT_FREE || i == jq_my_slot ||
+				jq_groups[jq_slots[i].group].db != db)
+				continue;
+			if (jq_claim_cells[i].id == 0)
 				busy = true;
+			else
+				nrunning++;
+		}
 		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 		if (!busy || GetCurrentTimestamp() > until)
-			return;
+			return nrunning;
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10L,
 						 PG_WAIT_EXTENSION);
@@ -182,13 +188,37 @@ leave_database(Oid db, int dbix)
 	}
 }
 
+/* also where the session ends in the middle of the statement */
 static void
-return_to_database(int dbix)
+return_to_database(int code, Datum dbix)
 {
-	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-	jq_dbs[dbix].leave = false;
-	LWLockRelease(jq_lock(JQ_LOCK_DB));
-	jq_launcher_wake();
+	(void) code;
+	jq_db_return(DatumGetInt32(dbix));
+}
+
+static bool
+ends_sessions(Node *stmt)
+{
+	ListCell *lc;
+
+	if (!IsA(stmt, DropdbStmt))
+		return false;
+	foreach(lc, ((DropdbStmt *) stmt)->options)
+		if (strcmp(((DefElem *) lfirst(lc))->defname, "force") == 0)
+			return true;
+	return false;
+}
+
+static void
+tell_of_jobs(Oid db, int n)
+{
+	ereport(
+		NOTICE,
+		(errmsg_plural("%d job of jobqueue runs in database \"%s\"",
+					   "%d jobs of jobqueue run in database \"%s\"", n, n,
+					   get_database_name(db)),
+		 errhint(
+			 "They are waited for, for 5 seconds. If that is too short, run jobqueue_quiesce() there first; DROP DATABASE ... WITH (FORCE) ends them.")));
 }
 
 /* ---------------------------------------------------- prepared transactions */
@@ -322,23 +352,33 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		return;
 	}
 	db = RecoveryInProgress() ? InvalidOid : database_to_leave(stmt);
-	if (OidIsValid(db) && db != MyDatabaseId)
-	{
+	/* one's own can be copied, and nothing else */
+	if (OidIsValid(db) && (db != MyDatabaseId || IsA(stmt, CreatedbStmt)))
 		dbix = jq_dir_db(db, false);
-		if (dbix >= 0)
-			leave_database(db, dbix);
-	}
-	PG_TRY();
+	if (dbix >= 0)
 	{
+		jq_db_leave(dbix);
+		PG_ENSURE_ERROR_CLEANUP(return_to_database, Int32GetDatum(dbix));
+		{
+			int n = leave_database(db, dbix);
+
+			if (n > 0 && !ends_sessions(stmt))
+				tell_of_jobs(db, n);
+			next_hook(pstmt, queryString, readOnlyTree, context, params,
+					  queryEnv, dest, qc);
+		}
+		PG_END_ENSURE_ERROR_CLEANUP(return_to_database, Int32GetDatum(dbix));
+		/* before anybody may start there again */
+		if (IsA(stmt, DropdbStmt))
+		{
+			jq_dir_purge_db(db);
+			jq_db_set_absent(dbix, true);
+		}
+		jq_db_return(dbix);
+	}
+	else
 		next_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
 				  dest, qc);
-	}
-	PG_FINALLY();
-	{
-		if (dbix >= 0)
-			return_to_database(dbix);
-	}
-	PG_END_TRY();
 	if (IsA(stmt, AlterRoleSetStmt) && ((AlterRoleSetStmt *) stmt)->role)
 		jq_publish_recycle(
 			get_rolespec_oid(((AlterRoleSetStmt *) stmt)->role, false));
@@ -346,13 +386,11 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		jq_publish_recycle(InvalidOid);
 	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
 		jq_fetched_lose_mine(JQ_LOSS_CLIENT); /* it is somebody else's now */
-	if (IsA(stmt, DropdbStmt) && dbix >= 0)
-	{
-		jq_dir_purge_db(db);
-		jq_db_set_absent(dbix, true);
-	}
-	if (IsA(stmt, CreatedbStmt))
-		jq_db_scan_wanted();
+	if ((IsA(stmt, CreatedbStmt) || IsA(stmt, AlterDatabaseStmt)) &&
+		IsTransactionState())
+		jq_publish_databases();
+	if (IsA(stmt, AlterDatabaseStmt) && IsTransactionState())
+		jq_publish_recycle(InvalidOid); /* it may take no connections now */
 	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
 		jq_lockkey_discard();
 }
