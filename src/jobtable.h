@@ -81,9 +81,11 @@ typedef struct JqTable
 	Oid archive;
 	Oid queue_version; /* sequence */
 	Oid consumer;
+	Oid paused_role; /* InvalidOid: the SQL objects are of 1.0 */
 	Oid unique;
 	Oid unique_pk;
 	Oid unique_expiry;
+	char version[16]; /* of the SQL objects */
 	int64 home;
 	Oid meta_database;
 	bool plain; /* no columns, triggers, indexes of others:
@@ -113,6 +115,13 @@ typedef enum JqFetch
 
 /* the tables of this database, or NULL: the extension is not here */
 extern JqTable *jq_table(void);
+/*
+ * Are the SQL objects newer than this library?  Then jq_table() is an ERROR.
+ * Their version is copied to buf.
+ */
+extern bool jq_table_is_newer(char *buf, Size size);
+/* the extension was updated: whatever processes know of it is looked up anew */
+extern void jq_table_changed(void);
 /* moves when jobqueue_consumer may have changed */
 extern uint32 jq_table_consumers_generation;
 /* is it one of the tables that jobs are in?  Looks nothing up. */
