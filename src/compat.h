@@ -88,6 +88,18 @@
 #define jq_database_invalid(form) false
 #endif
 
+/* may he SET ROLE to it? */
+#include "utils/acl.h"
+static inline bool
+jq_can_set_role(Oid member, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return member_can_set_role(member, role);
+#else
+	return is_member_of_role(member, role);
+#endif
+}
+
 /* what the loader compares, and from 18 on pg_get_loaded_modules() shows */
 #if PG_VERSION_NUM >= 180000
 #define JQ_MODULE_MAGIC(n, v) PG_MODULE_MAGIC_EXT(.name = (n), .version = (v))

@@ -23,6 +23,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
+#include "pausedrole.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 
@@ -189,6 +190,7 @@ db_try_reuse(int ix)
 	if (reuse)
 	{
 		jq_dir_forget_settings(ix);
+		jq_role_forget_db(d->oid);
 		dir_drop(JQ_DIR_DB, d->oid, InvalidOid, "");
 	}
 	return reuse;
@@ -529,6 +531,7 @@ found:
 	l->dbix = dbix;
 	l->group = group;
 	l->queue_ix = queue_ix;
+	l->role_paused = jq_role_is_paused_locked(db, role);
 	for (j = 0; j < JQ_LEVELS; j++)
 		l->head[j] = l->tail[j] = JQ_NIL;
 
@@ -638,6 +641,7 @@ jq_dir_purge_db(Oid db)
 		jq_dir_forget_settings(dbix);
 		jq_db_request_quietly(dbix, JQ_REQ_SETTINGS);
 	}
+	jq_role_forget_db(db);
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
 	if (dbix >= 0)
 	{

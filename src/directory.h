@@ -64,6 +64,7 @@ typedef struct JqDb
 	int leave;				   /* so many statements want it empty */
 	bool closed;			   /* it takes no connections */
 	int nfailed;			   /* schedulers in a row that did not come up */
+	bool told_version;		   /* that the SQL objects are old */
 	Oid relid;				   /* jobqueue_job when last seen */
 	TimestampTz next_prune;	   /* DT_NOEND = nothing is to leave the history */
 	TimestampTz next_lease;	   /* DT_NOEND = no lease ends */
@@ -147,9 +148,10 @@ typedef struct JqLane
 	int64 low_id;	/* no unknown row has a smaller id */
 	bool filling;	/* a refill is under way */
 	bool want_refill;
-	int held_back;			  /* publishers that are not done yet */
-	bool starved;			  /* its last refill found no room */
-	uint32 nready;			  /* read without lock as a hint */
+	int held_back;	  /* publishers that are not done yet */
+	bool starved;	  /* its last refill found no room */
+	bool role_paused; /* see pausedrole.c; JQ_LOCK_DIR too, to change it */
+	uint32 nready;	  /* read without lock as a hint */
 	pg_atomic_uint32 nparked; /* waiting for keys; less under key locks, too */
 	uint32 low_water;		  /* refill when nready falls to it */
 	uint32 nclaimed;
@@ -203,7 +205,8 @@ extern void jq_dir_forget_settings(int dbix);
 static inline bool
 jq_lane_stopped(const JqLane *l)
 {
-	return pg_atomic_read_u32(&jq_queues[l->queue_ix].stopped) != 0;
+	return pg_atomic_read_u32(&jq_queues[l->queue_ix].stopped) != 0 ||
+		   *(volatile const bool *) &l->role_paused;
 }
 
 /* the same, or is its queue at a limit? */

@@ -38,6 +38,7 @@
 #include "lane.h"
 #include "limit.h"
 #include "miscadmin.h"
+#include "pausedrole.h"
 #include "progress.h"
 #include "publish.h"
 #include "recent.h"
@@ -396,6 +397,23 @@ queue_is_stopped(JqExplain *e)
 						 e->queue);
 	else
 		return false;
+	return true;
+}
+
+static bool
+role_is_paused(JqExplain *e)
+{
+	const char *role;
+
+	if (!jq_role_is_paused(MyDatabaseId, e->owner))
+		return false;
+	role = GetUserNameFromId(e->owner, true);
+	if (role == NULL)
+		return false; /* it does not exist any more */
+	appendStringInfo(&e->out,
+					 "role %s is paused until jobqueue_resume_role(%s)",
+					 quote_identifier(role),
+					 quote_literal_cstr(quote_identifier(role)));
 	return true;
 }
 
@@ -813,6 +831,7 @@ static const JqExplainCheck checks[] = {
 	/* what stops many */
 	is_switched_off,
 	queue_is_stopped,
+	role_is_paused,
 	queue_is_held_back,
 	role_cannot_run,
 	queue_is_at_limit,

@@ -279,6 +279,19 @@ carry_out(JqTable *t, const JqSchedule *s, bool alive, Verdict *v)
 
 /* ------------------------------------------------------------------- rows */
 
+/*
+ * A schedule of a paused role waits as if the server were down; when the role is
+ * resumed all are looked at.
+ */
+static const char *
+not_of_paused_role(JqTable *t)
+{
+	return OidIsValid(t->paused_role) ?
+			   " AND NOT EXISTS (SELECT FROM %s.jobqueue_paused_role p"
+			   " WHERE p.role::oid = s.owner::oid)" :
+			   "";
+}
+
 /* those that are due from a place in the index on */
 static JqSchedule *
 read_due(JqTable *t, TimestampTz now, TimestampTz from, int64 from_id,
@@ -288,9 +301,10 @@ read_due(JqTable *t, TimestampTz now, TimestampTz from, int64 from_id,
 	static JqKept looking;
 	const char *sql = psprintf(
 		"SELECT %s FROM %%s.jobqueue_schedule s WHERE NOT paused"
-		" AND next_run <= $1 AND (next_run, id) > ($2, $3) AND home = $4"
+		" AND next_run <= $1 AND (next_run, id) > ($2, $3) AND home = $4%s"
 		" ORDER BY next_run, id LIMIT $5%s",
-		jq_schedule_columns, lock ? " FOR UPDATE SKIP LOCKED" : "");
+		jq_schedule_columns, not_of_paused_role(t),
+		lock ? " FOR UPDATE SKIP LOCKED" : "");
 	MemoryContext context = CurrentMemoryContext;
 	Oid types[5] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID};
 	Datum values[5];
@@ -536,9 +550,6 @@ jq_sched_rehearse(TimestampTz next)
 void
 jq_sched_find_next_schedule(TimestampTz from)
 {
-	static const char *const sql =
-		"SELECT min(next_run) FROM %s.jobqueue_schedule"
-		" WHERE NOT paused AND next_run >= $1 AND home = $2";
 	static JqKept kept;
 	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
 	Datum values[2];
@@ -552,7 +563,12 @@ jq_sched_find_next_schedule(TimestampTz from)
 		values[0] = TimestampTzGetDatum(from);
 		values[1] = Int64GetDatum(t->home);
 		jq_owner_begin(t, &state);
-		jq_owner_execute_kept(t, &kept, sql, 2, types, values);
+		jq_owner_execute_kept(
+			t, &kept,
+			psprintf("SELECT min(next_run) FROM %%s.jobqueue_schedule s"
+					 " WHERE NOT paused AND next_run >= $1 AND home = $2%s",
+					 not_of_paused_role(t)),
+			2, types, values);
 		if (SPI_processed == 1)
 		{
 			bool isnull;

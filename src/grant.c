@@ -18,6 +18,7 @@
 #include "catalog/pg_depend.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "command.h"
 #include "compat.h"
 #include "executor/spi.h"
@@ -40,7 +41,8 @@
 #define VIEWS                                                                  \
 	"jobqueue_status", "jobqueue_jobs", "jobqueue_running", "jobqueue_recent", \
 		"jobqueue_history", "jobqueue_keys", "jobqueue_workers",               \
-		"jobqueue_queues", "jobqueue_services", "jobqueue_schedules"
+		"jobqueue_queues", "jobqueue_services", "jobqueue_schedules",          \
+		"jobqueue_paused_roles"
 #define VIEW_FUNCTIONS                                                         \
 	"jobqueue_home", "jobqueue_at_home", "jobqueue_sight",                     \
 		"jobqueue_queue_stats", "jobqueue_counts", "jobqueue_running_jobs",    \
@@ -77,6 +79,7 @@ static const char *const use_members[] = {"jobqueue_enqueue",
 										  "jobqueue_schedule",
 										  ACT_ON_SCHEDULES,
 										  "jobqueue_wait",
+										  "jobqueue_reassign",
 										  VIEW_FUNCTIONS,
 										  VIEWS,
 										  NULL};
@@ -98,6 +101,9 @@ static const char *const admin_members[] = {"jobqueue_cancel",
 											"jobqueue_configure",
 											"jobqueue_pause",
 											"jobqueue_drop_queue",
+											"jobqueue_pause_role",
+											"jobqueue_resume_role",
+											"jobqueue_reassign",
 											"jobqueue_grant",
 											"jobqueue_revoke",
 											"jobqueue_monitors",
@@ -183,6 +189,12 @@ role_may_execute(const char *name, Oid role, bool itself)
 	}
 	ReleaseSysCacheList(list);
 	return ok;
+}
+
+bool
+jq_role_may_enqueue(Oid role)
+{
+	return role_may_execute("jobqueue_enqueue", role, false);
 }
 
 static bool
@@ -410,6 +422,80 @@ change_consumer(JqTable *t, Oid role, const char *queue, bool grant)
 	return any;
 }
 
+/* to have this function is to have the level */
+static const struct
+{
+	const char *marker;
+	const char *const *list;
+} levels[] = {{"jobqueue_enqueue", use_members},
+			  {"jobqueue_unlock", lock_members},
+			  {"jobqueue_monitors", monitor_members},
+			  {"jobqueue_resume", admin_members}};
+
+/* all roles that have EXECUTE on such a function themselves */
+static List *
+roles_with(JqTable *t, const char *marker)
+{
+	static const char *const sql =
+		"SELECT DISTINCT a.grantee FROM pg_catalog.pg_proc p,"
+		" LATERAL pg_catalog.aclexplode(p.proacl) a"
+		" WHERE p.proname = $1 AND p.pronamespace = $2"
+		" AND a.privilege_type = 'EXECUTE' AND a.grantee <> 0"
+		" AND a.grantee <> p.proowner";
+	MemoryContext context = CurrentMemoryContext;
+	Oid types[2] = {TEXTOID, OIDOID};
+	Datum values[2];
+	JqOwnerState state;
+	List *list = NIL;
+	uint64 i;
+
+	values[0] = CStringGetTextDatum(marker);
+	values[1] = ObjectIdGetDatum(t->schema);
+	jq_owner_begin(t, &state);
+	jq_owner_read(t, sql, 2, types, values, NULL);
+	for (i = 0; i < SPI_processed; i++)
+	{
+		bool isnull;
+		Oid role =
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
+										   SPI_tuptable->tupdesc, 1, &isnull));
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		list = lappend_oid(list, role);
+		MemoryContextSwitchTo(old);
+	}
+	jq_owner_end(&state);
+	return list;
+}
+
+void
+jq_grant_complete(void)
+{
+	JqTable *t = jq_table();
+	int i;
+
+	for (i = 0; i < (int) lengthof(levels) && t != NULL; i++)
+	{
+		ListCell *lc;
+
+		foreach(lc, roles_with(t, levels[i].marker))
+		{
+			Oid role = lfirst_oid(lc);
+			JqOwnerState state;
+
+			/* its members may execute it, but of jobqueue_resume there are two */
+			if (!role_may_execute(levels[i].marker, role, true) ||
+				!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
+				continue;
+			jq_owner_begin(t, &state);
+			change_members(t, levels[i].list,
+						   quote_identifier(GetUserNameFromId(role, false)),
+						   true);
+			jq_owner_end(&state);
+		}
+	}
+}
+
 static void
 grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 {
@@ -470,14 +556,6 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 	if (!grant)
 	{
 		/* levels share members: what others still need is given back */
-		static const struct
-		{
-			const char *marker;
-			const char *const *list;
-		} levels[] = {{"jobqueue_enqueue", use_members},
-					  {"jobqueue_unlock", lock_members},
-					  {"jobqueue_monitors", monitor_members},
-					  {"jobqueue_resume", admin_members}};
 		int i;
 
 		CommandCounterIncrement();

@@ -23,4 +23,10 @@ extern bool jq_may_consume(const char *queue);
  */
 extern int jq_sight_of(Oid owner);
 
+/* has the role the level "use", by itself or by a membership? */
+extern bool jq_role_may_enqueue(Oid role);
+
+/* the extension was updated: who has a level has what came with it */
+extern void jq_grant_complete(void);
+
 #endif /* JQ_GRANT_H */

@@ -10,6 +10,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 #include "utils/varlena.h"
+#include "version.h"
 
 bool jobqueue_enabled = true;
 int jobqueue_max_workers = 4;
@@ -48,6 +49,30 @@ check_capture_settings(char **newval, void **extra, GucSource source)
 }
 
 void
+jq_guc_define_version(void)
+{
+	static char *version;
+
+#ifdef JQ_TESTING
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomBoolVariable(
+			"jobqueue.testing_old_library",
+			"Test builds: behaves like the library of version 1.0.", NULL,
+			&jobqueue_testing_old_library, false, PGC_POSTMASTER,
+			GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+	if (jobqueue_testing_old_library)
+		return;
+#endif
+	DefineCustomStringVariable("jobqueue.library_version",
+							   "Shows the version of the library that is "
+							   "loaded.",
+							   "The SQL objects of a database may be of an "
+							   "older one.",
+							   &version, JQ_VERSION, PGC_INTERNAL, 0, NULL,
+							   NULL, NULL);
+}
+
+void
 jq_guc_define(void)
 {
 	DefineCustomBoolVariable("jobqueue.enabled", "Runs jobs.",
@@ -74,7 +99,7 @@ jq_guc_define(void)
 	DefineCustomIntVariable("jobqueue.max_lanes",
 							"Sets how many combinations of database, role and "
 							"queue memory can hold at once.",
-							"One takes 3272 bytes of shared memory.",
+							"One takes 3280 bytes of shared memory.",
 							&jobqueue_max_lanes, 1024, 8, 65536, PGC_POSTMASTER,
 							0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_databases",

@@ -22,6 +22,8 @@ extern char *jobqueue_scheduled_for; /* read by jobs only */
 extern int jobqueue_max_jobs_per_role;
 
 extern void jq_guc_define(void);
+/* jobqueue.library_version */
+extern void jq_guc_define_version(void);
 
 /* the cap for one role that is in force */
 extern int jq_workers_per_role(void);

@@ -12,8 +12,9 @@
 #include "postmaster/bgworker.h"
 #include "shmem.h"
 #include "utility.h"
+#include "version.h"
 
-JQ_MODULE_MAGIC("jobqueue", "1.0");
+JQ_MODULE_MAGIC("jobqueue", JQ_VERSION);
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -21,6 +22,9 @@ void
 _PG_init(void)
 {
 	BackgroundWorker w;
+
+	/* the scripts of later versions want to see it, preloaded or not */
+	jq_guc_define_version();
 
 	/*
 	 * Without shared memory nothing works, and every function says so; a

@@ -201,6 +201,19 @@ at_home(LaneScan *s)
 			   s->t->home;
 }
 
+/* the row in read_slot: has it no command, and an owner to be left out? */
+static bool
+is_skipped(bool (*skip)(Oid owner))
+{
+	bool isnull;
+
+	if (skip == NULL)
+		return false;
+	(void) slot_getattr(read_slot, JQ_COL_COMMAND, &isnull);
+	return isnull && skip(DatumGetObjectId(
+						 slot_getattr(read_slot, JQ_COL_OWNER, &isnull)));
+}
+
 static bool
 read_visit(LaneScan *s, void *arg)
 {
@@ -208,7 +221,7 @@ read_visit(LaneScan *s, void *arg)
 	JqItem *item = &r->items[r->n];
 
 	r->max_visits--;
-	if (at_home(s))
+	if (at_home(s) && !is_skipped(r->skip))
 	{
 		int passed;
 
@@ -355,7 +368,8 @@ key_scan_jump(IndexScanDesc jump, ScanKeyData *keys, int32 *priority)
 
 int
 jq_rows_of_key(JqTable *t, const char *key, int keylen, JqPos from,
-			   int64 low_id, JqKeyRow *rows, int max, JqPos *upto)
+			   int64 low_id, bool (*skip)(Oid owner), JqKeyRow *rows, int max,
+			   JqPos *upto)
 {
 	Relation rel = table_open(t->job, AccessShareLock);
 	Relation index = index_open(t->key, AccessShareLock);
@@ -391,7 +405,8 @@ jq_rows_of_key(JqTable *t, const char *key, int keylen, JqPos from,
 			   index_getnext_slot(scan, ForwardScanDirection, read_slot))
 		{
 			CHECK_FOR_INTERRUPTS();
-			if (!read_key_row(t, key, keylen, now, &rows[n]))
+			if (!read_key_row(t, key, keylen, now, &rows[n]) ||
+				is_skipped(skip))
 				continue;
 			n++;
 			if (n == max)

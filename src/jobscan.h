@@ -20,6 +20,8 @@ typedef struct JqReader
 	/* is the row to be left out (not 0), and counted in npassed (2)? */
 	int (*pass)(const JqItem *item);
 	int npassed;
+	/* jobs without a command whose owner is one of those are left out */
+	bool (*skip)(Oid owner);
 	JqPos upto; /* everything before it has been read; ALL: to the end */
 } JqReader;
 
@@ -47,7 +49,7 @@ extern bool jq_lane_has_rows(JqTable *t, const char *queue, Oid owner);
 
 /*
  * Rows of a key from a position on, over all queues and owners: those that are
- * ready or due.  low_id as above.
+ * ready or due.  low_id and skip as above.
  */
 typedef struct JqKeyRow
 {
@@ -57,7 +59,8 @@ typedef struct JqKeyRow
 } JqKeyRow;
 
 extern int jq_rows_of_key(JqTable *t, const char *key, int keylen, JqPos from,
-						  int64 low_id, JqKeyRow *rows, int max, JqPos *upto);
+						  int64 low_id, bool (*skip)(Oid owner), JqKeyRow *rows,
+						  int max, JqPos *upto);
 
 /*
  * Ordered queues: the first row of the queue and key before pos that was started

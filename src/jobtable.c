@@ -47,6 +47,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "version.h"
 
 bool jq_bookkeeping = false;
 uint32 jq_table_consumers_generation = 0;
@@ -79,7 +80,8 @@ relcache_callback(Datum arg, Oid relid)
 		relid == table.expiry || relid == table.key || relid == table.tried ||
 		relid == table.archive || relid == table.sequence ||
 		relid == table.queue_version || relid == table.unique ||
-		relid == table.unique_pk || relid == table.unique_expiry)
+		relid == table.unique_pk || relid == table.unique_expiry ||
+		relid == table.paused_role)
 		table_valid = false;
 }
 
@@ -107,12 +109,13 @@ member(Oid schema, Oid extension, const char *name)
 }
 
 static bool
-extension_row(Oid extension, Oid *schema, Oid *owner)
+extension_row(Oid extension, Oid *schema, Oid *owner, char *version, Size size)
 {
 	Relation rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple tup;
+	bool isnull;
 
 	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(extension));
@@ -122,6 +125,10 @@ extension_row(Oid extension, Oid *schema, Oid *owner)
 	{
 		*schema = ((Form_pg_extension) GETSTRUCT(tup))->extnamespace;
 		*owner = ((Form_pg_extension) GETSTRUCT(tup))->extowner;
+		text_to_cstring_buffer(
+			DatumGetTextPP(heap_getattr(tup, Anum_pg_extension_extversion,
+										RelationGetDescr(rel), &isnull)),
+			version, size);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -187,6 +194,26 @@ index_info(Oid relid)
 	return info;
 }
 
+bool
+jq_table_is_newer(char *buf, Size size)
+{
+	Oid extension = get_extension_oid("jobqueue", true);
+	Oid schema, owner;
+
+	return OidIsValid(extension) &&
+		   extension_row(extension, &schema, &owner, buf, size) &&
+		   jq_version_compare(buf, jq_version()) > 0;
+}
+
+void
+jq_table_changed(void)
+{
+	JqTable *t = jq_table();
+
+	if (t != NULL)
+		CacheInvalidateRelcacheByRelid(t->job);
+}
+
 static bool
 lookup(JqTable *t)
 {
@@ -196,8 +223,19 @@ lookup(JqTable *t)
 	memset(t, 0, sizeof(*t));
 	t->extension = get_extension_oid("jobqueue", true);
 	if (!OidIsValid(t->extension) ||
-		!extension_row(t->extension, &t->schema, &t->owner))
+		!extension_row(t->extension, &t->schema, &t->owner, t->version,
+					   sizeof(t->version)))
 		return false;
+	if (jq_version_compare(t->version, jq_version()) > 0)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg(
+				 "the SQL objects of extension \"jobqueue\" are of version %s, the server runs the library of version %s",
+				 t->version, jq_version()),
+			 errhint(
+				 "Install the library of version %s or later, and restart the server.",
+				 t->version)));
 	t->job = member(t->schema, t->extension, "jobqueue_job");
 	t->pk = member(t->schema, t->extension, "jobqueue_job_pkey");
 	t->ready = member(t->schema, t->extension, "jobqueue_job_ready");
@@ -215,6 +253,9 @@ lookup(JqTable *t)
 	t->unique_expiry =
 		member(t->schema, t->extension, "jobqueue_unique_expiry");
 	t->consumer = member(t->schema, t->extension, "jobqueue_consumer");
+	if (jq_version_compare(t->version, "1.1") >= 0)
+		t->paused_role =
+			member(t->schema, t->extension, "jobqueue_paused_role");
 	t->meta = member(t->schema, t->extension, "jobqueue_meta");
 	if (!OidIsValid(t->job) || !OidIsValid(t->meta))
 		return false; /* CREATE EXTENSION is under way */
@@ -223,7 +264,9 @@ lookup(JqTable *t)
 		!OidIsValid(t->tried) || !OidIsValid(t->sequence) ||
 		!OidIsValid(t->archive) || !OidIsValid(t->queue_version) ||
 		!OidIsValid(t->unique) || !OidIsValid(t->unique_pk) ||
-		!OidIsValid(t->unique_expiry) || !OidIsValid(t->consumer))
+		!OidIsValid(t->unique_expiry) || !OidIsValid(t->consumer) ||
+		(!OidIsValid(t->paused_role) && !creating_extension &&
+		 jq_version_compare(t->version, "1.1") >= 0))
 	{
 		if (creating_extension)
 			return false;
@@ -786,28 +829,31 @@ void
 jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql, int nargs,
 					  Oid *types, Datum *values)
 {
+	char *text = jq_owner_statement(t, sql);
 	int rc;
 
-	if (kept->plan != NULL && strcmp(kept->schema_name, t->schema_name) != 0)
+	if (kept->plan != NULL && strcmp(kept->text, text) != 0)
 	{
 		SPI_freeplan(kept->plan);
 		kept->plan = NULL;
+		pfree(kept->text);
 	}
 	if (kept->plan == NULL)
 	{
-		char *text = jq_owner_statement(t, sql);
 		SPIPlanPtr plan =
 			SPI_prepare_cursor(text, nargs, types, CURSOR_OPT_GENERIC_PLAN);
 
-		if (plan == NULL || SPI_keepplan(plan) != 0)
+		if (plan == NULL)
 			elog(ERROR, "could not prepare \"%s\": %s", text,
 				 SPI_result_code_string(SPI_result));
-		strlcpy(kept->schema_name, t->schema_name, sizeof(kept->schema_name));
+		kept->text = MemoryContextStrdup(TopMemoryContext, text);
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not keep the plan of \"%s\"", text);
 		kept->plan = plan;
 	}
 	rc = SPI_execute_plan(kept->plan, values, NULL, false, 0);
 	if (rc < 0)
-		elog(ERROR, "could not execute \"%s\": %s", sql,
+		elog(ERROR, "could not execute \"%s\": %s", text,
 			 SPI_result_code_string(rc));
 }
 

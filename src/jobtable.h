@@ -82,9 +82,11 @@ typedef struct JqTable
 	Oid archive;
 	Oid queue_version; /* sequence */
 	Oid consumer;
+	Oid paused_role; /* InvalidOid: the SQL objects are of 1.0 */
 	Oid unique;
 	Oid unique_pk;
 	Oid unique_expiry;
+	char version[16]; /* of the SQL objects */
 	int64 home;
 	Oid meta_database;
 	bool plain; /* no columns, triggers, indexes of others:
@@ -114,6 +116,13 @@ typedef enum JqFetch
 
 /* the tables of this database, or NULL: the extension is not here */
 extern JqTable *jq_table(void);
+/*
+ * Are the SQL objects newer than this library?  Then jq_table() is an ERROR.
+ * Their version is copied to buf.
+ */
+extern bool jq_table_is_newer(char *buf, Size size);
+/* the extension was updated: whatever processes know of it is looked up anew */
+extern void jq_table_changed(void);
 /* moves when jobqueue_consumer may have changed */
 extern uint32 jq_table_consumers_generation;
 /* is it one of the tables that jobs are in?  Looks nothing up. */
@@ -196,12 +205,13 @@ extern void jq_owner_end(JqOwnerState *state);
 extern int jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 							Datum *values, const char *nulls);
 /*
- * The same with a plan that is made once in a process, for what has to be quick;
- * what is kept of it is in *kept, static and zero at first.
+ * The same with a plan that is made once in a process, and again if the text is
+ * another one, for what has to be quick; what is kept of it is in *kept, static and
+ * zero at first.
  */
 typedef struct JqKept
 {
-	char schema_name[NAMEDATALEN];
+	char *text;
 	void *plan; /* SPIPlanPtr */
 } JqKept;
 

@@ -33,6 +33,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "pause.h"
+#include "pausedrole.h"
 #include "prepared.h"
 #include "publish.h"
 #include "quota.h"
@@ -89,6 +90,11 @@ static int nkeys, maxkeys;
 static JqQueueRow *settings; /* in the order in which they were given */
 static int nsettings, maxsettings;
 static bool settings_unknown;
+/* one of a subtransaction that aborts is paused until the table has been read */
+#define PAUSED_MAX 32
+static Oid paused_roles[PAUSED_MAX];
+static int npaused_roles;
+static bool roles_unknown;
 static int *frozen; /* lanes that we hold back, by index in lanes[] */
 static int nfrozen, maxfrozen;
 static TimestampTz first_due;
@@ -156,6 +162,8 @@ forget_all(void)
 	nfrozen = maxfrozen = 0;
 	nsettings = maxsettings = 0;
 	settings_unknown = false;
+	npaused_roles = 0;
+	roles_unknown = false;
 	first_due = DT_NOEND;
 	first_expiry = DT_NOEND;
 	first_prune = DT_NOEND;
@@ -456,6 +464,23 @@ jq_publish_settings_unknown(void)
 }
 
 void
+jq_publish_paused_role(Oid role)
+{
+	enter_level();
+	if (npaused_roles < PAUSED_MAX)
+		paused_roles[npaused_roles++] = role;
+	else
+		settings_unknown = true;
+}
+
+void
+jq_publish_roles_unknown(void)
+{
+	enter_level();
+	roles_unknown = true;
+}
+
+void
 jq_publish_freeze(Oid owner, const char *queue)
 {
 	int lane;
@@ -538,6 +563,15 @@ push_settings(void)
 		jq_queue_apply(MyDatabaseId, &settings[i]);
 	if (settings_unknown)
 		jq_queue_forget(MyDatabaseId);
+	for (i = 0; i < npaused_roles; i++)
+		jq_role_pause(MyDatabaseId, paused_roles[i]);
+	if (roles_unknown)
+	{
+		int dbix = jq_dir_db(MyDatabaseId, true);
+
+		if (dbix >= 0)
+			jq_db_request(dbix, JQ_REQ_SETTINGS);
+	}
 }
 
 static void
@@ -686,7 +720,8 @@ prepare(void)
 	memset(&p, 0, sizeof(p));
 	strlcpy(p.gid, prepare_gid, sizeof(p.gid));
 	p.db = MyDatabaseId;
-	p.settings = nsettings > 0 || settings_unknown;
+	p.settings =
+		nsettings > 0 || settings_unknown || npaused_roles > 0 || roles_unknown;
 	p.count_anew = count_anew;
 	p.after = waiting_first != 0 || nended > 0 || after_unknown || deleted;
 	p.schedules = first_schedule != 0 && first_schedule != DT_NOEND;

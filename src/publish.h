@@ -54,6 +54,11 @@ extern void jq_publish_settings(const JqQueueRow *row);
 /* it changed settings of queues that we know nothing else about */
 extern void jq_publish_settings_unknown(void);
 
+/* this transaction has paused a role */
+extern void jq_publish_paused_role(Oid role);
+/* it has resumed roles, or who knows what it did about them */
+extern void jq_publish_roles_unknown(void);
+
 /* rows of a prepared transaction that has committed */
 struct JqPrepared;
 extern void jq_publish_prepared(const struct JqPrepared *p);

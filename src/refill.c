@@ -14,6 +14,7 @@
 #include "lane.h"
 #include "miscadmin.h"
 #include "pause.h"
+#include "pausedrole.h"
 #include "scheduler.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -124,6 +125,12 @@ answered_for(const JqItem *item)
 			   2;
 }
 
+static bool
+is_of_paused_role(Oid owner)
+{
+	return jq_role_is_paused(MyDatabaseId, owner);
+}
+
 static void
 refill_lane(int lane)
 {
@@ -149,6 +156,7 @@ refill_lane(int lane)
 			r.max = refill.room;
 			r.max_visits = VISITS_AT_ONCE;
 			r.pass = answered_for;
+			r.skip = is_of_paused_role;
 			this_lane = lane;
 			this_passed = refill.passed;
 			jq_rows_ready(t, queue, owner, refill.from, refill.low_id, &r);
@@ -241,7 +249,8 @@ read_key(JqKeyWant *k, JqPos from, int64 low_id, int room, int *n, JqPos *upto)
 	*n = 0;
 	*upto = JQ_POS_ALL;
 	if (t != NULL && t->meta_database == MyDatabaseId)
-		*n = jq_rows_of_key(t, k->key, k->len, from, low_id, rows, room, upto);
+		*n = jq_rows_of_key(t, k->key, k->len, from, low_id, is_of_paused_role,
+							rows, room, upto);
 	jq_sched_commit();
 	return rows;
 }

@@ -41,7 +41,7 @@ jq_row_check_owner(Oid owner)
 		return;
 	if (OidIsValid(owner) &&
 		SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner)) &&
-		is_member_of_role(GetUserId(), owner))
+		jq_can_set_role(GetUserId(), owner))
 		return;
 	ereport(
 		ERROR,

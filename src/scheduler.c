@@ -27,6 +27,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "commands/dbcommands.h"
 #include "compat.h"
 #include "configure.h"
 #include "database.h"
@@ -41,11 +42,13 @@
 #include "lease.h"
 #include "miscadmin.h"
 #include "pause.h"
+#include "pausedrole.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "publish.h"
 #include "queue.h"
 #include "recent.h"
+#include "role.h"
 #include "scheduler.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -56,6 +59,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "version.h"
 #include "worker.h"
 
 #define IDLE_MS 10000
@@ -165,12 +169,16 @@ read_settings(TimestampTz unused)
 	JqQueueRow *rows;
 	int n;
 	JqQueueSeen *seen;
+	uint32 seen_roles;
+	Oid *roles;
+	int nroles;
 	JqTable *t;
 
 	(void) unused;
 	/* until then nothing is taken from a lane, so nobody takes their keys */
 	jq_sched_read_leases();
 	seen = jq_queue_load_begin(jq_sched_dbix);
+	seen_roles = jq_role_load_begin();
 	t = jq_sched_begin();
 	if (t == NULL)
 	{
@@ -178,8 +186,22 @@ read_settings(TimestampTz unused)
 		return;
 	}
 	rows = jq_settings_read(t, &n);
+	roles = jq_paused_roles_read(t, &nroles);
 	jq_sched_commit();
 	JQ_PAUSE("settings-after-snapshot");
+	/* first, as what is known of queues lets lanes go on */
+	if (!jq_role_load(jq_sched_dbix, seen_roles, roles, nroles))
+	{
+		ereport(WARNING,
+				(errmsg("more roles are paused than memory has place for"),
+				 errdetail("No job of database with OID %u is started.",
+						   MyDatabaseId),
+				 errhint("Increase jobqueue.max_lanes (now %d).",
+						 jobqueue_max_lanes)));
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_SETTINGS);
+		jq_sched_again_in(60000);
+		return;
+	}
 	if (!jq_queue_load(jq_sched_dbix, seen, rows, n))
 	{
 		static TimestampTz warned;
@@ -340,14 +362,51 @@ sleep_until(TimestampTz wake)
 	QueryCancelPending = false;
 }
 
+/* once in the life of the server: it is served, without what is new */
+static void
+say_old(JqTable *t)
+{
+	bool told;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+	told = jq_dbs[jq_sched_dbix].told_version;
+	jq_dbs[jq_sched_dbix].told_version = true;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	if (!told)
+		ereport(
+			LOG,
+			(errmsg(
+				 "the SQL objects of extension \"jobqueue\" in database \"%s\" are of version %s, the library is of version %s",
+				 get_database_name(MyDatabaseId), t->version, jq_version()),
+			 errhint(
+				 "Run ALTER EXTENSION jobqueue UPDATE there to have what is new.")));
+}
+
 /* is the extension here, and is this a place to stay? */
 static bool
 look_around(bool *template)
 {
-	JqTable *t;
+	char version[16];
+	JqTable *t = NULL;
 	HeapTuple tup;
 
-	t = jq_sched_begin();
+	jq_begin_bookkeeping();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	/* said once: the database then counts as one without the extension, until
+	 * somebody enqueues there, which is an error */
+	if (jq_table_is_newer(version, sizeof(version)))
+		ereport(
+			WARNING,
+			(errmsg(
+				 "no job of database \"%s\" runs: the SQL objects of extension \"jobqueue\" are of version %s, the server runs the library of version %s",
+				 get_database_name(MyDatabaseId), version, jq_version()),
+			 errhint(
+				 "Install the library of version %s or later, and restart the server.",
+				 version)));
+	else
+		t = jq_table();
+	if (t != NULL && jq_version_compare(t->version, jq_version()) < 0)
+		say_old(t);
 	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
 	*template = HeapTupleIsValid(tup) &&
 				((Form_pg_database) GETSTRUCT(tup))->datistemplate;

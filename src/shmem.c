@@ -19,6 +19,7 @@
 #include "keylock.h"
 #include "miscadmin.h"
 #include "pause.h"
+#include "pausedrole.h"
 #include "pool.h"
 #include "prepared.h"
 #include "progress.h"
@@ -96,6 +97,7 @@ shmem_request(void)
 	size = add_size(size, jq_waiter_size());
 	size = add_size(size, jq_fetched_size());
 	size = add_size(size, jq_consumer_size());
+	size = add_size(size, jq_paused_role_size());
 #ifdef JQ_TESTING
 	size = add_size(size, jq_pause_size());
 	size = add_size(size, jq_bench_size());
@@ -168,6 +170,7 @@ shmem_startup(void)
 	jq_waiter_init();
 	jq_fetched_init();
 	jq_consumer_init();
+	jq_paused_role_init();
 #ifdef JQ_TESTING
 	jq_pause_init();
 	jq_bench_init();

@@ -103,7 +103,7 @@ typedef struct JqShared
 
 extern JqShared *jq_shared;
 
-#define JQ_ABI 1
+#define JQ_ABI 2
 
 extern void jq_shmem_init_hooks(void);
 extern bool jq_shmem_ready(void);

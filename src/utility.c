@@ -7,6 +7,8 @@
  *		DROP, RENAME, ... of a database, CREATE DATABASE ... TEMPLATE
  *								idle workers and the scheduler leave it, if the
  *								user may do what he asks for
+ *		ALTER EXTENSION			what processes know of it is looked up anew, and
+ *								levels get what is new
  *		CREATE DATABASE, CREATE EXTENSION
  *								the launcher looks for new databases
  *		DISCARD ALL				the keys that the session has locked, and what it has
@@ -27,6 +29,8 @@
 #include "database.h"
 #include "executor/spi.h"
 #include "fetched.h"
+#include "grant.h"
+#include "jobtable.h"
 #include "lockkey.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -391,6 +395,13 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		jq_publish_databases();
 	if (IsA(stmt, AlterDatabaseStmt) && IsTransactionState())
 		jq_publish_recycle(InvalidOid); /* it may take no connections now */
+	if (IsA(stmt, AlterExtensionStmt) &&
+		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0)
+	{
+		CommandCounterIncrement();
+		jq_table_changed();
+		jq_grant_complete();
+	}
 	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
 		jq_lockkey_discard();
 }

@@ -94,10 +94,11 @@ END
 sub node { return $node; }
 sub superuser { return $superuser; }
 
-# the extension and the common functions in another database
+# the extension (of a version) and the common functions in another database
 sub add_database
 {
-	my ($db) = @_;
+	my ($db, $version) = @_;
+	my $of = $version ? " VERSION '$version'" : '';
 	my $pause = <<'END';
 CREATE FUNCTION jq_pause_arm(text) RETURNS void
 	AS '$libdir/jobqueue', 'jq_pause_arm' LANGUAGE C STRICT;
@@ -107,7 +108,7 @@ CREATE FUNCTION jq_pause_release(text) RETURNS bool
 	AS '$libdir/jobqueue', 'jq_pause_release' LANGUAGE C STRICT;
 END
 
-	$node->safe_psql($db, 'CREATE EXTENSION jobqueue');
+	$node->safe_psql($db, "CREATE EXTENSION jobqueue$of");
 	$node->safe_psql($db, $common_sql);
 	$has_pause = $node->psql($db, $pause) == 0;
 }
