@@ -785,7 +785,7 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 
 void
 jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql, int nargs,
-					  Oid *types, Datum *values)
+					  Oid *types, Datum *values, const char *nulls)
 {
 	int rc;
 
@@ -806,7 +806,7 @@ jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql, int nargs,
 		strlcpy(kept->schema_name, t->schema_name, sizeof(kept->schema_name));
 		kept->plan = plan;
 	}
-	rc = SPI_execute_plan(kept->plan, values, NULL, false, 0);
+	rc = SPI_execute_plan(kept->plan, values, nulls, false, 0);
 	if (rc < 0)
 		elog(ERROR, "could not execute \"%s\": %s", sql,
 			 SPI_result_code_string(rc));
