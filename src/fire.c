@@ -217,7 +217,7 @@ find_alive(JqTable *t, const JqSchedule *s, int n, bool *alive)
 	jq_owner_begin(t, &state);
 	jq_owner_execute_kept(t, &kept,
 						  "SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)",
-						  1, types, values);
+						  1, types, values, NULL);
 	for (i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;
@@ -318,7 +318,8 @@ read_due(JqTable *t, TimestampTz now, TimestampTz from, int64 from_id,
 	values[3] = Int64GetDatum(t->home);
 	values[4] = Int64GetDatum(limit);
 	jq_owner_begin(t, &state);
-	jq_owner_execute_kept(t, lock ? &locking : &looking, sql, 5, types, values);
+	jq_owner_execute_kept(t, lock ? &locking : &looking, sql, 5, types, values,
+						  NULL);
 	*n = (int) SPI_processed;
 	s = MemoryContextAlloc(context, Max(*n, 1) * sizeof(JqSchedule));
 	for (i = 0; i < *n; i++)
@@ -397,7 +398,7 @@ write_verdicts(JqTable *t, const JqSchedule *s, const Verdict *v, int n)
 	for (i = 0; i < 9; i++)
 		values[i] = array_of(&d[i * n], &nulls[i * n], n, elem[i]);
 	jq_owner_begin(t, &state);
-	jq_owner_execute_kept(t, &kept, sql, 9, types, values);
+	jq_owner_execute_kept(t, &kept, sql, 9, types, values, NULL);
 	jq_owner_end(&state);
 }
 
@@ -568,7 +569,7 @@ jq_sched_find_next_schedule(TimestampTz from)
 			psprintf("SELECT min(next_run) FROM %%s.jobqueue_schedule s"
 					 " WHERE NOT paused AND next_run >= $1 AND home = $2%s",
 					 not_of_paused_role(t)),
-			2, types, values);
+			2, types, values, NULL);
 		if (SPI_processed == 1)
 		{
 			bool isnull;

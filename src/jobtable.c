@@ -827,7 +827,7 @@ jq_owner_execute(JqTable *t, const char *sql, int nargs, Oid *types,
 
 void
 jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql, int nargs,
-					  Oid *types, Datum *values)
+					  Oid *types, Datum *values, const char *nulls)
 {
 	char *text = jq_owner_statement(t, sql);
 	int rc;
@@ -851,7 +851,7 @@ jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql, int nargs,
 			elog(ERROR, "could not keep the plan of \"%s\"", text);
 		kept->plan = plan;
 	}
-	rc = SPI_execute_plan(kept->plan, values, NULL, false, 0);
+	rc = SPI_execute_plan(kept->plan, values, nulls, false, 0);
 	if (rc < 0)
 		elog(ERROR, "could not execute \"%s\": %s", text,
 			 SPI_result_code_string(rc));

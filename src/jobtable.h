@@ -216,7 +216,8 @@ typedef struct JqKept
 } JqKept;
 
 extern void jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql,
-								  int nargs, Oid *types, Datum *values);
+								  int nargs, Oid *types, Datum *values,
+								  const char *nulls);
 /* the text that they run */
 extern char *jq_owner_statement(JqTable *t, const char *sql);
 

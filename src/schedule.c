@@ -153,6 +153,7 @@ jq_schedule(PG_FUNCTION_ARGS)
 		"  THEN s.next_run ELSE excluded.next_run END"
 		" RETURNING id, next_run";
 #undef KEPT
+	static JqKept kept;
 	static const char *const overlaps[] = {"skip", "queue", "allow"};
 	static const char *const catch_ups[] = {"none", "one", "all"};
 	static const JqCommand no_command = {JQ_KIND_NONE, NULL, InvalidOid};
@@ -235,7 +236,7 @@ jq_schedule(PG_FUNCTION_ARGS)
 	values[21] = TimestampTzGetDatum(next);
 
 	jq_owner_begin(t, &state);
-	jq_owner_execute(t, sql, 22, types, values, nulls);
+	jq_owner_execute_kept(t, &kept, sql, 22, types, values, nulls);
 	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 									 SPI_tuptable->tupdesc, 1, &isnull));
 	next =

@@ -347,16 +347,22 @@ clock_property nothing_fires_while_jobqueue_is_not_enabled => sub {
 	clock('2030-07-03 00:01:00+00');
 	wait_next('all', '2030-07-03 00:02+00');
 	wait_drained();
-	# its scheduler is still there, and does other things
-	set_conf('jobqueue.enabled' => 'off');
+	# the scheduler stays, for the sake of what is fetched, and does other things
+	my $held = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'held')});
+	my $consumer = session();
+	$consumer->query_safe(q{SELECT id FROM jobqueue_fetch('held')});
+	set_conf('jobqueue.enabled' => 'off', 'jobqueue.worker_idle_timeout' => '1s');
 	wait_for(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue worker'});
 	clock('2030-07-03 00:02:00+00');
 	schedule('probe', '* * * * *');
 	sql(q{UPDATE jobqueue_schedule SET tags = NULL WHERE name = 'later'});
-	wait_for(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'});
-	is(sql(q{SELECT runs FROM jobqueue_schedules WHERE name = 'all'}), 1, 'not while it is off');
+	sql('SELECT jobqueue_sweep()');
+	wait_for('SELECT bool_and(NOT estimated) FROM jobqueue_status');
+	is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'}), 1, 'a scheduler is there');
+	is(sql(q{SELECT runs FROM jobqueue_schedules WHERE name = 'all'}), 1, 'nothing fires while it is off');
+	$consumer->query_safe("SELECT jobqueue_complete($held)");
 	clock('2030-07-03 00:04:00+00');
-	set_conf('jobqueue.enabled' => undef);
+	set_conf('jobqueue.enabled' => undef, 'jobqueue.worker_idle_timeout' => undef);
 	wait_next('all', '2030-07-03 00:05+00');
 	wait_next('later', '2031-01-01 00:00+00');
 	wait_drained();
