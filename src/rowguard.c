@@ -304,8 +304,9 @@ stands_at(HeapTuple tup, TupleDesc desc, JqTable *t, int *priority, int64 *id)
 	return !isnull;
 }
 
+/* old: NULL, or what is changed */
 static void
-note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
+note_lane(HeapTuple old, HeapTuple tup, TupleDesc desc, JqTable *t)
 {
 	bool isnull;
 	Datum queue = column(tup, desc, "queue", &isnull);
@@ -323,10 +324,16 @@ note_lane(HeapTuple tup, TupleDesc desc, JqTable *t, bool update)
 	(void) column(tup, desc, "command", &isnull);
 	if (isnull)
 		owner = ObjectIdGetDatum(JQ_CONSUMER_ROLE); /* whose lane it is in */
-	/* held: there is nothing to read; if it was not before, that is found out */
 	if (!at_home(tup, desc, t))
+	{
+		/* held: there is nothing to read, unless memory has it */
 		jq_publish_count_anew();
-	else if (!update && stands_at(tup, desc, t, &priority, &id))
+		if (old != NULL && at_home(old, desc, t))
+			jq_publish_unknown(DatumGetObjectId(owner),
+							   TextDatumGetCString(queue));
+		return;
+	}
+	if (old == NULL && stands_at(tup, desc, t, &priority, &id))
 		jq_publish_in_table(DatumGetObjectId(owner), TextDatumGetCString(queue),
 							priority, id);
 	else
@@ -449,7 +456,7 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 		check_message(new, desc, t);
 	if (jq_shmem_ready())
 	{
-		note_lane(new, desc, t, update);
+		note_lane(update ? data->tg_trigtuple : NULL, new, desc, t);
 		note_quota(update ? data->tg_trigtuple : NULL, new, desc);
 	}
 	if (jq_shmem_ready() && update && !at_home(data->tg_trigtuple, desc, t))

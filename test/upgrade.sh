@@ -143,9 +143,7 @@ inside()
 	PGVERSION=$new build TESTING=1 || die "build failed"
 	chown -R "$run_user" /jobqueue/upgrade/data /jobqueue/upgrade/old
 	rm -rf "$data.new"
-	if "$bindir/initdb" --help | grep -q no-data-checksums; then
-		checksums=--no-data-checksums
-	fi
+	[ "$new" -lt 18 ] || checksums=--no-data-checksums # as until then
 	as_user mkdir -p "$dir/run"
 	install -d -o "$run_user" "$data.new"
 	as_user "$bindir/initdb" -D "$data.new" -U postgres -A trust --no-sync \

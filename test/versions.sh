@@ -15,6 +15,9 @@
 #   MIRROR       a mirror of Debian; default: the one that apt is set up with
 #   SUITE, TESTS, JOBS, COPT as for run.sh
 #
+# Without SUITE and TESTS, pg_upgrade from each version to the next is tried, too:
+# upgrade.sh.
+#
 # The last lines are "PostgreSQL N: N passed, N failed" or "PostgreSQL N: not
 # tested: why". Exit status: 0 when all was tested and passed, 1 when a test
 # failed, 2 when none failed, but a version could not be tested.
@@ -205,6 +208,17 @@ for version in "${versions[@]}"; do
 	fi
 	conclude "$version" "$output" "$ran"
 done
+
+# from each to the next, with jobs in them
+if [ ${#versions[@]} -gt 1 ] && [ -z "${SUITE:-}${TESTS:-}" ]; then
+	echo
+	echo "=== pg_upgrade ${versions[*]}"
+	ran=0
+	"$here/upgrade.sh" "${versions[@]}" 2>&1 | tee "$output" || ran=$?
+	summary+=("pg_upgrade ${versions[*]}: $(tail -n 1 "$output")")
+	[ "$ran" != 1 ] || status=1
+	[ "$ran" != 2 ] || [ "$status" != 0 ] || status=2
+fi
 
 echo
 printf '%s\n' "${summary[@]}"
