@@ -140,6 +140,8 @@ property 'promotion: all goes on, from the rows alone' => sub {
 	my $behind = enqueue('note', what => 'behind it', after => "{$running}");
 	wait_at_gate();
 	enqueue('note', what => 'behind the first', queue => 'asleep', after => "{$first}");
+	my $leased = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'leased', key => 'leased')});
+	sql(q{SELECT token FROM jobqueue_fetch('leased', lease => '1 h')});
 	sql("BEGIN; SELECT jobqueue_enqueue('note', '{\"what\": \"prepared\"}'); PREPARE TRANSACTION 'enqueued'");
 	# from here on nothing starts on the primary
 	sql(q{SELECT jobqueue_schedule('hourly', '1 hour', 'note', '{"what": "late"}', catch_up => 'none'),
@@ -160,10 +162,14 @@ property 'promotion: all goes on, from the rows alone' => sub {
 	my $before = on_standby('SELECT clock_timestamp()');
 	$standby->promote;
 	$JobqueueTest::node = $standby;
+	is($connected->query_safe(q{SELECT jobqueue_try_lock('leased')}), 'f', 'the key of what is leased is not free, from the first moment on');
 
 	wait_for(q{SELECT last_outcome = 'missed' FROM jobqueue_schedules WHERE name = 'hourly'});
 	pass('an instant at which no primary was there was missed');
-	wait_for('SELECT count(*) = 1 FROM jobqueue_job');
+	wait_for('SELECT count(*) = 2 FROM jobqueue_job');
+	is(sql('SELECT count(*) FROM jobqueue_lease'), 1, 'the lease holds');
+	sql('SELECT jobqueue_release(job, token) FROM jobqueue_lease');
+	sql("SELECT jobqueue_cancel($leased)");
 	is(sql(q{SELECT count(*), count(DISTINCT job), max(attempt) FROM ran WHERE what LIKE 'many%'}), '5000|5000|1', 'what waited runs once');
 	is(sql(q{SELECT string_agg(what, ', ' ORDER BY what) FROM ran WHERE what LIKE 'done%'}), 'done 1, done 2, done 3, done 4', 'what was done is not done again');
 	is(sql(q{SELECT count(*) FILTER (WHERE what IN ('crowd 1', 'crowd 2')), count(*) FROM ran WHERE what LIKE 'crowd%'}), '40|40', 'max_running holds');
