@@ -628,6 +628,7 @@ jq_dir_lanes_of_group(int group, int *buf, int max)
 void
 jq_dir_purge_db(Oid db)
 {
+	bool nobody_fills = false;
 	int i;
 	int dbix;
 
@@ -643,6 +644,7 @@ jq_dir_purge_db(Oid db)
 	{
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 		jq_dbs[dbix].leases_read = false;
+		nobody_fills = jq_dbs[dbix].sched_state == JQ_SCHED_NONE;
 		LWLockRelease(jq_lock(JQ_LOCK_DB));
 	}
 	jq_fetched_purge(db);
@@ -652,6 +654,11 @@ jq_dir_purge_db(Oid db)
 	/* last: whoever waited for those has gone back into his lane */
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
+		if (*(volatile Oid *) &jq_lanes[i].db != db)
+			continue;
+		/* its scheduler may have been ended in the middle of a refill */
+		if (nobody_fills)
+			jq_lane_refill_abandon(i);
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
 		if (jq_lanes[i].db == db)
 			/* what has no rows is known, and its place may be reused */
