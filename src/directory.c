@@ -503,16 +503,21 @@ lane_add(Oid db, Oid role, const char *queue)
 			if (OidIsValid(l->db) &&
 				(pass == 0 || !lane_try_reuse(i, pass == 2)))
 				continue;
-			goto found;
+
+			/*
+			 * After a lane has gone, its queue and group may have, too; not
+			 * if a worker of the group is idle: then the next one is tried.
+			 */
+			group = group_get(db, role, queue, dbix);
+			queue_ix = jq_dir_queue(dbix, queue, true);
+			if (group >= 0 && queue_ix >= 0)
+				goto found;
+			if (pass == 0)
+				break;
 		}
 	return -1;
 
 found:
-	/* after a lane has gone, its queue and group may have, too */
-	group = group_get(db, role, queue, dbix);
-	queue_ix = jq_dir_queue(dbix, queue, true);
-	if (group < 0 || queue_ix < 0)
-		return -1;
 	if (!dir_put(JQ_DIR_LANE, db, role, queue, i))
 		return -1;
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
