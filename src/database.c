@@ -203,6 +203,7 @@ jq_db_sched_detach(int dbix, bool came_up)
 		d->sched_not_before =
 			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 										jq_db_retry_ms(d->nfailed));
+		jq_shared->schedulers_wanted = false; /* here is a place */
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	jq_launcher_wake();

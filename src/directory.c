@@ -505,16 +505,21 @@ lane_add(Oid db, Oid role, const char *queue)
 			if (OidIsValid(l->db) &&
 				(pass == 0 || !lane_try_reuse(i, pass == 2)))
 				continue;
-			goto found;
+
+			/*
+			 * After a lane has gone, its queue and group may have, too; not
+			 * if a worker of the group is idle: then the next one is tried.
+			 */
+			group = group_get(db, role, queue, dbix);
+			queue_ix = jq_dir_queue(dbix, queue, true);
+			if (group >= 0 && queue_ix >= 0)
+				goto found;
+			if (pass == 0)
+				break;
 		}
 	return -1;
 
 found:
-	/* after a lane has gone, its queue and group may have, too */
-	group = group_get(db, role, queue, dbix);
-	queue_ix = jq_dir_queue(dbix, queue, true);
-	if (group < 0 || queue_ix < 0)
-		return -1;
 	if (!dir_put(JQ_DIR_LANE, db, role, queue, i))
 		return -1;
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
@@ -631,6 +636,7 @@ jq_dir_lanes_of_group(int group, int *buf, int max)
 void
 jq_dir_purge_db(Oid db)
 {
+	bool nobody_fills = false;
 	int i;
 	int dbix;
 
@@ -647,6 +653,7 @@ jq_dir_purge_db(Oid db)
 	{
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 		jq_dbs[dbix].leases_read = false;
+		nobody_fills = jq_dbs[dbix].sched_state == JQ_SCHED_NONE;
 		LWLockRelease(jq_lock(JQ_LOCK_DB));
 	}
 	jq_fetched_purge(db);
@@ -656,6 +663,11 @@ jq_dir_purge_db(Oid db)
 	/* last: whoever waited for those has gone back into his lane */
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
+		if (*(volatile Oid *) &jq_lanes[i].db != db)
+			continue;
+		/* its scheduler may have been ended in the middle of a refill */
+		if (nobody_fills)
+			jq_lane_refill_abandon(i);
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
 		if (jq_lanes[i].db == db)
 			/* what has no rows is known, and its place may be reused */

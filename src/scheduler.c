@@ -475,6 +475,7 @@ jq_scheduler_main(Datum arg)
 		TimestampTz now;
 		TimestampTz wake;
 		TimestampTz rehearsal;
+		bool crowded, turn_is_over;
 
 		CHECK_FOR_INTERRUPTS();
 		jq_reload_config();
@@ -499,20 +500,22 @@ jq_scheduler_main(Datum arg)
 		pgstat_report_activity(STATE_IDLE, NULL);
 		if (jq_db_is_left(jq_sched_dbix))
 			break; /* what is owed is left to the next one */
+		crowded = *(volatile bool *) &jq_shared->schedulers_wanted;
+		turn_is_over = crowded && now - jq_dbs[jq_sched_dbix].sched_since >
+									  TURN_MS * INT64CONST(1000);
+		if (look_again != DT_NOEND && turn_is_over)
+			break; /* what we wait for may need the others */
 		if (look_again == DT_NOEND)
 		{
 			/* a request that came meanwhile is served before we think of leaving */
-			bool crowded = *(volatile bool *) &jq_shared->schedulers_wanted;
 			int64 rest = IDLE_MS * INT64CONST(1000);
-			bool stop = template || ((crowded || now - idle_since >= rest) &&
-									 jq_fetched_count(MyDatabaseId) == 0);
+			bool stop = template || crowded ||
+						(now - idle_since >= rest &&
+						 jq_fetched_count(MyDatabaseId) == 0);
 
 			/* a turn of each, if there is no place for all */
 			if (template || crowded)
-				rest = crowded && now - jq_dbs[jq_sched_dbix].sched_since >
-									  TURN_MS * INT64CONST(1000) ?
-						   0 :
-						   USECS_PER_SEC;
+				rest = turn_is_over ? 0 : USECS_PER_SEC;
 			if (stop && jq_db_sched_leave(jq_sched_dbix, now + rest))
 				break;
 		}
