@@ -268,6 +268,10 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	JqPrepared prepared;
 	bool publish = false;
 	bool forget = false;
+	bool updates =
+		IsA(stmt, AlterExtensionStmt) &&
+		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0;
+	List *members = NIL;
 	volatile Oid db;
 
 	if (!jq_shmem_ready())
@@ -316,6 +320,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		if (dbix >= 0)
 			leave_database(db, dbix);
 	}
+	if (updates)
+		members = jq_grant_members();
 	PG_TRY();
 	{
 		next_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
@@ -339,12 +345,11 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		jq_dir_purge_db(db);
 		jq_db_set_absent(dbix, true);
 	}
-	if (IsA(stmt, AlterExtensionStmt) &&
-		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0)
+	if (updates)
 	{
 		CommandCounterIncrement();
 		jq_table_changed();
-		jq_grant_complete();
+		jq_grant_complete(members);
 	}
 	if (IsA(stmt, CreatedbStmt))
 		jq_db_scan_wanted();

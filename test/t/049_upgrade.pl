@@ -102,6 +102,7 @@ property '1.0 updated to 1.1 is what a new 1.1 is, in any schema' => sub {
 
 JobqueueTest::add_database('postgres', '1.0');
 sql(q{SELECT jobqueue_grant('app', 'use'), jobqueue_grant('app', 'consume'), jobqueue_grant('boss', 'admin'), jobqueue_grant('watcher', 'monitor')});
+sql('REVOKE EXECUTE ON FUNCTION jobqueue_purge FROM app');
 sql(q{CREATE FUNCTION count_up(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql AS
 	$$ SELECT to_jsonb(state::int + CASE WHEN message ? 'init' OR message ? 'down' THEN 0 ELSE 1 END) $$});
 
@@ -211,6 +212,7 @@ property 'who has a level has what came with the update, and a dump says so' => 
 	is(sql_error('SELECT * FROM jobqueue_paused_roles', role => $_), '', "$_ reads the view") for @users;
 	like(sql_error(q{SELECT jobqueue_pause_role('watcher')}, role => $_), qr/permission denied for function/, "$_ may not pause") for qw(app watcher);
 	like(sql_error(q{SELECT jobqueue_reassign('app', 'watcher')}, role => 'app'), qr/permission denied to reassign/, 'use: may ask');
+	like(sql_error(q{SELECT jobqueue_purge('x', 'dead')}, role => 'app'), qr/permission denied for function/, 'what somebody has taken away stays so');
 	my $dump = node()->safe_psql('postgres', q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc p, aclexplode(proacl) a
 		WHERE a.grantee = 'boss'::regrole AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) b WHERE i.objoid = p.oid AND b.grantee = a.grantee)
 		AND p.proname ~ 'role$|reassign$'});
