@@ -271,7 +271,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	bool updates =
 		IsA(stmt, AlterExtensionStmt) &&
 		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0;
-	List *members = NIL;
+	List *volatile members = NIL;
 	volatile Oid db;
 
 	if (!jq_shmem_ready())
