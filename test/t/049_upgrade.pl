@@ -261,6 +261,27 @@ property 'several databases are updated one by one, each when it suits' => sub {
 	sql('DROP DATABASE busy');
 };
 
+property 'a warm scheduler knows at once what came with an update, whether or not there are levels' => sub {
+	my $super = superuser();
+	sql('CREATE ROLE second SUPERUSER LOGIN');
+	sql('CREATE DATABASE warm');
+	JobqueueTest::add_database('warm', '1.0');
+	foreach my $role ($super, 'second')
+	{
+		sql_as($role, qq{SELECT jobqueue_schedule('$role', '1 second', 'note', '{"what": "$role"}')}, db => 'warm');
+	}
+	wait_for('SELECT bool_and(runs > 0) FROM jobqueue_schedules', 't', 'warm');
+	sql('ALTER EXTENSION jobqueue UPDATE', db => 'warm');
+	sql(q{SELECT jobqueue_pause_role('second')}, db => 'warm');
+	my $before = sql(q{SELECT string_agg(runs::text, ' ' ORDER BY name = 'second') FROM jobqueue_schedules}, db => 'warm');
+	my ($mine, $second) = split / /, $before;
+	wait_for("SELECT runs >= $mine + 3 FROM jobqueue_schedules WHERE name = '$super'", 't', 'warm');
+	is(sql(q{SELECT runs FROM jobqueue_schedules WHERE name = 'second'}, db => 'warm'), $second, 'the paused one does not fire');
+	sql_as($_, "SELECT jobqueue_unschedule('$_')", db => 'warm') for $super, 'second';
+	sql('DROP DATABASE warm');
+	sql('DROP ROLE second');
+};
+
 # ---- an old library ----------------------------------------------------------
 
 SKIP:

@@ -175,6 +175,21 @@ property 'pauses and resumptions at the same time: memory is what the table is' 
 	resume_all();
 };
 
+paused_property 'a pause in another database, while a resumption is being read' => sub {
+	sql('CREATE DATABASE beside');
+	sql('CREATE EXTENSION jobqueue', db => 'beside');
+	sql(q{SELECT jobqueue_pause_role('alice')});
+	is_paused('alice', 'paused here');
+	arm('settings-after-snapshot');
+	sql(q{SELECT jobqueue_resume_role('alice')});
+	caught('settings-after-snapshot');
+	sql(q{SELECT jobqueue_pause_role('bob')}, db => 'beside');
+	release('settings-after-snapshot');
+	runs('alice', 'resumed here');
+	runs('bob', 'a pause there is not one here');
+	sql('DROP DATABASE beside');
+};
+
 property 'a paused role stops no other: keys, memory, workers' => sub {
 	sql(q{SELECT jobqueue_pause_role('alice')});
 	# more than memory holds, first in the line of a key that others want
