@@ -26,7 +26,8 @@ WHERE proname IN ('jobqueue_enqueue', 'jobqueue_enqueue_many',
 	'jobqueue_configure', 'jobqueue_pause', 'jobqueue_drop_queue',
 	'jobqueue_progress', 'jobqueue_snooze', 'jobqueue_discard', 'jobqueue_explain',
 	'jobqueue_lock', 'jobqueue_xact_lock', 'jobqueue_try_lock', 'jobqueue_unlock',
-	'jobqueue_whereis')
+	'jobqueue_whereis', 'jobqueue_pause_role', 'jobqueue_resume_role',
+	'jobqueue_reassign')
 ORDER BY proname::text COLLATE "C", pronargs;
 \pset format aligned
 -- settings

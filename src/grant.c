@@ -20,6 +20,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "command.h"
+#include "commands/extension.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -258,10 +259,39 @@ jq_monitors(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(true);
 }
 
-/* GRANT or REVOKE each member of the list that the extension has */
+/* oids of functions and relations of the extension */
+List *
+jq_grant_members(void)
+{
+	Oid extension = get_extension_oid("jobqueue", true);
+	Relation rel;
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple tup;
+	List *oids = NIL;
+
+	if (!OidIsValid(extension))
+		return NIL;
+	rel = table_open(DependRelationId, AccessShareLock);
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(rel, DependReferenceIndexId, true, NULL, 2, key);
+	while (HeapTupleIsValid(tup = systable_getnext(scan)))
+		oids = lappend_oid(oids, ((Form_pg_depend) GETSTRUCT(tup))->objid);
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return oids;
+}
+
+/*
+ * GRANT or REVOKE each member of the list that the extension has, but for those
+ * of except.
+ */
 static void
 change_members(JqTable *t, const char *const *list, const char *role,
-			   bool grant)
+			   bool grant, const List *except)
 {
 	Relation rel = table_open(DependRelationId, AccessShareLock);
 	ScanKeyData key[2];
@@ -283,7 +313,8 @@ change_members(JqTable *t, const char *const *list, const char *role,
 		const char *what = NULL;
 		const char *right = NULL;
 
-		if (d->deptype != DEPENDENCY_EXTENSION)
+		if (d->deptype != DEPENDENCY_EXTENSION ||
+			list_member_oid(except, d->objid))
 			continue;
 		if (d->classid == ProcedureRelationId)
 		{
@@ -469,7 +500,7 @@ roles_with(JqTable *t, const char *marker)
 }
 
 void
-jq_grant_complete(void)
+jq_grant_complete(const List *before)
 {
 	JqTable *t = jq_table();
 	int i;
@@ -490,7 +521,7 @@ jq_grant_complete(void)
 			jq_owner_begin(t, &state);
 			change_members(t, levels[i].list,
 						   quote_identifier(GetUserNameFromId(role, false)),
-						   true);
+						   true, before);
 			jq_owner_end(&state);
 		}
 	}
@@ -552,7 +583,7 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 	/* whoever may consume another queue keeps the functions */
 	if (list != consume_members || !change_consumer(t, role, queue, grant) ||
 		grant)
-		change_members(t, list, name, grant);
+		change_members(t, list, name, grant, NIL);
 	if (!grant)
 	{
 		/* levels share members: what others still need is given back */
@@ -562,7 +593,7 @@ grant_or_revoke(FunctionCallInfo fcinfo, bool grant)
 		for (i = 0; i < (int) lengthof(levels); i++)
 			if (levels[i].list != list &&
 				role_may_execute(levels[i].marker, role, true))
-				change_members(t, levels[i].list, name, true);
+				change_members(t, levels[i].list, name, true, NIL);
 	}
 	jq_owner_end(&state);
 }

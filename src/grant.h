@@ -7,6 +7,8 @@
 
 #include "postgres.h"
 
+#include "nodes/pg_list.h"
+
 /* has the current user the level "admin"? superusers have */
 extern bool jq_is_admin(void);
 /* may that role make schedules? */
@@ -26,7 +28,11 @@ extern int jq_sight_of(Oid owner);
 /* has the role the level "use", by itself or by a membership? */
 extern bool jq_role_may_enqueue(Oid role);
 
-/* the extension was updated: who has a level has what came with it */
-extern void jq_grant_complete(void);
+/*
+ * Around an update of the extension: who has a level gets what came with it.
+ * What was there before is left as it is, also if somebody has taken it away.
+ */
+extern List *jq_grant_members(void);
+extern void jq_grant_complete(const List *before);
 
 #endif /* JQ_GRANT_H */

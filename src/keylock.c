@@ -103,12 +103,17 @@ park(JqKey *k, uint32 ix)
 			   jq_pos_cmp(JQ_ENTRY_POS(*link), JQ_ENTRY_POS(ix)) < 0;
 			 link = &JQ_ENTRY(prev)->next[0])
 			prev = *link;
-	if (*link != JQ_NIL && JQ_ENTRY(*link)->id == e->id &&
-		JQ_ENTRY(*link)->lane == e->lane)
+	/* the same job in another lane: its row has moved; who takes it will see */
+	for (; *link != JQ_NIL && JQ_ENTRY(*link)->id == e->id;
+		 link = &JQ_ENTRY(prev)->next[0])
 	{
-		jq_entry_add_reruns(JQ_ENTRY(*link), e);
-		jq_entry_free(ix);
-		return false;
+		if (JQ_ENTRY(*link)->lane == e->lane)
+		{
+			jq_entry_add_reruns(JQ_ENTRY(*link), e);
+			jq_entry_free(ix);
+			return false;
+		}
+		prev = *link;
 	}
 	k->one_lane =
 		k->first == JQ_NIL ||

@@ -212,8 +212,11 @@ jq_key_check(const JqKey *k)
 									   k->norders == i));
 	for (ix = k->first; ix != JQ_NIL; ix = JQ_ENTRY(ix)->next[0])
 	{
+		/* a job whose row has moved may be there once for each lane */
 		Assert(last == JQ_NIL ||
-			   jq_pos_cmp(JQ_ENTRY_POS(last), JQ_ENTRY_POS(ix)) < 0);
+			   jq_pos_cmp(JQ_ENTRY_POS(last), JQ_ENTRY_POS(ix)) < 0 ||
+			   (jq_pos_cmp(JQ_ENTRY_POS(last), JQ_ENTRY_POS(ix)) == 0 &&
+				JQ_ENTRY(last)->lane != JQ_ENTRY(ix)->lane));
 		last = ix;
 		waiting++;
 	}

@@ -14,7 +14,7 @@
  *
  * Two commits may be told in the wrong order.  So a pause is in force at once,
  * and whatever it was, the scheduler then reads the table, which is right.  If a
- * pause has come since its snapshot it takes nothing away, as it is asked again.
+ * pause has come since its snapshot it takes nothing away, and reads once more.
  */
 #include "postgres.h"
 
@@ -239,10 +239,12 @@ jq_role_load(int dbix, uint32 seen, const Oid *roles, int n)
 	Oid db = jq_dbs[dbix].oid;
 	bool complete = true;
 	bool resumed = false;
+	bool again;
 	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
-	if (paused->changes == seen)
+	again = paused->changes != seen;
+	if (!again)
 		for (i = 0; i < jq_paused_role_max(); i++)
 			if (paused->roles[i].db == db &&
 				!is_in(roles, n, paused->roles[i].role))
@@ -256,6 +258,9 @@ jq_role_load(int dbix, uint32 seen, const Oid *roles, int n)
 	if (resumed)
 		jq_dir_see_again(dbix);
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	/* the pause may be of another database, whose scheduler is asked then */
+	if (again)
+		jq_db_request(dbix, JQ_REQ_SETTINGS);
 	if (resumed)
 	{
 		read_consumers_anew(db);

@@ -314,6 +314,10 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	JqPrepared prepared;
 	bool publish = false;
 	bool forget = false;
+	bool updates =
+		IsA(stmt, AlterExtensionStmt) &&
+		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0;
+	List *volatile members = NIL;
 	volatile Oid db;
 
 	if (!jq_shmem_ready())
@@ -359,6 +363,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	/* one's own can be copied, and nothing else */
 	if (OidIsValid(db) && (db != MyDatabaseId || IsA(stmt, CreatedbStmt)))
 		dbix = jq_dir_db(db, false);
+	if (updates)
+		members = jq_grant_members();
 	if (dbix >= 0)
 	{
 		jq_db_leave(dbix);
@@ -395,12 +401,11 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		jq_publish_databases();
 	if (IsA(stmt, AlterDatabaseStmt) && IsTransactionState())
 		jq_publish_recycle(InvalidOid); /* it may take no connections now */
-	if (IsA(stmt, AlterExtensionStmt) &&
-		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0)
+	if (updates)
 	{
 		CommandCounterIncrement();
 		jq_table_changed();
-		jq_grant_complete();
+		jq_grant_complete(members);
 	}
 	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
 		jq_lockkey_discard();

@@ -380,6 +380,7 @@ jq_blocked_jobs(PG_FUNCTION_ARGS)
 	Oid *roles;
 	Oid role = InvalidOid;
 	bool seen = false;
+	int64 last = 0;
 	JqKeyInfo *keys;
 	int n, i;
 
@@ -396,8 +397,12 @@ jq_blocked_jobs(PG_FUNCTION_ARGS)
 			role = roles[i];
 			seen = jq_sight_of(role) > 0;
 		}
-		if (seen)
+		/* one whose row has moved may wait once for each lane, side by side */
+		if (seen && ids[i] != last)
+		{
 			put(fcinfo, values, nulls);
+			last = ids[i];
+		}
 	}
 	pfree(ids);
 	pfree(roles);

@@ -102,6 +102,7 @@ property '1.0 updated to 1.1 is what a new 1.1 is, in any schema' => sub {
 
 JobqueueTest::add_database('postgres', '1.0');
 sql(q{SELECT jobqueue_grant('app', 'use'), jobqueue_grant('app', 'consume'), jobqueue_grant('boss', 'admin'), jobqueue_grant('watcher', 'monitor')});
+sql('REVOKE EXECUTE ON FUNCTION jobqueue_purge FROM app');
 sql(q{CREATE FUNCTION count_up(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql AS
 	$$ SELECT to_jsonb(state::int + CASE WHEN message ? 'init' OR message ? 'down' THEN 0 ELSE 1 END) $$});
 
@@ -211,6 +212,7 @@ property 'who has a level has what came with the update, and a dump says so' => 
 	is(sql_error('SELECT * FROM jobqueue_paused_roles', role => $_), '', "$_ reads the view") for @users;
 	like(sql_error(q{SELECT jobqueue_pause_role('watcher')}, role => $_), qr/permission denied for function/, "$_ may not pause") for qw(app watcher);
 	like(sql_error(q{SELECT jobqueue_reassign('app', 'watcher')}, role => 'app'), qr/permission denied to reassign/, 'use: may ask');
+	like(sql_error(q{SELECT jobqueue_purge('x', 'dead')}, role => 'app'), qr/permission denied for function/, 'what somebody has taken away stays so');
 	my $dump = node()->safe_psql('postgres', q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc p, aclexplode(proacl) a
 		WHERE a.grantee = 'boss'::regrole AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) b WHERE i.objoid = p.oid AND b.grantee = a.grantee)
 		AND p.proname ~ 'role$|reassign$'});
@@ -257,6 +259,27 @@ property 'several databases are updated one by one, each when it suits' => sub {
 	is(ran(db => 'later'), 'later now', 'and then');
 	sql('DROP DATABASE later');
 	sql('DROP DATABASE busy');
+};
+
+property 'a warm scheduler knows at once what came with an update, whether or not there are levels' => sub {
+	my $super = superuser();
+	sql('CREATE ROLE second SUPERUSER LOGIN');
+	sql('CREATE DATABASE warm');
+	JobqueueTest::add_database('warm', '1.0');
+	foreach my $role ($super, 'second')
+	{
+		sql_as($role, qq{SELECT jobqueue_schedule('$role', '1 second', 'note', '{"what": "$role"}')}, db => 'warm');
+	}
+	wait_for('SELECT bool_and(runs > 0) FROM jobqueue_schedules', 't', 'warm');
+	sql('ALTER EXTENSION jobqueue UPDATE', db => 'warm');
+	sql(q{SELECT jobqueue_pause_role('second')}, db => 'warm');
+	my $before = sql(q{SELECT string_agg(runs::text, ' ' ORDER BY name = 'second') FROM jobqueue_schedules}, db => 'warm');
+	my ($mine, $second) = split / /, $before;
+	wait_for("SELECT runs >= $mine + 3 FROM jobqueue_schedules WHERE name = '$super'", 't', 'warm');
+	is(sql(q{SELECT runs FROM jobqueue_schedules WHERE name = 'second'}, db => 'warm'), $second, 'the paused one does not fire');
+	sql_as($_, "SELECT jobqueue_unschedule('$_')", db => 'warm') for $super, 'second';
+	sql('DROP DATABASE warm');
+	sql('DROP ROLE second');
 };
 
 # ---- an old library ----------------------------------------------------------
