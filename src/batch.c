@@ -371,7 +371,8 @@ jq_batch_give_back(void)
 		item.id = jobs[i].id;
 		item.priority = jobs[i].pos.priority;
 		item.tid = jobs[i].tid;
-		item.flags = jobs[i].flags & ~JQ_E_UNPARKED;
+		/* as in the exit hook of worker.c.  model: EXIT_DUE */
+		item.flags = (jobs[i].flags & ~JQ_E_UNPARKED) | JQ_E_DUE;
 		item.key = jobs[i].key;
 		item.keylen = jobs[i].keylen;
 		/* it finds its key held until the exit hook has let go of all */

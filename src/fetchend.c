@@ -278,7 +278,8 @@ jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 	item.id = id;
 	item.priority = JQ_ENTRY(f.entry)->priority;
 	item.tid = JQ_ENTRY(f.entry)->tid;
-	item.flags = JQ_ENTRY(f.entry)->flags;
+	/* its row may have a run_at that the entry does not know of */
+	item.flags = JQ_ENTRY(f.entry)->flags | JQ_E_DUE;
 	item.key = key;
 	item.keylen = jq_entry_key(f.entry, key);
 	let_go(&f);

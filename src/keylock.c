@@ -109,6 +109,7 @@ park(JqKey *k, uint32 ix)
 	{
 		if (JQ_ENTRY(*link)->lane == e->lane)
 		{
+			JQ_ENTRY(*link)->flags |= e->flags & JQ_E_DUE;
 			jq_entry_add_reruns(JQ_ENTRY(*link), e);
 			jq_entry_free(ix);
 			return false;

@@ -100,7 +100,8 @@ lane_search(JqLane *l, JqPos pos, uint32 *before)
 
 /*
  * Put the entry in its place.  If one is there already this is a duplicate, and
- * is freed; what counted on it counts on the other.
+ * is freed; what counted on it counts on the other, and what it said of the row
+ * (one of them may be older than the row's run_at) is not lost.  model: TWIN_DUE
  */
 static bool
 lane_insert(JqLane *l, uint32 ix)
@@ -118,7 +119,7 @@ lane_insert(JqLane *l, uint32 ix)
 
 		if (twin != JQ_NIL)
 		{
-			JQ_ENTRY(twin)->flags |= e->flags & JQ_E_UNPARKED;
+			JQ_ENTRY(twin)->flags |= e->flags & (JQ_E_UNPARKED | JQ_E_DUE);
 			jq_entry_add_reruns(JQ_ENTRY(twin), e);
 			jq_entry_free(ix);
 			return false;
@@ -336,7 +337,10 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 			break;
 		if (l->tail[0] != JQ_NIL &&
 			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) == 0)
+		{
+			JQ_ENTRY(l->tail[0])->flags |= item->flags & JQ_E_DUE;
 			return KNOWN;
+		}
 		/* no room: the largest gives way, perhaps this one */
 		if (l->tail[0] == JQ_NIL ||
 			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) <= 0)

@@ -159,12 +159,18 @@ jq_run_idle(void)
 
 /* ------------------------------------------------------------------- look */
 
-/* is the row what the claim says? */
+/*
+ * Is the row what the claim says?  Whether it has a run_at the row knows better:
+ * the entry may be older.  model: FLAG_OF_ROW
+ */
 static bool
 matches(JqAttempt *a, JqRow *row, JqItem *item, TimestampTz *run_at)
 {
-	return jq_row_is(row, a->role, a->queue, a->job->pos.priority, a->job->key,
-					 a->job->keylen, item, run_at);
+	bool same = jq_row_is(row, a->role, a->queue, a->job->pos.priority,
+						  a->job->key, a->job->keylen, item, run_at);
+
+	a->job->flags = (a->job->flags & ~JQ_E_DUE) | (item->flags & JQ_E_DUE);
+	return same;
 }
 
 static bool

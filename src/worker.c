@@ -157,7 +157,10 @@ worker_exit(int code, Datum arg)
 			item.id = s->claim_pos.id;
 			item.priority = s->claim_pos.priority;
 			item.tid = s->claim_tid;
-			item.flags = s->claim_flags;
+			/* nobody may have looked at the row: it may have a run_at by now,
+			 * and a due scan has passed over it while it was claimed.
+			 * model: EXIT_DUE */
+			item.flags = s->claim_flags | JQ_E_DUE;
 			item.key = s->claim_key;
 			item.keylen = s->claim_keylen;
 			/* its key goes last, so that no later one passes it */
