@@ -349,6 +349,11 @@ for ((step = 1; step < ${#versions[@]}; step++)); do
 	fi
 	from=$to/upgrade
 done
+if [ "$failed" = 0 ]; then
+	for version in "${versions[@]:1}"; do
+		rm -rf "$cache/$version/jobqueue/upgrade"/{old,data,contents,often}
+	done
+fi
 
 echo
 echo "$passed passed, $failed failed"
