@@ -60,12 +60,11 @@ typedef enum JqLockId
  */
 typedef struct JqShared
 {
-	uint32 abi; /* JQ_ABI of the library that made this */
-	TimestampTz
-		start_time; /* when jobs could run first; the launcher sets it */
-	int nentries;	/* size of the pool */
-	int nlanes;		/* size of each directory */
-	int nqueues;	/* more: some stand there for their settings */
+	uint32 abi;				/* JQ_ABI of the library that made this */
+	TimestampTz start_time; /* when jobs could run first, see launcher.c */
+	int nentries;			/* size of the pool */
+	int nlanes;				/* size of each directory */
+	int nqueues;			/* more: some stand there for their settings */
 	int ndbs;
 	int nslots;
 

@@ -144,6 +144,7 @@ property 'with a standby that does not answer nobody is told, and a cancel warns
 	$caller->query_safe('RESET synchronous_commit');
 	send_sql($caller, q{CALL jobqueue_call('adds', '{"add": 1}', NULL)});
 	wait_for(q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND backend_type = 'client backend'}, 4);
+	wait_for("SELECT count(*) = 1 FROM jobqueue_running WHERE id = $strict");
 	like(sql("SELECT jobqueue_explain($strict)"), qr/^running in pid/, 'a worker waits too, where the queue says so');
 	# the time-out of a job that is over in all but the answer of the standby ends that wait alone
 	wait_state($timed, 'completed');
