@@ -249,6 +249,22 @@ clock_property changed_or_removed_while_due => sub {
 	is(sql(q{SELECT next_run FROM jobqueue_schedules WHERE name = 'changed'}), '2030-08-02 00:00:00+00', 'changed');
 };
 
+clock_property others_are_on_time_while_somebody_has_a_schedule_locked => sub {
+	my $locker = session();
+
+	# due at the half of a second; from then on it is looked at each second
+	clock('2030-08-01 12:00:00.5+00');
+	schedule('locked', '1 second');
+	$locker->query_safe(q{BEGIN; SELECT jobqueue_schedule_pause('locked')});
+	sql(q{SELECT jobqueue_schedule('other', '* * * * * *', $$INSERT INTO ran (what)
+		SELECT 'late by ' || (jq_clock_show() - current_setting('jobqueue.scheduled_for')::timestamptz)$$, overlap => 'allow')});
+	wait_for(q{SELECT runs >= 8 FROM jobqueue_schedules WHERE name = 'other'});
+	$locker->query_safe('ROLLBACK');
+	sql(q{SELECT jobqueue_unschedule('other')});
+	wait_drained();
+	is(sql(q{SELECT min(substr(what, 8)::interval) < '0.3 seconds' FROM ran WHERE what LIKE 'late by %'}), 't', 'they do not wait until it is looked at');
+};
+
 clock_property removed_while_it_fires => sub {
 	my $s = session();
 
