@@ -544,49 +544,63 @@ jq_sched_rehearse(TimestampTz next)
 	jq_sched_commit();
 }
 
-/*
- * When is the next one due?  What should have fired by now, but did not as
- * somebody has the row locked, is looked at again in a while.
- */
-void
-jq_sched_find_next_schedule(TimestampTz from)
+/* when is one due, from then on? */
+static TimestampTz
+next_from(JqTable *t, TimestampTz from)
 {
 	static JqKept kept;
 	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
 	Datum values[2];
+	JqOwnerState state;
+	TimestampTz next = DT_NOEND;
+
+	values[0] = TimestampTzGetDatum(from);
+	values[1] = Int64GetDatum(t->home);
+	jq_owner_begin(t, &state);
+	jq_owner_execute_kept(
+		t, &kept,
+		psprintf("SELECT min(next_run) FROM %%s.jobqueue_schedule s"
+				 " WHERE NOT paused AND next_run >= $1 AND home = $2%s",
+				 not_of_paused_role(t)),
+		2, types, values, NULL);
+	if (SPI_processed == 1)
+	{
+		bool isnull;
+		Datum d = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+								&isnull);
+
+		if (!isnull)
+			next = DatumGetTimestampTz(d);
+	}
+	jq_owner_end(&state);
+	return next;
+}
+
+/*
+ * When is the next one due?  What should have fired by now, but did not as
+ * somebody has the row locked, is looked at again in a while; the others do not
+ * wait for that.
+ */
+void
+jq_sched_find_next_schedule(TimestampTz from)
+{
 	JqTable *t = jq_sched_begin();
 	TimestampTz next = DT_NOEND;
+	bool locked = false;
 
 	if (t != NULL && t->meta_database == MyDatabaseId)
 	{
-		JqOwnerState state;
-
-		values[0] = TimestampTzGetDatum(from);
-		values[1] = Int64GetDatum(t->home);
-		jq_owner_begin(t, &state);
-		jq_owner_execute_kept(
-			t, &kept,
-			psprintf("SELECT min(next_run) FROM %%s.jobqueue_schedule s"
-					 " WHERE NOT paused AND next_run >= $1 AND home = $2%s",
-					 not_of_paused_role(t)),
-			2, types, values, NULL);
-		if (SPI_processed == 1)
-		{
-			bool isnull;
-			Datum d = SPI_getbinval(SPI_tuptable->vals[0],
-									SPI_tuptable->tupdesc, 1, &isnull);
-
-			if (!isnull)
-				next = DatumGetTimestampTz(d);
-		}
-		jq_owner_end(&state);
+		next = next_from(t, from);
+		locked = next <= fired_at;
+		if (locked)
+			next = next_from(t, fired_at + 1);
 	}
 	jq_sched_commit();
-	if (next <= fired_at)
+	if (locked)
 	{
 		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_SCHEDULES);
 		jq_sched_again_in(1000);
 	}
-	else if (next != DT_NOEND)
+	if (next != DT_NOEND)
 		jq_db_schedule(jq_sched_dbix, next);
 }

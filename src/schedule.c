@@ -129,6 +129,11 @@ jq_schedule(PG_FUNCTION_ARGS)
 	"s.cron = excluded.cron AND s.timezone = excluded.timezone" \
 	" AND s.home = excluded.home AND s.next_run <> '-infinity'" \
 	" AND s.seen_to < excluded.seen_to + interval '1 day'"
+	/* another expression may have been dealt with up to a moment after ours: it
+	 * has fired while we waited for the row, or the clock was set back */
+#define AHEAD                                                       \
+	"s.home = excluded.home AND s.seen_to BETWEEN excluded.seen_to" \
+	" AND excluded.seen_to + interval '1 day'"
 	static const char *const sql =
 		"INSERT INTO %s.jobqueue_schedule AS s (owner, name, cron, args, queue,"
 		" key, priority, max_attempts, timeout, keep, tags, timezone, overlap,"
@@ -147,12 +152,13 @@ jq_schedule(PG_FUNCTION_ARGS)
 		" settings = excluded.settings, home = excluded.home,"
 		" started_at = CASE WHEN " KEPT
 		"  THEN s.started_at ELSE excluded.started_at END,"
-		" seen_to = CASE WHEN " KEPT
+		" seen_to = CASE WHEN " KEPT " OR " AHEAD
 		"  THEN s.seen_to ELSE excluded.seen_to END,"
-		" next_run = CASE WHEN " KEPT
-		"  THEN s.next_run ELSE excluded.next_run END"
+		" next_run = CASE WHEN " KEPT "  THEN s.next_run"
+		"  WHEN " AHEAD "  THEN '-infinity' ELSE excluded.next_run END"
 		" RETURNING id, next_run";
 #undef KEPT
+#undef AHEAD
 	static JqKept kept;
 	static const char *const overlaps[] = {"skip", "queue", "allow"};
 	static const char *const catch_ups[] = {"none", "one", "all"};

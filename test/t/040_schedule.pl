@@ -122,6 +122,28 @@ clock_property no_instant_fires_twice_when_the_clock_is_set_back => sub {
 	is(sql(q{SELECT next_run FROM jobqueue_schedules WHERE name = 'noon'}), '2030-05-02 12:00:00+00', 'replaced');
 };
 
+clock_property no_instant_fires_twice_when_the_expression_is_changed => sub {
+	clock('2030-05-03 11:59:30+00');
+	schedule('noon', '0 12 * * *');
+	schedule('interval', '1 day');
+	clock('2030-05-03 12:00:01+00');
+	wait_next('noon', '2030-05-04 12:00+00');
+	# as for who has asked for the time before noon, and waited for the row then
+	clock('2030-05-03 11:59:50+00');
+	schedule('noon', '0 12,13 * * *', catch_up => q{'all'});
+	schedule('interval', '0 12 * * *');
+	schedule('probe', '* * * * *');
+	clock('2030-05-03 12:00:05+00');
+	wait_next('probe', '2030-05-03 12:01+00');
+	wait_next('noon', '2030-05-03 13:00+00');
+	wait_drained();
+	is(sql(q{SELECT string_agg(what, ' ' ORDER BY what) FROM ran}), 'interval noon probe', 'once');
+	# far ahead, by a clock that was wrong: it begins anew
+	sql(q{UPDATE jobqueue_schedule SET seen_to = '2031-01-01', next_run = '2031-01-01' WHERE name = 'noon'});
+	schedule('noon', '0 12,13,14 * * *');
+	is(sql(q{SELECT next_run FROM jobqueue_schedules WHERE name = 'noon'}), '2030-05-03 13:00:00+00', 'anew');
+};
+
 clock_property a_jump_of_the_clock_is_made_up_for_as_catch_up_says => sub {
 	clock('2030-06-01 10:30:00+00');
 	schedule("$_->[0] $_->[1]", '0 * * * *', catch_up => "'$_->[0]'", overlap => "'$_->[1]'")
@@ -247,6 +269,23 @@ clock_property changed_or_removed_while_due => sub {
 	wait_drained();
 	is(sql(q{SELECT string_agg(what, ' ' ORDER BY what) FROM ran}), 'kept other', 'what fires');
 	is(sql(q{SELECT next_run FROM jobqueue_schedules WHERE name = 'changed'}), '2030-08-02 00:00:00+00', 'changed');
+};
+
+clock_property others_are_on_time_while_somebody_has_a_schedule_locked => sub {
+	my $locker = session();
+
+	schedule('locked', '1 second');
+	$locker->query_safe(q{BEGIN; SELECT jobqueue_schedule_pause('locked')});
+	sql(q{SELECT jobqueue_schedule('other', '* * * * * *', $$INSERT INTO ran (what)
+		SELECT s || ' late by ' || (jq_clock_show() - s::timestamptz) FROM current_setting('jobqueue.scheduled_for') s$$, overlap => 'allow')});
+	wait_for(q{SELECT runs >= 1 FROM jobqueue_schedules WHERE name = 'other'});
+	# the locked one is looked at now, and then each second
+	clock('2030-08-01 12:00:00.5+00');
+	wait_for(q{SELECT count(*) >= 6 FROM ran WHERE what LIKE '2030%'});
+	$locker->query_safe('ROLLBACK');
+	sql(q{SELECT jobqueue_unschedule('other')});
+	wait_drained();
+	is(sql(q{SELECT min(split_part(what, ' late by ', 2)::interval) < '0.3 seconds' FROM ran WHERE what LIKE '2030%'}), 't', 'they do not wait for the next look');
 };
 
 clock_property removed_while_it_fires => sub {
