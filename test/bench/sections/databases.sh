@@ -30,7 +30,8 @@ each_late()
 		WHERE queue = '$2' AND state = 'completed'" | LC_ALL=C sort -g
 }
 
-# record_late NAME: from the sorted numbers that are read
+# record_late NAME: from the sorted numbers that are read; not in a pipe, where what
+# is recorded is lost
 record_late()
 {
 	local late
@@ -78,15 +79,16 @@ section_databases()
 	in_each "SELECT jobqueue_enqueue('SELECT 1', queue => 'single',
 		keep => '1 hour')" >/dev/null
 	wait_each single
-	each_late started_at single enqueued_at | record_late 'a job in an idle database'
+	record_late 'a job in an idle database' \
+		< <(each_late started_at single enqueued_at)
 
 	moment=$(sql -c "SELECT date_trunc('second', now()) +
 		interval '5 s' + $databases * interval '100 ms'")
 	in_each "SELECT jobqueue_enqueue('SELECT 1', queue => 'due',
 		run_at => '$moment', keep => '1 hour')" >/dev/null
 	wait_each due
-	each_late started_at due "timestamptz '$moment'" |
-		record_late 'due in all databases at once, started'
+	record_late 'due in all databases at once, started' \
+		< <(each_late started_at due "timestamptz '$moment'")
 
 	in_each "SELECT jobqueue_schedule('s',
 		'$([ $databases_cron = minute ] && echo 0 || echo '*') * * * * *', 'SELECT 1',
@@ -95,16 +97,16 @@ section_databases()
 	in_each "SELECT jobqueue_unschedule('s');
 		DELETE FROM jobqueue_archive WHERE queue = 'cron' AND id NOT IN
 			(SELECT max(id) FROM jobqueue_archive WHERE queue = 'cron')" >/dev/null
-	each_late enqueued_at cron "date_trunc('$databases_cron', enqueued_at)" |
-		record_late 'schedules due in all at once, enqueued'
+	record_late 'schedules due in all at once, enqueued' \
+		< <(each_late enqueued_at cron "date_trunc('$databases_cron', enqueued_at)")
 
 	reload_with jobqueue.enabled=off
 	in_each "SELECT jobqueue_enqueue('SELECT 1', queue => 'start',
 		keep => '1 hour')" >/dev/null
 	restart_with
 	wait_each start
-	each_late started_at start 'pg_postmaster_start_time()' |
-		record_late 'ready in all at the start of the server, started'
+	record_late 'ready in all at the start of the server, started' \
+		< <(each_late started_at start 'pg_postmaster_start_time()')
 
 	in_each "SELECT jobqueue_enqueue('SELECT 1', run_at => 'tomorrow')" >/dev/null
 	until [ "$(sql -c "SELECT count(*) FROM pg_stat_activity
