@@ -192,7 +192,8 @@ return_to_database(int dbix)
 
 /* ---------------------------------------------------- prepared transactions */
 
-/* prepared before this shared memory came to be: it may have enqueued */
+/* prepared before this shared memory came to be: it may have enqueued;
+ * model: PREPARED_LONG_AGO */
 static bool
 prepared_long_ago(const char *gid)
 {
@@ -290,6 +291,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		if (t->kind == TRANS_STMT_COMMIT_PREPARED ||
 			t->kind == TRANS_STMT_ROLLBACK_PREPARED)
 		{
+			/* model: PREPARED_AFTER */
 			publish = jq_prepared_take(t->gid, &prepared);
 			if (publish)
 				jq_quota_end_prepared(&prepared,

@@ -32,7 +32,7 @@ run()
 	shift
 
 	case " $only " in *" $name "*) ;; *) return 0 ;; esac
-	printf '%s\0' src/*.c | xargs -0 -P 2 -n 4 "$@" >"$out" 2>&1 || true
+	printf '%s\0' src/*.c | xargs -0 -P 2 -n 1 "$@" >"$out" 2>&1 || true
 	n=$(grep -cE ': (warning|error|style|performance|portability)' "$out") || true
 	echo "$name: $n findings"
 	if [ "$n" != 0 ]; then
@@ -43,7 +43,8 @@ run()
 
 # The server's headers are the system's here, so nothing is said of them; what
 # their macros do to our code is, as far as it is not left out below.
-common=(-fsyntax-only -D_GNU_SOURCE -DJQ_TESTING -isystem "$include" -Isrc)
+common=(-fsyntax-only -D_GNU_SOURCE -DJQ_TESTING -DUSE_ASSERT_CHECKING
+	-isystem "$include" -Isrc)
 # -Wno-unused-parameter, -sign-compare, -missing-field-initializers: the style
 # of the server. Not asked for: -Wconversion (each Datum), -Wcast-qual (varlena
 # and list macros), -Wformat-nonliteral (one format that is a parameter).
@@ -57,13 +58,13 @@ if command -v clang >/dev/null; then
 	run clang clang "${common[@]}" "${warnings[@]}" -Wno-unknown-warning-option \
 		-Wno-ignored-attributes -Wno-compound-token-split-by-macro
 fi
-# malloc-leak, use of what elog has left: the server's allocator and its
-# longjmp are unknown to it
-run analyzer gcc -O1 -fanalyzer -c -o /dev/null -D_GNU_SOURCE -isystem "$include" \
-	-Isrc -w -Wanalyzer-too-complex -Wno-analyzer-too-complex
+run analyzer gcc -O1 -fanalyzer -S -o /dev/null -D_GNU_SOURCE -DJQ_TESTING -DUSE_ASSERT_CHECKING \
+	-isystem "$include" -Isrc
 # clang-tidy runs the checks of clang's static analyzer (scan-build), too
-run tidy clang-tidy --quiet
+printf '%s\n' -D_GNU_SOURCE -DJQ_TESTING -DUSE_ASSERT_CHECKING -isystem "$include" "-I$PWD/src" \
+	-Wno-ignored-attributes >"$work/compile_flags.txt"
+run tidy clang-tidy --quiet -p "$work"
 run cppcheck cppcheck --quiet --enable=warning,performance,portability \
 	--inline-suppr --suppressions-list=test/cppcheck.txt --std=c11 \
-	-D_GNU_SOURCE -DJQ_TESTING -Isrc
+	-D_GNU_SOURCE -DJQ_TESTING -DUSE_ASSERT_CHECKING -Isrc
 exit $status

@@ -306,8 +306,8 @@ inline unstarve()			/* jq_claim_unstarve, when entries have been freed */
 	for (h_ : 0 .. 1) {
 		if :: starved[h_] -> starved[h_] = false; want[h_] = true; need = true :: else fi
 	};
-	skip
 #endif
+	skip
 }
 
 inline first(l)				/* x_: the first entry that may be taken, or NJ */
@@ -388,7 +388,8 @@ start:
 	ep = ncrash; j = 0; l = 0; ph = 0; k = 0;
 	{
 		do
-		:: d_step { !CANTAKE(me) -> drop_claim(); unstarve(); idle[me] = true; wanted[MYGROUP] = false };
+		:: d_step { !CANTAKE(me) -> drop_claim(); unstarve() };
+			d_step { idle[me] = true; wanted[MYGROUP] = false };
 			if
 #ifndef NO_LOOK_BEFORE_SLEEP
 			:: d_step { CANTAKE(me) -> idle[me] = false }
