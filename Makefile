@@ -8,6 +8,9 @@
 #                       (SUITE=regress|isolation|tap|bench, TESTS="name name")
 #   make test-versions  all tests, with PostgreSQL 15, 17 and 18 (VERSIONS="17")
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
+#   make model          check the model of the protocol (test/model, Spin)
+#   make lint           what static analyzers say (test/lint.sh)
+#   make coverage       which lines the tests run (DIR= keeps the report)
 #   make format         clang-format all C files; format-check only looks
 #
 # Another PostgreSQL than the default: PG_CONFIG=/path/to/pg_config, or
@@ -105,11 +108,21 @@ bench:
 
 CLANG_FORMAT ?= clang-format
 
+model:
+	@test/model/run.sh $(MODEL)
+
+lint:
+	@$(RUN_ENV) test/lint.sh
+
+coverage:
+	@$(RUN_ENV) DIR='$(DIR)' SUITE='$(SUITE)' TESTS='$(TESTS)' test/coverage.sh
+
 format:
 	$(CLANG_FORMAT) -i $(C_FILES)
 
 format-check:
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-.PHONY: demo test test-versions bench format format-check FORCE
+.PHONY: demo test test-versions bench model lint coverage format format-check \
+	FORCE
 FORCE:

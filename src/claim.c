@@ -339,7 +339,8 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 			out->keylen = e->keylen > 0 ? jq_entry_key(ix, out->key) : 0;
 			if (jq_claim_is_out(db, e->id))
 			{
-				/* a duplicate; the one who has it will publish it again */
+				/* a duplicate; the one who has it will publish it again;
+				 * model: SKIP_CLAIMED */
 				pg_atomic_fetch_add_u64(&jq_queues[l->queue_ix].wasted, 1);
 				jq_lane_drop(l, ix);
 				if (out->keylen > 0)
@@ -953,6 +954,7 @@ jq_claim_count(Oid db)
 	return n + jq_fetched_count(db);
 }
 
+/* model: UNSTARVE */
 void
 jq_claim_unstarve(void)
 {

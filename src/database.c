@@ -4,7 +4,7 @@
  *
  * A request is a bit; it stays until a scheduler takes it, and the scheduler
  * takes it before it reads anything for it, so that one that comes during the
- * reading is served afterwards.  A scheduler that leaves owes nothing; one that
+ * reading is served afterwards (model: CLEAR_FIRST).  A scheduler that leaves owes nothing; one that
  * dies leaves every bit set for its successor.
  */
 #include "postgres.h"
@@ -196,7 +196,8 @@ jq_db_sched_detach(int dbix, bool came_up)
 		d->sched_state = JQ_SCHED_NONE;
 		d->sched_procno = -1;
 		d->sched_pid = 0;
-		/* it died at work: what it had taken may not be done */
+		/* it died at work: what it had taken may not be done;
+		 * model: SCHED_ALL */
 		if (came_up)
 			d->requests |= JQ_REQ_ALL & ~JQ_REQ_COUNT;
 		d->nfailed = came_up ? 0 : d->nfailed + 1;

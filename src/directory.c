@@ -217,7 +217,7 @@ db_add(Oid db)
 			d->next_due = d->next_expiry = d->next_prune = DT_NOEND;
 			d->next_lease = d->next_schedule = DT_NOEND;
 			d->sched_procno = -1;
-			d->requests = JQ_REQ_ALL;
+			d->requests = JQ_REQ_ALL; /* model: START_UNKNOWN */
 			LWLockRelease(jq_lock(JQ_LOCK_DB));
 			return i;
 		}

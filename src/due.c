@@ -37,7 +37,8 @@ static TimestampTz locks_seen = DT_NOBEGIN; /* and of unique_keys */
 
 bool jq_sched_prune_more;
 
-/* rows that found no room in memory become ready in the table */
+/* rows that found no room in memory become ready in the table;
+ * model: MAKE_READY */
 static void
 make_ready(JqTable *t, JqFoundRow *rows, int n)
 {

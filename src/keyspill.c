@@ -150,7 +150,8 @@ waiters_that_run(JqKey *k)
 	return n;
 }
 
-/* is it time to ask for the next rows of the key?  If so, it has been noted. */
+/* is it time to ask for the next rows of the key?  If so, it has been noted;
+ * model: KEY_ASK */
 bool
 jq_key_wants_refill(JqKey *k)
 {

@@ -310,6 +310,7 @@ jq_key_session_unparked(JqKey *k, uint32 chain, TimestampTz now,
 	*until = Min(*until, k->unparked_until);
 }
 
+/* model: GIVE_BACK */
 bool
 jq_key_session_leave(JqKey *k)
 {

@@ -166,7 +166,7 @@ lane_unlink(JqLane *l, uint32 ix)
 
 /* ------------------------------------------------------------- knowledge */
 
-/* rows from pos on are no longer known */
+/* rows from pos on are no longer known; model: R1, R5 */
 static void
 lane_lower(JqLane *l, JqPos pos, int64 low_id)
 {
@@ -600,6 +600,7 @@ jq_lane_hold_back(Oid db, Oid role, const char *queue, bool hold)
 	l = &jq_lanes[lane];
 	l->held_back += hold ? 1 : -1;
 	group = l->group;
+	/* model: HOLD_BACK_WAKE */
 	n = hold ? 0 : jq_limit_wakes(lane, (int) l->nready);
 	LWLockRelease(jq_lane_lock(lane));
 	jq_limit_wake();
@@ -624,6 +625,7 @@ jq_lane_has_first(int lane)
 	return has;
 }
 
+/* model: TAKE_KNOWN */
 uint32
 jq_lane_take_first(JqLane *l)
 {
@@ -813,7 +815,7 @@ jq_lane_refill_end(int lane, JqPos upto, int64 passed)
 	group = l->group;
 	dbix = l->dbix;
 	n = jq_limit_wakes(lane, (int) l->nready);
-	refill = jq_lane_wants_refill(l);
+	refill = jq_lane_wants_refill(l); /* model: R4 */
 	LWLockRelease(jq_lane_lock(lane));
 	jq_limit_wake();
 	if (refill)
@@ -822,7 +824,8 @@ jq_lane_refill_end(int lane, JqPos upto, int64 passed)
 		jq_group_wake(group, n);
 }
 
-/* the scheduler died in a refill: what was accepted meanwhile is given up */
+/* the scheduler died in a refill: what was accepted meanwhile is given up;
+ * model: ABANDON */
 void
 jq_lane_refill_abandon(int lane)
 {

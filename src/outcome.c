@@ -73,7 +73,8 @@ free_keys(JqAttempt *a)
 	jq_unique_let_go();
 }
 
-/* the claim goes to the scheduler, who looks at the row later */
+/* the claim goes to the scheduler, who looks at the row later;
+ * model: DOUBTFUL, CLAIM_UNTIL_RECORD */
 static void
 leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 				   const char *error)
@@ -139,7 +140,8 @@ record_failure(JqAttempt *a, TimestampTz *run_at)
 	if (t != NULL)
 		recorded = jq_record_failure(t, a->job->id, &f, run_at);
 	PopActiveSnapshot();
-	/* between this commit and the publication nothing may come */
+	/* between this commit and the publication nothing may come;
+	 * model: HOLD_INTERRUPTS */
 	HOLD_INTERRUPTS();
 	CommitTransactionCommand();
 	return recorded;
@@ -314,7 +316,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 				break;
 			}
 			jq_attempt_note_completed(a);
-			free_keys(a);
+			free_keys(a); /* model: KEY_UNTIL_COMMIT */
 			if (a->snoozed_until != 0)
 			{
 				int dbix = jq_dir_db(MyDatabaseId, true);

@@ -105,6 +105,7 @@ jq_entry_new(const JqItem *item, int lane)
 	uint32 *link;
 	int done;
 
+	Assert(item->keylen == 0 || item->key != NULL);
 	if (ix == JQ_NIL)
 		return JQ_NIL;
 	e = JQ_ENTRY(ix);

@@ -12,7 +12,7 @@
  * locks of the transaction are gone and its invalidations have been sent: a
  * worker can neither find nothing, nor wait for the enqueuer, nor run a function
  * that this very transaction has replaced.  Nothing in that phase can fail:
- * everything was allocated before the commit.
+ * everything was allocated before the commit.  model: AFTER_COMMIT
  *
  * PREPARE TRANSACTION leaves a summary in shared memory under the global id, and
  * COMMIT PREPARED makes the lanes read the rows from the table.
@@ -591,7 +591,7 @@ push_all(void)
 	/*
 	 * Nothing is taken until all is there.  First what is not known, so that
 	 * nothing overtakes it; but a refill may bring that at once, before the
-	 * smaller ones of the list.
+	 * smaller ones of the list.  model: HOLD_BACK
 	 */
 	for (i = 0; i < nlanes; i++)
 	{
@@ -688,6 +688,7 @@ written_before(int place, int64 id)
  * Give back claims and keys of the list from these places on.  again: what was
  * claimed is as before.  A row of this very transaction is not to be seen before
  * it commits: whoever took it would find nothing, and drop it.
+ * model: ABORT_PUBLISH
  */
 static void
 let_go(int from, int from_key, bool again)

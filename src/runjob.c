@@ -5,7 +5,7 @@
  * The claim and the key are held when this begins.  Order of things:
  *
  *		StartTransaction, look at the row under a snapshot taken now: is it still
- *		there, is it what the entry said, is its time come?
+ *		there, is it what the entry said, is its time come? (model: LOOK, LOOK_DUE)
  *		run the command under the job's timeout
  *		delete the row (or move it to the archive) and commit
  *		note the end in the ring, free the key, end the claim

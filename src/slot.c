@@ -135,7 +135,8 @@ slot_free(JqSlot *s)
 	if (s->waiting)
 		jq_groups[s->group].nwaiting--;
 	s->waiting = false;
-	/* it may go with a wake-up that was meant for it: the launcher looks */
+	/* it may go with a wake-up that was meant for it: the launcher looks;
+	 * model: EXIT_WANTED */
 	jq_groups[s->group].wanted = true;
 	s->state = JQ_SLOT_FREE;
 	s->pid = 0;

@@ -230,6 +230,7 @@ tell_of_jobs(Oid db, int n)
 /*
  * Prepared before jobs ran here, perhaps on the server that this one was a standby
  * of: it may have enqueued.  Its id tells; the time is that of another clock.
+ * model: PREPARED_LONG_AGO
  */
 static bool
 prepared_long_ago(const char *gid)
@@ -344,6 +345,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		if (t->kind == TRANS_STMT_COMMIT_PREPARED ||
 			t->kind == TRANS_STMT_ROLLBACK_PREPARED)
 		{
+			/* model: PREPARED_AFTER */
 			publish = jq_prepared_take(t->gid, &prepared);
 			if (publish)
 				jq_quota_end_prepared(&prepared,

@@ -137,7 +137,7 @@ is_confirmed(XLogRecPtr lsn)
 	return ok;
 }
 
-/* all up to there; invalid: all that there is */
+/* all up to there; invalid: all that there is; model: FLUSH_TELL */
 static void
 make_durable(XLogRecPtr lsn)
 {

@@ -19,7 +19,8 @@
  * Exit.  The exit hook puts jobs that were taken and not begun back into their
  * lane, leaves one that had begun to the scheduler as failing, frees the keys
  * and the slot.  It is an on_shmem_exit callback: by then the transaction has
- * been aborted, and shared memory is still there.
+ * been aborted, and shared memory is still there.  model: EXIT_FAILING,
+ * EXIT_PUBLISH, EXIT_KEY
  */
 #include "postgres.h"
 
@@ -458,6 +459,7 @@ wait_for_work(void)
 
 		if (!jq_slot_set_idle())
 			return true; /* called, while the latch was reset */
+		/* model: LOOK_BEFORE_SLEEP */
 		if (jobqueue_enabled &&
 			!jq_db_is_quiesced(jq_groups[args.group].dbix) && anything_ready())
 		{

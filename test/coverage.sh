@@ -46,7 +46,7 @@ awk -v min="$min" '
 	/^File / { file = $2; gsub(/\047/, "", file) }
 	/^Lines executed/ && file ~ /^src\/.*\.[ch]$/ {
 		split($0, part, /[:% ]+/)
-		n[file] = part[5]; run[file] = part[3] * part[5] / 100
+		n[file] = part[5]; run[file] = part[3] * part[5] / 100; file = ""
 	}
 	END {
 		for (f in n)

@@ -196,7 +196,7 @@ source_files()
 	# not each of these exists from the start
 	{
 		find Makefile jobqueue.control README.md src sql expected recipes test \
-			-type f ! -name '*.o' ! -name '*.so' ! -name '*.bc' ! -name '*.d' \
+			-type f ! -name '*.o' ! -name '*.so' ! -name '*.bc' ! -name '*.d' ! -name '*.gc??' \
 			! -name .buildflags 2>/dev/null || true
 	} | LC_ALL=C sort
 )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# setup.sh build|test|consumers: sees to it that what is needed to build (and
-# test) is there. As root on a Debian-like system it installs what is missing, by
+# setup.sh build|test|consumers|model|lint: sees to it that what is needed to
+# build (and test) is there. As root on a Debian-like system it installs what is missing, by
 # name; else it says what is missing and fails. Without "consumers" (drivers of
 # other languages, and a pooler) the tests run all the same, but for some.
 
@@ -58,6 +58,18 @@ look()
 		look_consumers
 		[ ${#missing[@]} -eq 0 ]
 		return
+	fi
+	if [ "$what" = model ]; then
+		command -v gcc >/dev/null || need gcc gcc
+		command -v spin >/dev/null || need "the model checker spin" spin
+		[ ${#missing[@]} -eq 0 ]
+		return
+	fi
+	if [ "$what" = lint ]; then
+		command -v gcc >/dev/null || need gcc gcc
+		command -v clang-tidy >/dev/null || need clang-tidy clang-tidy
+		command -v cppcheck >/dev/null || need cppcheck cppcheck
+		command -v scan-build >/dev/null || need scan-build clang-tools
 	fi
 	command -v make >/dev/null || need make make
 	command -v gcc >/dev/null || command -v cc >/dev/null ||

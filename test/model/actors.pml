@@ -143,15 +143,11 @@ proctype canceller()
 				row[CANCEL] == LIVE ->
 				k = 0;
 				if
-#ifndef NO_HOLD
 				:: held[CANCEL] != 0 -> k = 3
-#endif
 				:: cl[0] == CANCEL + 1 -> cfor[0] = true; k = 2
 				:: cl[NW - 1] == CANCEL + 1 -> cfor[NW - 1] = true; k = 2
 				:: else ->
-#ifndef NO_HOLD
 					held[CANCEL] = BYSESS;
-#endif
 					k = 1
 				fi
 			};
@@ -222,12 +218,6 @@ proctype hand()
 				xmax[DELETE] = HAND; printf("DELETE by hand\n") };
 			if
 			:: d_step { row[DELETE] = GONE; xmax[DELETE] = 0; cancelled[DELETE] = true; flush() };
-#ifdef AGAIN
-				/* the same row is inserted once more: see BYHAND */
-				d_step { row[DELETE] = INS };
-				d_step { rows(1 << DELETE, INS, LIVE); flush(); at[DELETE] = 0 };
-				d_step { spill(LANE(DELETE), 0) }
-#endif
 			:: d_step { xmax[DELETE] = 0; printf("by hand: rolled back\n") }
 #ifdef HPREP
 			:: d_step { hprep = true; flush() }
@@ -316,8 +306,8 @@ inline unstarve()			/* jq_claim_unstarve, when entries have been freed */
 	for (h_ : 0 .. 1) {
 		if :: starved[h_] -> starved[h_] = false; want[h_] = true; need = true :: else fi
 	};
-	skip
 #endif
+	skip
 }
 
 inline first(l)				/* x_: the first entry that may be taken, or NJ */
@@ -331,9 +321,7 @@ inline first(l)				/* x_: the first entry that may be taken, or NJ */
 
 inline claim(l)				/* claim_next: all in one hold of the lane's lock */
 {
-#ifndef NO_CLAIM_ENDS_WITH_NEXT
 	drop_claim();
-#endif
 	first(l);
 	do
 	:: x_ < NJ && cl[me] == 0 ->
@@ -362,7 +350,8 @@ inline claim(l)				/* claim_next: all in one hold of the lane's lock */
 #ifdef ORDER
 				ALL(i_) {								/* what is before it is out, or to come */
 					assert(!(i_ < x_ && LANE(i_) == l && row[i_] == LIVE && xmax[i_] == 0 && at[i_] == 0
-						&& !OUT(i_) && !par[i_] && HAS(pub, i_)))
+						&& !OUT(i_) && !par[i_]
+						&& (HAS(pub, i_) || (committed[i_] && HAS(C0, i_) && HAS(C0, x_)))))
 				};
 #endif
 				skip
@@ -391,38 +380,16 @@ inline free_key()
 #endif
 }
 
-/* publish_claimed: the claim ends, the job is published (by its row, or as the
- * entry had it), then its key goes; got: unless it is to be cancelled */
-inline give_back(by_row)
-{
-	d_step {
-		whold[me] = true;
-		got = !cfor[me];
-		k = (cdue[me] -> EDUE : 0);
-		if :: got -> drop_claim() :: else fi };
-	if
-	:: got ->
-#ifdef NO_KEY_LAST
-		free_key();
-#endif
-		d_step { if :: by_row -> publish_row(j) :: else -> publish(j, k) fi };
-		free_key();
-		ph = 0
-	:: else -> ph = 5
-	fi;
-	d_step { whold[me] = false; got = false; k = 0 }
-}
-
 proctype worker(byte me)
 {
 	byte j, l, ep, ph, k;
-	bool got;
 
 start:
-	ep = ncrash; j = 0; l = 0; ph = 0; k = 0; got = false;
+	ep = ncrash; j = 0; l = 0; ph = 0; k = 0;
 	{
 		do
-		:: d_step { !CANTAKE(me) -> drop_claim(); unstarve(); idle[me] = true; wanted[MYGROUP] = false };
+		:: d_step { !CANTAKE(me) -> drop_claim(); unstarve() };
+			d_step { idle[me] = true; wanted[MYGROUP] = false };
 			if
 #ifndef NO_LOOK_BEFORE_SLEEP
 			:: d_step { CANTAKE(me) -> idle[me] = false }
@@ -466,6 +433,7 @@ start:
 						cdue[me] = (at[j] == DUE);
 #endif
 						running[me] = true; inrun[me] = KEY(j);
+						assert(NW == 1 || !(cl[1 - me] == j + 1 && running[1 - me]));	/* one runner */
 						if
 						:: KEY(j) -> assert(!(inrun[0] && inrun[NW - 1] && NW > 1));	/* one of the key */
 							assert(holder == me + 1)
@@ -474,62 +442,73 @@ start:
 					:: else
 					fi
 				};
+				/* the command runs; in the end the row is deleted */
+#ifdef NO_KEY_UNTIL_COMMIT
+				if :: ph == 1 -> free_key() :: else fi;
+#endif
 				if
-				:: ph == 0 -> free_key()							/* it is gone */
-				:: ph == 2 ->										/* somebody is deleting it */
+				:: d_step {											/* COMMIT, not flushed */
+						ph == 1 && row[j] == LIVE && xmax[j] == 0 ->
+						row[j] = GONE; done[j]++; at[j] = 0; seen[j] = false;
+						printf("worker %d commits %d\n", me, j);
+						assert(done[j] == 1);						/* never twice */
+						wal[nwal] = j; nwal++;
+						inrun[me] = false; whold[me] = true; ph = 4 };
+#ifdef TELL
+					d_step {										/* a waiter is told */
+#ifndef NO_FLUSH_TELL
+						flush();
+#endif
+						told[j] = true }
+#endif
+				:: d_step {											/* an error: rolled back */
+						ph == 1 && ((row[j] == LIVE && xmax[j] == 0 && nfail < NFAIL) || row[j] != LIVE || cfor[me]) ->
+						if :: row[j] == LIVE && !cfor[me] -> nfail++ :: else fi;
+						printf("worker %d: %d fails\n", me, j);
+#ifdef NO_CLAIM_UNTIL_RECORD
+						if :: !cfor[me] -> drop_claim() :: else fi;
+#endif
+						inrun[me] = false; ph = 5 }
+				:: d_step {											/* serialization failure */
+						ph == 1 && nrerun < NRERUN -> nrerun++; inrun[me] = false; ph = 6 }
+				:: ph == 0 || ph == 2 || ph == 3
+				fi;
+				if
+				:: ph == 3 || ph == 6 ->
+					/* publish_claimed: the claim ends, the job is published (by its
+					 * row, or as the entry had it), then its key goes; unless it is
+					 * to be cancelled */
+					d_step {
+						whold[me] = true;
+						k = EDUE * cdue[me];
+						if :: !cfor[me] -> drop_claim() :: else -> ph = 5; whold[me] = false fi };
+#ifdef NO_KEY_LAST
 					free_key();
+#endif
+					d_step {
+						if
+						:: ph == 3 -> publish_row(j)
+						:: ph == 6 -> publish(j, k)
+						:: else
+						fi }
+				:: else
+				fi;
+				free_key();
+				if
+				:: ph == 2 ->										/* somebody is deleting it */
 					d_step {
 #ifndef NO_DOUBTFUL
 						held[j] = DOUBT; hx[j] = k;
 #endif
-						drop_claim()
-					}
-				:: ph == 3 -> give_back(true)						/* it belongs elsewhere */
-				:: ph == 1 ->
-					/* the command runs; in the end the row is deleted */
-#ifdef NO_KEY_UNTIL_COMMIT
-					free_key();
-#endif
-					if
-					:: d_step {										/* COMMIT, not flushed */
-							row[j] == LIVE && xmax[j] == 0 ->
-							row[j] = GONE; done[j]++; at[j] = 0; seen[j] = false;
-							printf("worker %d commits %d\n", me, j);
-							assert(done[j] == 1);					/* never twice */
-							wal[nwal] = j; nwal++;
-							inrun[me] = false; whold[me] = true };
-#ifdef TELL
-						d_step {									/* a waiter is told */
-#ifndef NO_FLUSH_TELL
-							flush();
-#endif
-							told[j] = true };
-#endif
-						free_key();
-						d_step { whold[me] = false; ph = 0 }
-					:: d_step {										/* an error: rolled back */
-							(row[j] == LIVE && xmax[j] == 0 && nfail < NFAIL) || row[j] != LIVE || cfor[me] ->
-							if :: row[j] == LIVE && !cfor[me] -> nfail++ :: else fi;
-							printf("worker %d: %d fails\n", me, j);
-							inrun[me] = false; ph = 5 }
-					:: d_step {										/* serialization failure */
-							nrerun < NRERUN -> nrerun++; inrun[me] = false };
-						give_back(false)
-					fi
-				fi;
-				if
+						drop_claim() }
 				:: ph == 5 ->
-					free_key();
 					if
 					:: d_step {										/* jobqueue_cancel() came */
 							cfor[me] && xmax[j] == 0 ->
 							if :: row[j] == LIVE -> row[j] = GONE; cancelled[j] = true; at[j] = 0; flush() :: else fi;
-							whold[me] = true }
+							whold[me] = true; k = 0 }
 					:: d_step {										/* the failure is recorded */
 							!cfor[me] && xmax[j] == 0 ->
-#ifdef NO_CLAIM_UNTIL_RECORD
-							drop_claim();
-#endif
 							if
 							:: row[j] == LIVE -> at[j] = LATER; seen[j] = false; wal[nwal] = NJ + j; nwal++; k = 1
 							:: else -> k = 0
@@ -537,14 +516,11 @@ start:
 #ifndef NO_HOLD_INTERRUPTS
 							whold[me] = true;
 #endif
-							printf("failure of %d recorded\n", j) };
-#ifdef NO_DUE_AFTER_COMMIT
-						skip
-#endif
+							printf("failure of %d recorded\n", j) }
 					fi;
 					d_step { drop_claim() };
 					d_step { if :: k == 1 -> arm(j) :: else fi; whold[me] = false }
-				:: else
+				:: else -> whold[me] = false
 				fi;
 				d_step { ph = 0; k = 0; j = 0 }
 			:: else
@@ -561,7 +537,7 @@ start:
 		d_step {
 			printf("worker %d exits, job %d\n", me, cl[me] - 1);
 			killed[me] = false; inrun[me] = false; idle[me] = false; latch[me] = false;
-			k = cl[me]; j = 0; l = 0; ph = 0; got = false };
+			k = cl[me]; j = 0; l = 0; ph = 0 };
 		if
 		:: k != 0 && running[me] ->
 			d_step {
@@ -633,9 +609,7 @@ start:
 						:: u_ >= CAP -> starved[l] = true; room = 0
 						:: else ->
 							filling[l] = true;
-#ifndef NO_CUT_FIRST
 							cut[l] = NJ;
-#endif
 							from = F[l]; room = CAP - u_
 						fi
 					:: else -> room = 0
@@ -659,9 +633,6 @@ start:
 							i_++
 						:: else -> break
 						od;
-#ifdef NO_CUT_FIRST
-						cut[l] = NJ;
-#endif
 						room = 0;
 						printf("refill of %d reads %d up to %d\n", l, res, to) };
 					/* then put it into the lane, */
@@ -881,10 +852,6 @@ start:
 			if
 			:: j < NJ ->
 				d_step { shold = true; held[j] = 0; hx[j] = 0 };
-#ifndef NO_LOOK_AGAIN
-				/* nothing was there: it may have come back, and been passed over */
-				d_step { if :: !all -> all = (row[j] == LIVE) :: else fi };
-#endif
 				d_step { if :: all -> publish_row(j) :: else fi; shold = false }
 			:: else
 			fi;

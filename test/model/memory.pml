@@ -189,11 +189,7 @@ inline offer(l, x, fl)		/* lane_offer; o_: 0 refused, 1 accepted, 2 known */
 					ent[x] = ent[x] | ((fl) & (UNP | EDUE))
 #endif
 				:: t_ == NJ || t_ < x -> lower(l, x); o_ = 0
-#ifndef NO_EVICT
 				:: t_ != NJ && t_ > x -> evict(l); trim(l)
-#else
-				:: t_ != NJ && t_ > x -> lower(l, x); o_ = 0
-#endif
 				fi
 			fi
 		fi

@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+#
+# run.sh [-k] [PATTERN]: checks the model and its mutations, and prints a table;
+# only lines whose name matches PATTERN; -k keeps the work directory with the
+# trails (spin -p -t DEFINES jobs.pml shows one).
+#
+# With all rules in force everything must hold; with one switched off (NO_x) Spin
+# must find a counter-example. Each line takes at most 2 GB and two minutes.
+
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+keep=
+if [ "${1:-}" = -k ]; then
+	keep=1
+	shift
+fi
+pattern=${1:-.}
+"$here/../setup.sh" model
+work=$(mktemp -d)
+if [ -n "$keep" ]; then
+	echo "in $work"
+else
+	trap 'rm -rf "$work"' EXIT
+fi
+cd "$work"
+bad=0
+lines=0
+start=$SECONDS
+
+# check NAME EXPECTED [DEFINE ...]: expected is ok or caught
+check()
+{
+	local name=$1 expected=$2 level got states secs why
+	shift 2
+	[[ $name =~ $pattern ]] || return 0
+	mkdir "$name"
+	cp "$here"/*.pml "$name"
+	cd "$name"
+	spin -a -DNOABORT "$@" jobs.pml >spin.out 2>&1 || { cat spin.out; exit 1; }
+	# much is compiled, and little of it runs for long
+	[ "$expected" = ok ] && level=-O1 || level=-O0
+	gcc $level -w -DSAFETY -DCOLLAPSE -DVECTORSZ=2048 -DMEMLIM=2000 -o pan pan.c
+	timeout 120 ./pan -E -m300000 >out 2>&1 || true
+	states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' out)
+	secs=$(sed -n 's/.*elapsed time \([0-9.]*\) seconds/\1/p' out)
+	why=$(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' out | tr -s ' ' | cut -c1-60)
+	if grep -q 'errors: 1' out; then
+		got=caught
+	elif grep -q 'errors: 0' out &&
+		! grep -qE 'out of memory|max search depth|Search not completed' out; then
+		got=ok
+	else
+		got=unfinished
+	fi
+	lines=$((lines + 1))
+	if [ $got != "$expected" ]; then
+		bad=$((bad + 1))
+		got="$got (!)"
+	fi
+	printf '%-22s %-10s %9s %6s  %s\n' "$name" "$got" "$states" "$secs" "$why"
+	cd ..
+	[ -n "$keep" ] || rm -rf "$name"
+}
+
+one='-DNW=1 -DC0=1 -DC1=0'			# one job, one worker
+both='-DNW=1 -DC0=3 -DC1=0'			# two jobs of one transaction
+three='-DNW=1 -DNJ=3 -DC0=5 -DC1=2 -DCAP=1'
+full="$both -DCAP=1"
+due="$full -DDELAY=1 -DNFAIL=1"
+old="$one -DNFAIL=1 -DNRERUN=1 -DSTRANGER=2"	# entries older than the row
+cancel="$full -DCANCEL=1"
+delete="$both -DDELETE=1"
+exits="$one -DNFAIL=1 -DNEXIT=1"
+leaves="$one -DNFAIL=1 -DNEXIT=1 -DSTRANGER=1"
+dies="$one -DNFAIL=1 -DNSEXIT=1 -DSTRANGER=1"
+crash="$one -DNFAIL=1 -DNCRASH=1 -DTELL"
+prep="$one -DPREP=1"
+keys='-DC0=3 -DC1=0 -DKEYED=3'
+session='-DNW=1 -DC0=3 -DC1=0 -DKEYED=3 -DSESSION -DMAXW=0'
+starve='-DC0=1 -DC1=2 -DLANE1=2 -DCAP=1'
+
+# shellcheck disable=SC2086 # they are lists of options
+{
+	printf '%-22s %-10s %9s %6s  %s\n' name result states secs violated
+	echo '--- all rules in force'
+	check three ok $three
+	check order ok $three -DORDER
+	check order_commit ok $both -DORDER
+	check due ok $due
+	check old ok $old
+	check one_runner ok -DC0=1 -DC1=0 -DSTRANGER=1
+	check cancel ok $cancel
+	check reschedule ok $cancel -DRESCHEDULE
+	check delete ok $delete
+	check delete_prepared ok $one -DDELETE=0 -DHPREP
+	check exits ok $exits
+	check leaves ok $one -DNEXIT=1 -DSTRANGER=1
+	check dies ok $dies
+	check crash ok $crash
+	check prepared ok $prep
+	check prepared_crash ok $prep -DNCRASH=1
+	check by_hand ok $both -DBYHAND=1
+	check savepoint ok $both -DSUB=2
+	check starve ok $starve
+	check keys ok $keys
+	check session ok $session
+	echo '--- one rule switched off'
+	check no_R1 caught $three -DNO_R1
+	check no_R4 caught $three -DNO_R4
+	check no_R5 caught $three -DNO_R5
+	check no_CLEAR_FIRST caught $three -DNO_CLEAR_FIRST
+	check no_TAKE_KNOWN caught $three -DORDER -DNO_TAKE_KNOWN
+	check no_HOLD_BACK caught $both -DORDER -DNO_HOLD_BACK
+	check no_HOLD_BACK_WAKE caught $both -DNO_HOLD_BACK_WAKE
+	check no_AFTER_COMMIT caught $both -DNO_AFTER_COMMIT
+	check no_SKIP_CLAIMED caught -DC0=1 -DC1=0 -DSTRANGER=1 -DNO_SKIP_CLAIMED
+	check no_LOOK caught $delete -DNO_LOOK
+	check no_LOOK_DUE caught $old -DNO_LOOK_DUE
+	check no_TWIN_DUE caught $old -DNO_TWIN_DUE
+	check no_FLAG_OF_ROW caught $old -DNO_FLAG_OF_ROW
+	check no_EXIT_DUE caught $leaves -DNO_EXIT_DUE
+	check no_MAKE_READY caught $due -DNO_MAKE_READY
+	check no_ABORT_PUBLISH caught $cancel -DNO_ABORT_PUBLISH
+	check no_DOUBTFUL caught $delete -DNO_DOUBTFUL
+	check no_CLAIM_UNTIL_RECORD caught $exits -DNO_CLAIM_UNTIL_RECORD
+	check no_HOLD_INTERRUPTS caught $exits -DNO_HOLD_INTERRUPTS
+	check no_EXIT_FAILING caught $exits -DNO_EXIT_FAILING
+	check no_EXIT_PUBLISH caught $exits -DNO_EXIT_PUBLISH
+	check no_EXIT_WANTED caught $exits -DNO_EXIT_WANTED
+	check no_SCHED_ALL caught $dies -DNO_SCHED_ALL
+	check no_ABANDON caught $dies -DNO_ABANDON
+	check no_START_UNKNOWN caught $crash -DNO_START_UNKNOWN
+	check no_FLUSH_TELL caught $crash -DNO_FLUSH_TELL
+	check no_PREPARED_AFTER caught $prep -DNO_PREPARED_AFTER
+	check no_PREPARED_LONG_AGO caught $prep -DNCRASH=1 -DNO_PREPARED_LONG_AGO
+	check no_LOOK_BEFORE_SLEEP caught $one -DNO_LOOK_BEFORE_SLEEP
+	check no_UNSTARVE caught $starve -DNO_UNSTARVE
+	check no_KEY_UNTIL_COMMIT caught $keys -DNO_KEY_UNTIL_COMMIT
+	check no_EXIT_KEY caught $one -DKEYED=1 -DNEXIT=1 -DNO_EXIT_KEY
+	check no_GIVE_BACK caught $session -DNO_GIVE_BACK
+	check no_KEY_ASK caught $session -DNO_KEY_ASK
+}
+echo "$lines lines, $bad not as expected, $((SECONDS - start)) s"
+[ "$bad" = 0 ] && [ "$lines" -gt 0 ]
