@@ -9,7 +9,7 @@
 # fault before it was seen.
 #
 #	JQ_SEED			repeats the choices (not the timing)
-#	JQ_SECONDS		how long, without the beginning and the last drain (45)
+#	JQ_SECONDS		how long, without the beginning and the last drain (40)
 #	JQ_CHAOS		how many faults at most (0 = no limit)
 #	JQ_ONLY			a pattern: only these kinds of fault
 #	JQ_SMALL_DISK	a directory on a file system of a few MiB: without it no disk
@@ -31,7 +31,7 @@ use Together;
 use TogetherLoad;
 
 my $seed = $ENV{JQ_SEED} || int(time * 1000) % 1_000_000;
-my $seconds = $ENV{JQ_SECONDS} || 45;
+my $seconds = $ENV{JQ_SECONDS} || 40;
 my $most = $ENV{JQ_CHAOS} || 0;
 my $only = $ENV{JQ_ONLY} || '';
 my $small = $ENV{JQ_SMALL_DISK} || '';
@@ -152,7 +152,7 @@ sub schedules
 
 # ---- what clients do, beside the load ----------------------------------------------
 
-my @who = qw(r1 r1 r2 super storm consumer consumer consumer control);
+my @who = qw(r1 r2 super storm consumer consumer control);
 
 sub stormy
 {
@@ -175,9 +175,10 @@ sub stormy
 clients_are(
 	sub {
 		my ($who) = @_;
-		return $who eq 'control' ? control() : $who eq 'storm' ? stormy() : statement($who);
+		return ($who eq 'control' ? control() : $who eq 'storm' ? stormy() : statement($who))
+		  . (chance(0.3) ? sprintf "SELECT pg_sleep(%.3f);\n", rand 0.05 : '');
 	},
-	statements => 300);
+	statements => 120);
 
 # ---- faults ------------------------------------------------------------------------
 
@@ -190,20 +191,27 @@ my $standbys = 0;
 my $down = 0;
 my $gids = 0;
 
-# do that a little later
+# do that a little later; what holds up processes not later than a restart
 sub later
 {
-	my ($wait, $code) = @_;
-	push @undo, [ time + $wait, $code ];
+	my ($wait, $code, $holds_up) = @_;
+	push @undo, [ time + $wait, $code, $holds_up ];
 }
 
-sub try { node()->psql('postgres', $_[0], on_error_stop => 0); }
+sub let_go
+{
+	my @now = grep { $_->[2] } @undo;
+
+	@undo = grep { !$_->[2] } @undo;
+	$_->[1]->() foreach @now;
+}
+
+sub try { ask($_[0]); }
 
 # SQL that takes its time, beside all else
 sub beside
 {
 	my ($text, %opt) = @_;
-	my $error;
 
 	return if @beside > 8;
 	local %ENV = node()->_get_env(PGAPPNAME => 'beside', PGOPTIONS => '-c lock_timeout=1500 -c client_min_messages=error');
@@ -241,11 +249,21 @@ sub wait_up
 {
 	my $end = time + $PostgreSQL::Test::Utils::timeout_default;
 
-	while (node()->psql('postgres', 'SELECT', stderr => \my $err) != 0)
+	while ((ask('SELECT 1') // '') ne '1')
 	{
 		die "the server does not come back\n" if time > $end;
 		usleep(10_000);
 	}
+}
+
+# the server cannot start before the last of its processes has gone
+sub kill_postmaster
+{
+	my @pids = split /\n/, `pgrep -P @{[ node()->{_pid} ]}`;
+	my $end = time + 5;
+
+	node()->kill9;
+	usleep(5_000) while time < $end && grep { kill(0, $_) } @pids;
 }
 
 sub start_again
@@ -264,9 +282,10 @@ sub restart
 {
 	my ($how) = @_;
 
+	let_go();
 	if ($how eq 'kill')
 	{
-		node()->kill9;
+		kill_postmaster();
 	}
 	else
 	{
@@ -327,14 +346,14 @@ sub promotion
 		try('SELECT pg_reload_conf()');
 		return;
 	}
-	if (chance(0.5)) { $old->kill9; } else { $old->stop('immediate'); }
+	let_go();
+	if (chance(0.5)) { kill_postmaster(); } else { $old->stop('immediate'); }
 	$new->promote;
 	$new->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()');
 	$JobqueueTest::node = $new;
 	read_log();
 	push @logs, [ $new->logfile, 0 ];
 	@places = reverse @places;
-	$_->{name} eq 'x' foreach ();
 	later(1, sub { system('rm', '-rf', $old->data_dir); });
 }
 
@@ -378,13 +397,14 @@ my %faults = (
 			my $wait = rand 0.8;
 			return unless $pid;
 			kill('STOP', $pid);
-			later($wait, sub { kill('CONT', $pid); });
+			later($wait, sub { kill('CONT', $pid); }, 1);
 		} ]
 	} qw(worker client scheduler)),
 	(map {
 		my $whom = $_;
 		"kill $whom" => [ 0.8, sub {
 			my $pid = a_pid($whom);
+			let_go();
 			return unless $pid && kill('KILL', $pid);
 			# not before it has been noticed
 			my $end = time + 5;
@@ -423,10 +443,7 @@ my %faults = (
 			[ 'jobqueue.max_jobs_per_role', 30, 300 ],
 			[ 'deadlock_timeout', "'10 ms'" ],
 			[ 'idle_in_transaction_session_timeout', "'100 ms'" ],
-			[ 'default_transaction_isolation', "'serializable'", "'repeatable read'" ],
-			[ 'synchronous_commit', 'off' ],
-			[ 'work_mem', "'64 kB'" ],
-			[ 'session_replication_role', "'replica'" ]) };
+			[ 'work_mem', "'64 kB'" ]) };
 		my $value = pick(@values);
 		my $wait = rand 1;
 		setting($name, $value, $wait);
@@ -442,7 +459,7 @@ my %faults = (
 	'pause' => [ 4, sub {
 		my $q = pick(load_queues());
 		try("SELECT jobqueue_pause('$q')");
-		later(rand 1, sub { try("SELECT jobqueue_resume('$q')"); });
+		later(rand 1, sub { beside("SELECT jobqueue_resume('$q')"); });
 	} ],
 	'quiesce' => [ 1, sub { beside("SELECT jobqueue_quiesce('0.3 s');\nSELECT jobqueue_resume()"); } ],
 	'role' => [ 3, sub {
@@ -508,7 +525,7 @@ my %faults = (
 	'pause point' => [ $has_pause ? 12 : 0, sub {
 		my $point = pick(@points);
 		try("SELECT jq_pause_arm('$point')");
-		later(0.05 + rand 0.6, sub { try("SELECT jq_pause_release('$point')"); });
+		later(0.05 + rand 0.6, sub { try("SELECT jq_pause_release('$point')"); }, 1);
 	} ],
 	'end at a pause point' => [ $has_pause ? 6 : 0, sub {
 		my $point = pick(@points);
@@ -516,15 +533,15 @@ my %faults = (
 		try("SELECT jq_pause_arm('$point')");
 		later(0.05 + rand 0.3, sub {
 			try("SELECT pg_${how}_backend(jq_pause_caught('$point')); SELECT jq_pause_release('$point')");
-		});
+		}, 1);
 	} ],
 	'kill at a pause point' => [ $has_pause ? 0.8 : 0, sub {
 		my $point = pick(@points);
 		try("SELECT jq_pause_arm('$point')");
 		later(0.05 + rand 0.3, sub {
-			my $pid = '';
-			node()->psql('postgres', "SELECT jq_pause_caught('$point')", stdout => \$pid);
-			kill('KILL', $pid) if ($pid // '') =~ /^\d+$/;
+			my $pid = ask("SELECT jq_pause_caught('$point')") // '';
+			let_go();
+			kill('KILL', $pid) if $pid =~ /^\d+$/;
 			usleep(20_000);
 			wait_up();
 			try("SELECT jq_pause_release('$point')");
@@ -533,7 +550,8 @@ my %faults = (
 	'disk full' => [ $small ? 1.5 : 0, sub {
 		my $wait = rand 0.8;
 		system("dd if=/dev/zero of=$small/ballast bs=64k 2>/dev/null");
-		later($wait, sub { unlink "$small/ballast"; });
+		# nor could the server start
+		later($wait, sub { unlink "$small/ballast"; }, 1);
 	} ],
 );
 
@@ -548,8 +566,8 @@ foreach my $kind (sort keys %faults)
 
 # Errors of the server's own (class XX), but those that PostgreSQL has for what is
 # done to tables at the same time, and warnings that are not known.
-my $known_error = qr/tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for index/;
-my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice/;
+my $known_error = qr/tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for index|cannot reindex invalid index/;
+my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice|more queues (?:have settings|and roles)|cannot reindex invalid index|is not a PostgreSQL (?:backend|server) process/;
 
 sub odd_lines
 {

@@ -12,6 +12,8 @@ use warnings;
 
 use Digest::MD5 'md5';
 use Exporter 'import';
+use IO::Handle;
+use IPC::Open2;
 use JobqueueTest;
 use POSIX ':sys_wait_h';
 use PostgreSQL::Test::Utils;
@@ -20,7 +22,7 @@ use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
   seed_is choices pick chance some_time clients_are start_clients
-  revive_clients stop_clients clients next_fault process_fault a_pid done_faults
+  revive_clients stop_clients clients ask next_fault process_fault a_pid done_faults
   forget_faults none end_prepared bad_lines unique_faults
 );
 
@@ -135,7 +137,63 @@ END
 {
 	my $status = $?;
 	kill('KILL', $_->{pid}) foreach @clients;
+	hang_up();
 	$? = $status;
+}
+
+# ---- a session that is asked much, and comes again by itself ------------------------
+
+my ($to, $from, $asked);
+
+sub hang_up
+{
+	return unless $asked;
+	close $to;
+	close $from;
+	waitpid($asked, 0);
+	$asked = undef;
+}
+
+sub call
+{
+	(my $test = $0) =~ s{.*/|\.pl$}{}g;
+	local %ENV = node()->_get_env(PGAPPNAME => 'asks', PGOPTIONS => '-c lock_timeout=300 -c statement_timeout=5000 -c client_min_messages=error');
+
+	open my $log, '>>', "$PostgreSQL::Test::Utils::log_path/${test}_asked.log" or die "log: $!";
+	open my $stderr, '>&', \*STDERR or die "stderr: $!";
+	open STDERR, '>&', $log;
+	$asked = open2($from, $to, node()->installed_command('psql'), '-X', '-q', '-A', '-t', '-f', '-',
+		'-U', superuser(), 'postgres');
+	open STDERR, '>&', $stderr;
+	$to->autoflush(1);
+}
+
+# ask SQL: what it says, without the errors; undef if there is no server.  What
+# has to wait for a lock is given up soon.
+sub ask
+{
+	my ($text) = @_;
+	local $SIG{PIPE} = 'IGNORE';
+
+	# the session may have ended since, with the server that it was of
+	foreach (1 .. 2)
+	{
+		my $out = '';
+
+		call() unless $asked;
+		print $to "$text;\n\\echo DONE\n";
+		while (defined(my $line = <$from>))
+		{
+			if ($line eq "DONE\n")
+			{
+				chomp $out;
+				return $out;
+			}
+			$out .= $line;
+		}
+		hang_up();
+	}
+	return undef;
 }
 
 # ---- faults --------------------------------------------------------------------
@@ -167,13 +225,11 @@ sub a_pid
 	  : $whom =~ /^(?:worker|scheduler|launcher)$/ ? "backend_type = 'jobqueue $whom'"
 	  : "backend_type = '$whom'";
 	my $n = int rand 1000;
-	my $out = '';
-
-	node()->psql('postgres', <<END, stdout => \$out);
+	my $out = ask(<<END);
 SELECT pid FROM pg_stat_activity WHERE $which ORDER BY pid
 OFFSET $n % (SELECT greatest(count(*), 1) FROM pg_stat_activity WHERE $which) LIMIT 1
 END
-	return $out =~ /^\d+$/ ? $out : undef;
+	return defined $out && $out =~ /^\d+$/ ? $out : undef;
 }
 
 # "terminate worker", "cancel client", "drop client", "freeze scheduler",
@@ -217,7 +273,7 @@ sub process_fault
 	}
 	else
 	{
-		node()->psql('postgres', "SELECT pg_${how}_backend($pid)");
+		ask("SELECT pg_${how}_backend($pid)");
 	}
 	return 1;
 }

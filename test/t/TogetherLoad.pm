@@ -118,9 +118,22 @@ BEGIN
 	IF EXISTS (SELECT FROM effects WHERE id = me) THEN
 		RAISE LOG 'VIOLATION: job % runs again after it was completed', me;
 	END IF;
-	-- jobqueue_run asks for no order
-	IF j.queue = 'ord' AND j.key IS NOT NULL AND (j.command IS NULL
-		OR (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()) <> 'client backend') THEN
+	-- jobqueue_run asks neither for dependencies nor for order
+	IF j.command IS NOT NULL
+		AND (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()) = 'client backend' THEN
+		RETURN j;
+	END IF;
+	IF j.after IS NOT NULL AND NOT EXISTS (SELECT FROM left_history WHERE id = me) THEN
+		FOR o IN SELECT d.id, (SELECT state FROM jobqueue_archive a WHERE a.id = d.id) AS state
+			FROM unnest(j.after) d(id)
+			WHERE NOT EXISTS (SELECT FROM effects e WHERE e.id = d.id)
+				AND NOT EXISTS (SELECT FROM left_history l WHERE l.id = d.id)
+				AND EXISTS (SELECT FROM jobqueue_job l WHERE l.id = me)
+		LOOP
+			RAISE LOG 'VIOLATION: job % runs before % (%), one of %', me, o.id, o.state, j.after;
+		END LOOP;
+	END IF;
+	IF j.queue = 'ord' AND j.key IS NOT NULL THEN
 		FOR o IN SELECT * FROM jobqueue_job e WHERE e.queue = j.queue AND e.key = j.key
 			AND (e.priority, e.id) < (j.priority, j.id)
 			AND (e.attempt > 0 OR e.keeps_order)
@@ -247,12 +260,13 @@ CREATE FUNCTION work(args jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
 	began timestamptz := clock_timestamp();
 	c record;
+	j jobqueue_job;
 	what text := args->>'do';
 	dice float8 := random();
 	other text := 'k' || floor(random() * 6);
 BEGIN
 	SELECT * INTO c FROM jobqueue_current();
-	PERFORM begins(c.id);
+	j := begins(c.id);
 	PERFORM job_had(c.id, c.queue, c.key, me(), began);
 	IF dice < 0.2 THEN
 		PERFORM pg_sleep(dice / 10);
@@ -305,6 +319,9 @@ BEGIN
 	END CASE;
 	INSERT INTO effects VALUES (c.id, me());
 	PERFORM job_had(c.id, c.queue, c.key, me(), began);
+	IF j.unique_until IN ('w', 'b') AND j.unique_for IS NULL THEN
+		PERFORM had('unique:' || j.queue || ':' || j.unique_key, 'x', me(), began);
+	END IF;
 	RETURN jsonb_build_object('id', c.id);
 END $$;
 
