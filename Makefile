@@ -6,6 +6,8 @@
 #   make demo           see it work, in a private server that is removed again
 #   make test           all tests, in a private server
 #                       (SUITE=regress|isolation|tap|bench, TESTS="name name")
+#   make chaos          all at once, under faults of all kinds (MINUTES=10,
+#                       SEED=n repeats the choices of a run)
 #   make test-versions  all tests, with PostgreSQL 15, 17 and 18 (VERSIONS="17")
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
 #   make format         clang-format all C files; format-check only looks
@@ -97,6 +99,13 @@ demo:
 test:
 	@$(RUN_ENV) SUITE='$(SUITE)' TESTS='$(TESTS)' KEEP='$(KEEP)' test/run.sh
 
+MINUTES ?= 10
+
+chaos:
+	@$(RUN_ENV) SUITE=tap TESTS=053_chaos KEEP='$(KEEP)' JQ_SEED='$(SEED)' \
+		JQ_SECONDS=$$(($(MINUTES) * 60)) \
+		TAP_TIMEOUT=$$(($(MINUTES) * 120 + 600)) test/run.sh
+
 test-versions:
 	@SUITE='$(SUITE)' TESTS='$(TESTS)' test/versions.sh $(VERSIONS)
 
@@ -111,5 +120,5 @@ format:
 format-check:
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-.PHONY: demo test test-versions bench format format-check FORCE
+.PHONY: demo test chaos test-versions bench format format-check FORCE
 FORCE:

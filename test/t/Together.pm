@@ -18,7 +18,7 @@ use JobqueueTest;
 use POSIX ':sys_wait_h';
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(usleep);
+use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(
   seed_is choices pick chance some_time clients_are start_clients
@@ -148,6 +148,7 @@ my ($to, $from, $asked);
 sub hang_up
 {
 	return unless $asked;
+	kill('KILL', $asked);
 	close $to;
 	close $from;
 	waitpid($asked, 0);
@@ -168,6 +169,25 @@ sub call
 	$to->autoflush(1);
 }
 
+# undef: the session has ended, or somebody holds it up
+sub answer
+{
+	my $out = '';
+	my $end = time + 3;
+
+	until ($out =~ s/^DONE\n\z//m)
+	{
+		my $ready = '';
+		my $left = $end - time;
+
+		vec($ready, fileno($from), 1) = 1;
+		return undef if select($ready, undef, undef, $left > 0 ? $left : 0) <= 0;
+		return undef unless sysread($from, $out, 4096, length $out);
+	}
+	chomp $out;
+	return $out;
+}
+
 # ask SQL: what it says, without the errors; undef if there is no server.  What
 # has to wait for a lock is given up soon.
 sub ask
@@ -178,19 +198,10 @@ sub ask
 	# the session may have ended since, with the server that it was of
 	foreach (1 .. 2)
 	{
-		my $out = '';
-
 		call() unless $asked;
 		print $to "$text;\n\\echo DONE\n";
-		while (defined(my $line = <$from>))
-		{
-			if ($line eq "DONE\n")
-			{
-				chomp $out;
-				return $out;
-			}
-			$out .= $line;
-		}
+		my $out = answer();
+		return $out if defined $out;
 		hang_up();
 	}
 	return undef;
