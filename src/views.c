@@ -70,7 +70,9 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 	{
 		JqQueue *q = &jq_queues[i];
 		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
-		bool estimated = false;
+		/* there may be rows of a lane that found no place */
+		bool estimated = !jq_db_is_loaded(jq_dir_db(MyDatabaseId, false)) ||
+						 pg_atomic_read_u32(&q->stopped) & JQ_STOPPED_UNSEEN;
 		bool seen = jq_sight_of(InvalidOid) > 0;
 		Datum values[17];
 		bool nulls[17];

@@ -179,7 +179,7 @@ make_small_disk()
 {
 	[ "$(id -u)" = 0 ] || return 0
 	mkdir -p "$dir/small"
-	if mount -t tmpfs -o size=24m,mode=777 tmpfs "$dir/small" 2>/dev/null; then
+	if mount -t tmpfs -o size=48m,mode=777 tmpfs "$dir/small" 2>/dev/null; then
 		small=$dir/small
 	fi
 }
