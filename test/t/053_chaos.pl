@@ -9,7 +9,7 @@
 # fault before it was seen.
 #
 #	JQ_SEED			repeats the choices (not the timing)
-#	JQ_SECONDS		how long, without the beginning and the last drain (40)
+#	JQ_SECONDS		how long, without the beginning and the last drain (30)
 #	JQ_CHAOS		how many faults at most (0 = no limit)
 #	JQ_ONLY			a pattern: only these kinds of fault
 #	JQ_STAY			a file: as long as it is there, a server that does not drain is
@@ -33,7 +33,7 @@ use Together;
 use TogetherLoad;
 
 my $seed = $ENV{JQ_SEED} || int(time * 1000) % 1_000_000;
-my $seconds = $ENV{JQ_SECONDS} || 40;
+my $seconds = $ENV{JQ_SECONDS} || 30;
 my $most = $ENV{JQ_CHAOS} || 0;
 my $only = $ENV{JQ_ONLY} || '';
 my $small = $ENV{JQ_SMALL_DISK} || '';
@@ -554,7 +554,7 @@ my %faults = (
 			usleep(20_000);
 			wait_up();
 			try("SELECT jq_pause_release('$point')");
-		});
+		}, 1);
 	} ],
 	'disk full' => [ $small ? 1.5 : 0, sub {
 		my $wait = rand 0.8;
