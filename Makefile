@@ -6,6 +6,8 @@
 #   make demo           see it work, in a private server that is removed again
 #   make test           all tests, in a private server
 #                       (SUITE=regress|isolation|tap|bench, TESTS="name name")
+#   make chaos          all at once, under faults of all kinds (MINUTES=10,
+#                       SEED=n repeats the choices of a run)
 #   make test-versions  all tests, with PostgreSQL 15, 17 and 18 (VERSIONS="17")
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
 #   make model          check the model of the protocol (test/model, Spin)
@@ -100,6 +102,13 @@ demo:
 test:
 	@$(RUN_ENV) SUITE='$(SUITE)' TESTS='$(TESTS)' KEEP='$(KEEP)' test/run.sh
 
+MINUTES ?= 10
+
+chaos:
+	@$(RUN_ENV) SUITE=tap TESTS=053_chaos KEEP='$(KEEP)' JQ_SEED='$(SEED)' \
+		JQ_SECONDS=$$(($(MINUTES) * 60)) \
+		TAP_TIMEOUT=$$(($(MINUTES) * 120 + 600)) test/run.sh
+
 test-versions:
 	@SUITE='$(SUITE)' TESTS='$(TESTS)' test/versions.sh $(VERSIONS)
 
@@ -123,6 +132,6 @@ format:
 format-check:
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-.PHONY: demo test test-versions bench model lint coverage format format-check \
-	FORCE
+.PHONY: demo test chaos test-versions bench model lint coverage format \
+	format-check FORCE
 FORCE:

@@ -310,6 +310,19 @@ jq_db_set_loaded(int dbix, uint32 overflows)
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 }
 
+bool
+jq_db_is_loaded(int dbix)
+{
+	bool loaded;
+
+	if (dbix < 0)
+		return false;
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	loaded = jq_dbs[dbix].loaded;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	return loaded;
+}
+
 void
 jq_db_set_absent(int dbix, bool absent)
 {

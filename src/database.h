@@ -68,6 +68,7 @@ extern bool jq_db_sched_leave(int dbix, TimestampTz keep_until);
 extern void jq_db_overflow(int dbix);
 extern uint32 jq_db_overflows(int dbix);
 extern void jq_db_set_loaded(int dbix, uint32 overflows);
+extern bool jq_db_is_loaded(int dbix);
 extern void jq_db_set_absent(int dbix, bool absent);
 extern bool jq_db_is_quiesced(int dbix);
 extern void jq_db_set_quiesced(int dbix, bool quiesced);

@@ -450,6 +450,14 @@ lane_remove(int ix)
 	l->db = InvalidOid;
 }
 
+/* lane lock held: nothing of it is out, or on its way */
+static bool
+lane_is_free(JqLane *l)
+{
+	return pg_atomic_read_u32(&l->nparked) == 0 && l->nclaimed == 0 &&
+		   l->held_back == 0 && !l->filling;
+}
+
 /* JQ_LOCK_DIR held exclusively, so that nobody resumes its queue */
 static bool
 lane_try_reuse(int ix, bool paused_too)
@@ -458,8 +466,7 @@ lane_try_reuse(int ix, bool paused_too)
 	bool ok;
 
 	LWLockAcquire(jq_lane_lock(ix), LW_EXCLUSIVE);
-	ok = l->nready == 0 && pg_atomic_read_u32(&l->nparked) == 0 &&
-		 l->nclaimed == 0 && l->held_back == 0 && !l->filling;
+	ok = l->nready == 0 && lane_is_free(l);
 	if (ok && !(jq_pos_is_all(l->frontier) && jq_pos_is_all(l->count_pos)))
 	{
 		ok = paused_too && may_be_unseen(&jq_queues[l->queue_ix]);
@@ -558,6 +565,47 @@ found:
 	LWLockRelease(jq_lane_lock(i));
 	pg_atomic_fetch_add_u32(&jq_groups[group].lanes_generation, 1);
 	return i;
+}
+
+bool
+jq_dir_give_up_lane(Oid db)
+{
+	int dbix = jq_dir_db(db, false);
+	int most = -1;
+	int n = -1;
+	int i;
+
+	if (dbix < 0)
+		return false;
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqLane *l = &jq_lanes[i];
+
+		if (l->db != db)
+			continue;
+		LWLockAcquire(jq_lane_lock(i), LW_SHARED);
+		if ((int) l->nready > n && lane_is_free(l))
+		{
+			most = i;
+			n = l->nready;
+		}
+		LWLockRelease(jq_lane_lock(i));
+	}
+	if (most >= 0)
+	{
+		/* before it has gone: a new one must not think that it knows all */
+		jq_dir_see_again(dbix);
+		LWLockAcquire(jq_lane_lock(most), LW_EXCLUSIVE);
+		if (lane_is_free(&jq_lanes[most]))
+		{
+			jq_lane_clear(most, JQ_POS_NOTHING);
+			lane_remove(most);
+		}
+		LWLockRelease(jq_lane_lock(most));
+	}
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	return most >= 0;
 }
 
 bool

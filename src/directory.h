@@ -233,6 +233,12 @@ jq_lane_may_have(const JqLane *l, int place)
  */
 extern bool jq_dir_leave_unseen(int dbix, const char *queue);
 
+/*
+ * Take one lane from the database, with the entries in it: they are in the
+ * table, where a discovery finds them again.  false: it has none that could go.
+ */
+extern bool jq_dir_give_up_lane(Oid db);
+
 /* lanes of a database; buf has room for jq_shared->nlanes */
 extern int jq_dir_lanes_of(Oid db, int *buf);
 extern int jq_dir_lanes_of_group(int group, int *buf, int max);

@@ -8,6 +8,7 @@
 #include "catalog/pg_type.h"
 #include "conflict.h"
 #include "database.h"
+#include "directory.h"
 #include "executor/spi.h"
 #include "fetched.h"
 #include "lease.h"
@@ -192,7 +193,12 @@ jq_sched_read_leases(void)
 	t = jq_sched_begin();
 	list = t != NULL ? read_all(t, &n) : NULL;
 	for (i = 0; list != NULL && i < n; i++)
-		if (!restore(t, &list[i]))
+		/* as long as we are not done no job starts, and nothing gets less */
+		while (!restore(t, &list[i]))
+		{
+			jq_dir_forget();
+			if (jq_dir_give_up_lane(MyDatabaseId))
+				continue;
 			ereport(ERROR,
 					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 					 errmsg("more jobs are leased than memory has place for"),
@@ -200,6 +206,7 @@ jq_sched_read_leases(void)
 							   "them no job of the database starts.",
 							   n),
 					 errhint("Increase jobqueue.max_ready_jobs.")));
+		}
 	jq_sched_commit();
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	jq_dbs[jq_sched_dbix].leases_read = t != NULL;

@@ -75,7 +75,9 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 	{
 		JqQueue *q = &jq_queues[i];
 		int64 ready = 0, blocked = 0, running = 0, spilled = 0;
-		bool estimated = to_be_counted;
+		/* there may be rows of a lane that found no place */
+		bool estimated = to_be_counted ||
+						 pg_atomic_read_u32(&q->stopped) & JQ_STOPPED_UNSEEN;
 		bool seen = jq_sight_of(InvalidOid) > 0;
 		Datum values[17];
 		bool nulls[17];

@@ -28,6 +28,7 @@ passed=0
 failed=0
 failed_names=()
 given_dir=${DIR:-}
+small=
 
 clean_environment
 export PGISOLATIONTIMEOUT=${PGISOLATIONTIMEOUT:-150}
@@ -37,6 +38,7 @@ export PGCTLTIMEOUT=${PGCTLTIMEOUT:-120}
 finish()
 {
 	stop_all_servers
+	drop_small_disk
 	if [ -z "$given_dir" ] && [ -n "$dir" ]; then
 		if [ "${KEEP:-}" = 1 ]; then
 			echo "kept: $dir" >&2
@@ -172,6 +174,22 @@ node_path()
 	echo "$dir/node/node_modules"
 }
 
+# A file system that is soon full, where root may mount one.
+make_small_disk()
+{
+	[ "$(id -u)" = 0 ] || return 0
+	mkdir -p "$dir/small"
+	if mount -t tmpfs -o size=48m,mode=777 tmpfs "$dir/small" 2>/dev/null; then
+		small=$dir/small
+	fi
+}
+
+drop_small_disk()
+{
+	[ -z "$small" ] || umount "$small" 2>/dev/null || umount -l "$small" || true
+	small=
+}
+
 tap()
 {
 	local pgxs=$1 result ok=0 bad=0 names name
@@ -190,15 +208,17 @@ tap()
 			export NODE_PATH
 			;;
 	esac
+	case " $* " in *'_chaos.pl '*) make_small_disk ;; esac
 	(
 		cd "$dir/source"
-		as_user env TESTDIR="$dir/tap" TESTDATADIR="$dir/tap/tmp_check" \
+		as_user env JQ_SMALL_DISK="$small" TESTDIR="$dir/tap" TESTDATADIR="$dir/tap/tmp_check" \
 			TESTLOGDIR="$dir/tap/tmp_check/log" PGPORT=65432 \
 			PATH="$bindir:$PATH" PG_REGRESS="$pgxs/test/regress/pg_regress" \
 			perl test/run-tap.pl "$dir/tap/result" "${JOBS:-2}" \
 			"$pgxs/test/perl" "${@/#/test/t/}" 2>&1
 	) || true
 	stop_all_servers
+	drop_small_disk
 
 	if [ -f "$dir/tap/result" ]; then
 		read -r ok bad names <"$dir/tap/result"

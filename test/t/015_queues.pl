@@ -255,5 +255,16 @@ paused_property 'COMMIT PREPARED lets nothing start until the settings are read'
 	drop_all();
 };
 
+property 'jobs for which memory has no lane are not counted, and the view says so' => sub {
+	is(sql('SELECT jobqueue_quiesce()'), 't', 'nothing runs');
+	sql(q{SELECT count(jobqueue_enqueue('note', '{"what": "x"}', queue => 'many' || i)) FROM generate_series(1, 20) i});
+	is(sql('SELECT sum(ready) < 20 AND bool_and(estimated) FROM jobqueue_status'), 't', 'too small');
+	sql('SELECT jobqueue_resume()');
+	wait_drained();
+	is(sql('SELECT count(*) FROM ran'), 20, 'all ran');
+	wait_for('SELECT NOT bool_or(estimated) FROM jobqueue_status');
+	forget();
+};
+
 node()->stop;
 done_testing();

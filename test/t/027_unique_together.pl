@@ -10,41 +10,17 @@ use FindBin;
 use lib $FindBin::RealBin;
 use JobqueueTest;
 use Test::More;
+use Together;
 
 new_node('together', conf => <<'END');
 deadlock_timeout = 20ms
 jobqueue.max_workers = 4
 END
 
-# What the live rows say about the locks, in one snapshot; a line for each fault.
-# What has expired is told by the clock, not by now(): that is before the
-# snapshot, and another job may have taken an expired lock in between.
-#
-#	a job that holds its key to its end		has a lock, unless that has expired
-#	a job that holds it until its start		may have given it free already
-#	a job that asks at its start, or only
-#	keeps others from executing				has none
-#	a lock									is that of such a job, has expired, or
-#											is one until "expired": that outlives it
-my $faults = <<'END';
-SELECT coalesce(string_agg(fault, ', '), '') FROM (
-	SELECT format('job %s (%s, %s) has no lock of %s', j.id, j.unique_until, j.on_conflict, j.unique_key) AS fault
-	FROM jobqueue_job j
-	WHERE unique_until IN ('e', 't') AND on_conflict <> 'R'
-	AND (unique_for IS NULL OR enqueued_at + unique_for > clock_timestamp())
-	AND NOT EXISTS (SELECT FROM jobqueue_unique u WHERE (u.job, u.queue, u.unique_key, u.unique_until) = (j.id, j.queue, j.unique_key, j.unique_until))
-	UNION ALL
-	SELECT format('lock of %s (%s) is of job %s', u.unique_key, u.unique_until, u.job)
-	FROM jobqueue_unique u
-	WHERE unique_until <> 't' AND (expires_at IS NULL OR expires_at > clock_timestamp())
-	AND NOT EXISTS (SELECT FROM jobqueue_job j WHERE (u.job, u.queue, u.unique_key, u.unique_until) = (j.id, j.queue, j.unique_key, j.unique_until)
-		AND j.on_conflict <> 'R')) f
-END
-
 sub locks_are_right
 {
 	my ($what) = @_;
-	is(sql($faults), '', $what);
+	is(sql(unique_faults()), '', $what);
 }
 
 sub no_locks

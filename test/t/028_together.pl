@@ -11,18 +11,17 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 use JobqueueTest;
-use POSIX ':sys_wait_h';
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
+use Together;
 
 my $seed = $ENV{JQ_SEED} || int(time * 1000) % 1_000_000;
 my $rounds = $ENV{JQ_ROUNDS} || 2;
 my $seconds = $ENV{JQ_SECONDS} || 10;
 my $faults = $ENV{JQ_FAULTS} // 1;
 
-note "seed $seed";
-srand($seed);
+seed_is($seed);
 
 new_node('together', conf => <<'END');
 jobqueue.max_ready_jobs = 150
@@ -252,9 +251,6 @@ END
 
 # ---- what clients send -----------------------------------------------------
 
-sub pick { return $_[ int rand @_ ]; }
-sub chance { return rand() < $_[0]; }
-
 my @kinds = (
 	('nothing') x 10, qw(fail fail fails snooze discard progress serialize
 	  terminate successor long));
@@ -393,82 +389,18 @@ sub control
 	return $s . "SELECT pg_sleep(" . rand(0.3) . ");\n";
 }
 
-my @clients;
-my $files = 0;
-
-sub start_client
-{
-	my ($who) = @_;
-	my $file = sprintf '%s/stream_%d.sql', node()->basedir, ++$files;
-	my $text = '';
-	my $log = "$PostgreSQL::Test::Utils::log_path/025_together_client_$who.log";
-
-	$text .= "SET ROLE r3;\n" if $who eq 'r3';
-	$text .= $who eq 'control' ? control() : statement() foreach 1 .. 600;
-	append_to_file($file, $text);
-	local %ENV = node()->_get_env(PGAPPNAME => "client $who");
-	my $pid = fork // die "fork: $!";
-	if ($pid == 0)
-	{
-		open STDIN, '<', '/dev/null';
-		open STDOUT, '>>', $log;
-		open STDERR, '>&', \*STDOUT;
-		exec(node()->installed_command('psql'), '-X', '-q', '-a', '-f', $file,
-			'-U', ($who =~ /^r[12]$/ ? $who : superuser()), 'postgres')
-		  or POSIX::_exit(1);
-	}
-	return { who => $who, pid => $pid };
-}
-
-sub start_clients
-{
-	@clients = map { start_client($_) } qw(r1 r1 r2 r3 control);
-}
-
-# those whose server process has gone come again
-sub revive_clients
-{
-	foreach my $c (@clients)
-	{
-		next if waitpid($c->{pid}, WNOHANG) == 0;
-		%$c = %{ start_client($c->{who}) };
-	}
-}
-
-sub stop_clients
-{
-	foreach my $c (@clients)
-	{
-		kill('KILL', $c->{pid});
-		waitpid($c->{pid}, 0);
-	}
-	@clients = ();
-	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'client %'");
-	wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE 'client %'");
-}
+clients_are(
+	sub { return $_[0] eq 'control' ? control() : statement(); },
+	first => { r3 => "SET ROLE r3;\n" },
+	statements => 600);
 
 # ---- faults ----------------------------------------------------------------
 
-sub a_pid
-{
-	my ($which) = @_;
-	my $out = '';
-
-	node()->psql(
-		'postgres',
-		"SELECT pid FROM pg_stat_activity WHERE $which ORDER BY random() LIMIT 1",
-		stdout => \$out);
-	return $out =~ /^\d+$/ ? $out : undef;
-}
-
 my $crashes = 0;
-my %done_faults;
 
 sub fault
 {
-	my $worker = "backend_type = 'jobqueue worker'";
-	my $client = "application_name LIKE 'client %'";
-	my $fault = pick(
+	my (undef, $fault) = next_fault(
 		('terminate worker') x 6,
 		('cancel worker') x 5,
 		('terminate client') x 3,
@@ -480,48 +412,11 @@ sub fault
 		'kill scheduler',
 		'immediate');
 
-	if ($fault =~ /^kill|immediate/)
-	{
-		return if $crashes-- <= 0;
-	}
-	$done_faults{$fault}++;
-	if ($fault eq 'immediate')
-	{
-		node()->stop('immediate');
-		node()->start;
-		return;
-	}
-	my ($how, $whom) = split / /, $fault;
-	my $pid = a_pid($whom eq 'client' ? $client : "backend_type = 'jobqueue $whom'");
-
-	return unless $pid;
-	if ($how eq 'kill')
-	{
-		my $offset = crash_offset();
-
-		return unless kill('KILL', $pid);
-		wait_crash_restart($offset);
-		return;
-	}
-	node()->psql('postgres', "SELECT pg_${how}_backend($pid)");
+	return if $fault =~ /^kill|immediate/ && $crashes-- <= 0;
+	process_fault($fault);
 }
 
 # ---- the checker -----------------------------------------------------------
-
-sub none
-{
-	my ($query, $what) = @_;
-	is(sql($query), '', $what);
-}
-
-# what clients that were killed have left prepared
-sub end_prepared
-{
-	my $out = '';
-
-	node()->psql('postgres', "SELECT gid FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '0.3 s'", stdout => \$out);
-	node()->psql('postgres', pick('COMMIT', 'ROLLBACK') . " PREPARED '$_'") foreach split /\n/, $out;
-}
 
 sub settle
 {
@@ -581,10 +476,7 @@ END
 	none('SELECT * FROM jobqueue_keys', 'no key is left');
 	none('SELECT queue, ready, blocked, running, spilled FROM jobqueue_status WHERE ready + blocked + running + spilled > 0',
 		'no count is left');
-	my $log = slurp_file(node()->logfile);
-	$log =~ s/RAISE LOG.*//g;
-	is(join("\n", $log =~ /^(.*(?:VIOLATION|TRAP:|PANIC|signal 11|signal 6).*)$/mg),
-		'', 'the log is clean');
+	is(bad_lines(slurp_file(node()->logfile)), '', 'the log is clean');
 	note sql(<<'END');
 SELECT string_agg(queue || ' ' || n, ', ') FROM (SELECT queue, count(*) AS n FROM effects GROUP BY queue) x
 UNION ALL SELECT string_agg(state || ' ' || n, ', ') FROM (SELECT state, count(*) AS n FROM (SELECT state FROM jobqueue_archive UNION ALL SELECT state FROM left_history) y GROUP BY state) x
@@ -597,9 +489,9 @@ foreach my $round (1 .. $rounds)
 		my $end = time + $seconds;
 
 		configure();
-		%done_faults = ();
+		forget_faults();
 		$crashes = 2;
-		start_clients();
+		start_clients(qw(r1 r1 r2 r3 control));
 		while (time < $end)
 		{
 			usleep(100_000 + rand(400_000));
@@ -608,7 +500,7 @@ foreach my $round (1 .. $rounds)
 			end_prepared() if chance(0.3);
 		}
 		stop_clients();
-		note join ', ', map { "$_ $done_faults{$_}" } sort keys %done_faults;
+		note done_faults();
 		settle();
 		check();
 	};

@@ -373,4 +373,27 @@ paused_property 'terminated while it carries out its commit: the job is gone' =>
 	clean();
 };
 
+property 'leases are read after a start, however full memory is by then' => sub {
+	sql('ALTER SYSTEM SET jobqueue.max_lanes = 8; ALTER SYSTEM SET jobqueue.max_ready_jobs = 128');
+	# memory is full of jobs; then there is no lane left
+	foreach my $queues (1, 20)
+	{
+		my $id = put('l', key => 'k');
+		my (undef, $token) = lease('l', '1 h');
+
+		# nobody reads leases for a while after the start
+		sql("BEGIN; LOCK TABLE jobqueue_lease; PREPARE TRANSACTION 'unread'");
+		$node->restart;
+		sql("SELECT count(jobqueue_enqueue('note', '{\"what\": \"x\"}', queue => 'q' || i % $queues)) FROM generate_series(1, 200) i");
+		wait_for('SELECT count(*) > 0 FROM pg_locks WHERE NOT granted');
+		sql("ROLLBACK PREPARED 'unread'");
+		wait_for('SELECT count(*) = 200 FROM ran');
+		is(sql("SELECT job FROM jobqueue_keys WHERE key = 'k'"), $id, "$queues queues: the lease has its key");
+		sql("SELECT jobqueue_complete($id, '1', '$token')");
+		wait_drained();
+		forget();
+		memory_empties('nothing is left in memory');
+	}
+};
+
 done_testing();
