@@ -358,9 +358,13 @@ property 'a clone by CREATE DATABASE runs nothing, and goes on when it is adopte
 	is(sql('SELECT count(next_run) FROM jobqueue_schedules', db => 'clone'), 0, 'schedules');
 	is(sql('SELECT status FROM jobqueue_services', db => 'clone'), 'held', 'services');
 	wait_for("SELECT sum(held) = $n AND NOT bool_or(estimated) FROM jobqueue_status", 't', 'clone');
+	# and one that comes when all have been counted
+	enqueue('note', what => 'new', db => 'clone');
+	$n++;
+	wait_for("SELECT sum(held) = $n AND NOT bool_or(estimated) FROM jobqueue_status", 't', 'clone');
 	is(ran(db => 'clone'), $there, 'nothing has run');
 	is(sql('SELECT jobqueue_adopt()', db => 'clone'), $n, 'adopted');
-	wait_for("SELECT count(*) = 1 FROM ran WHERE what = 'new'", 't', 'clone');
+	wait_for("SELECT count(*) = 2 FROM ran WHERE what = 'new'", 't', 'clone');
 	isnt(sql('SELECT home FROM jobqueue_meta', db => 'clone'), sql('SELECT home FROM jobqueue_meta', db => 'origin'),
 		'it is an installation of its own');
 	sql('SELECT jobqueue_resume(q) FROM unnest($${paused,slow}$$::text[]) q', db => $_) foreach ('origin', 'clone');
