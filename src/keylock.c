@@ -620,7 +620,6 @@ jq_key_end_job(JqMyKey *my)
 {
 	JqKey *k;
 	JqHolder *h;
-	int i;
 
 	LWLockAcquire(jq_key_partition(my->hash), LW_EXCLUSIVE);
 	k = hash_search_with_hash_value(jq_keys, &my->tag, my->hash, HASH_FIND,
@@ -631,16 +630,14 @@ jq_key_end_job(JqMyKey *my)
 			give_token_back(k, my);
 		if (k->norders > 0)
 			(void) jq_key_order_clear(k, my->job, false);
-		for (i = 0, h = &k->holder; i < k->nholders; i++)
-		{
+		for (h = k->nholders > 0 ? &k->holder : NULL; h != NULL;
+			 h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next))
 			if (h->procno == jq_my_procno() && h->pid == MyProcPid)
 			{
 				h->job = 0;
 				h->lane = -1;
 				h->limit = 1;
 			}
-			h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-		}
 		jq_key_set_limit(k);
 	}
 	LWLockRelease(jq_key_partition(my->hash));
