@@ -717,9 +717,11 @@ sub settle
 	# those without a command need somebody who fetches them; what has failed is
 	# started again
 	my $end = time + ($ENV{JQ_DRAIN} || $PostgreSQL::Test::Utils::timeout_default);
+	my ($tries, $longest) = (0, 0);
 	while (1)
 	{
 		my $left;
+		my $from = time;
 
 		node()->psql('postgres', join("\n", map { "SELECT finish(f, 'complete', '$_', NULL) FROM jsonb_array_elements(take('$_', 12, NULL)) f;" } @queues), on_error_stop => 0);
 		$left = sql(<<'SQL');
@@ -727,8 +729,12 @@ SELECT FROM jobqueue_services s, start(s.name, 'permanent', 1000) WHERE status =
 SELECT FROM jobqueue_reschedule_where(NULL, 'scheduled', NULL, NULL, true);
 SELECT (SELECT count(*) FROM jobqueue_job) + (SELECT count(*) FROM jobqueue_running);
 SQL
+		$tries++;
+		$longest = time - $from if time - $from > $longest;
 		last if $left =~ /^0$/m;
-		die "does not drain\n" if time > $end;
+		# who waited so long that nothing more could be tried has something else
+		die sprintf("does not drain: %s left, the longest of %d tries took %.1f s\n", $left =~ /(\d+)\s*\z/, $tries, $longest)
+		  if time > $end;
 		usleep(50_000);
 	}
 	note sprintf 'drained in %.1f s', time - $begin;
