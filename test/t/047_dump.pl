@@ -438,6 +438,10 @@ property 'a restore with triggers disabled: queues have their settings all the s
 property 'where a role is missing, its jobs are nobody\'s and all others are there' => sub {
 	restore('roles');
 	sql('CREATE ROLE leaver LOGIN; SELECT jobqueue_grant($$leaver$$, $$use$$)', db => 'roles');
+	sql('CREATE ROLE another LOGIN; SELECT jobqueue_grant($$another$$, $$use$$)', db => 'roles');
+	# in the dump there is a name for one, and a number for the other
+	sql_as($_, q{SELECT jobqueue_schedule('same', '@daily', 'SELECT 1')}, db => 'roles') foreach (qw(leaver another));
+	sql('DROP OWNED BY another; DROP ROLE another', db => 'roles');
 	my $id = enqueue('note', what => 'lost', run_at => 'tomorrow', db => 'roles', role => 'leaver');
 	pg_dump('roles.sql', '--no-owner', '--no-privileges', 'roles');
 	sql('DROP OWNED BY leaver', db => 'roles');
@@ -452,6 +456,8 @@ property 'where a role is missing, its jobs are nobody\'s and all others are the
 	wait_quiet(db => 'roles');
 	is(sql("SELECT state, owner FROM jobqueue_jobs WHERE id = $id", db => 'roles'), 'held|-', 'held, of nobody');
 	is(sql("SELECT count(*) FROM jobqueue_job", db => 'roles'), $held + 1, 'all are there');
+	is(sql("SELECT count(*) FROM jobqueue_schedules WHERE name = 'same' AND owner::oid = 0", db => 'roles'), 2,
+		'and schedules of one name, which had different owners');
 	sql("UPDATE jobqueue_job SET owner = 'alice' WHERE id = $id", db => 'roles');
 	is(sql("SELECT owner FROM jobqueue_jobs WHERE id = $id", db => 'roles'), 'alice', 'and can be given an owner');
 	sql("UPDATE jobqueue_job SET owner = '-', run_at = NULL WHERE id = $id", db => 'roles');
