@@ -358,6 +358,11 @@ property 'a clone by CREATE DATABASE runs nothing, and goes on when it is adopte
 	is(sql('SELECT count(next_run) FROM jobqueue_schedules', db => 'clone'), 0, 'schedules');
 	is(sql('SELECT status FROM jobqueue_services', db => 'clone'), 'held', 'services');
 	wait_for("SELECT sum(held) = $n AND NOT bool_or(estimated) FROM jobqueue_status", 't', 'clone');
+	enqueue('note', what => 'later', queue => $_, run_at => 'tomorrow', db => 'clone') foreach ('paused', 'new');
+	$id = enqueue('note', what => 'waits', queue => 'paused', db => 'clone');
+	$n += 3;
+	wait_for("SELECT sum(held) = $n AND NOT bool_or(estimated) FROM jobqueue_status", 't', 'clone');
+	is(sql('SELECT sum(ready), sum(scheduled) FROM jobqueue_status', db => 'clone'), '0|0', 'each is counted once, as held');
 	is(ran(db => 'clone'), $there, 'nothing has run');
 	is(sql('SELECT jobqueue_adopt()', db => 'clone'), $n, 'adopted');
 	wait_for("SELECT count(*) = 1 FROM ran WHERE what = 'new'", 't', 'clone');
