@@ -383,8 +383,9 @@ number_service(HeapTuple old, HeapTuple new, TupleDesc desc, JqTable *t)
 	bool isnull = false;
 	Datum id;
 
-	/* schedules have no messages */
-	if (superuser() || SPI_fnumber(desc, "handler") <= 0)
+	/* schedules have no messages; what is replicated was numbered elsewhere */
+	if (superuser() || SPI_fnumber(desc, "handler") <= 0 ||
+		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return new;
 	if (old != NULL)
 		id = column(old, desc, "id", &isnull);
