@@ -30,6 +30,8 @@ CREATE TABLE jobqueue_paused_role (
 	paused_by	jobqueue_role NOT NULL DEFAULT current_user::regrole
 );
 ALTER TABLE jobqueue_paused_role ENABLE ROW LEVEL SECURITY;
+-- It has no primary key, and may be part of a publication of all tables.
+ALTER TABLE jobqueue_paused_role REPLICA IDENTITY FULL;
 SELECT pg_catalog.pg_extension_config_dump('jobqueue_paused_role', '');
 
 CREATE FUNCTION jobqueue_paused_role_trigger() RETURNS trigger

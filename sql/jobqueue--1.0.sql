@@ -310,10 +310,14 @@ CREATE TABLE jobqueue_schedule (
 	last_outcome text,
 	last_error	text,
 	runs		bigint NOT NULL DEFAULT 0,
-	CONSTRAINT jobqueue_schedule_pkey PRIMARY KEY (name, owner)
+	CONSTRAINT jobqueue_schedule_pkey PRIMARY KEY (id)
 ) WITH (fillfactor = 50, vacuum_truncate = off,
 		autovacuum_vacuum_scale_factor = 0,
 		autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
+-- One that a dump names and that is not there where it is restored is 0: of
+-- nobody there may be several of a name.
+CREATE UNIQUE INDEX jobqueue_schedule_name ON jobqueue_schedule
+	(name, NULLIF(owner::oid, 0::oid));
 CREATE INDEX jobqueue_schedule_next ON jobqueue_schedule (next_run, id)
 	WHERE NOT paused;
 
@@ -1185,6 +1189,8 @@ COMMENT ON COLUMN jobqueue_schedule.func_owner IS
 	'the role that owned the function when the schedule was made';
 COMMENT ON COLUMN jobqueue_schedule.last_outcome IS
 	'enqueued; skipped: a run had not ended; missed: not made up for; error: see last_error';
+COMMENT ON INDEX jobqueue_schedule_name IS
+	'schedules of a role have different names; those of nobody need not';
 COMMENT ON INDEX jobqueue_schedule_next IS
 	'what is due, and when the next one is';
 COMMENT ON TRIGGER jobqueue_schedule_guard ON jobqueue_schedule IS

@@ -508,8 +508,6 @@ write_job(Template *t, Job *job, TimestampTz run_at)
 		jq_quota_take_written(t->table, t->owner, 1);
 	}
 	jq_publish_row(t->lane_role, t->queue, &t->item, run_at);
-	if (t->table->meta_database != MyDatabaseId)
-		jq_publish_count_anew(); /* it is held */
 	if (t->waits)
 		jq_publish_waiting(job->id);
 	if (!t->nulls[JQ_COL_EXPIRES_AT - 1])

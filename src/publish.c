@@ -277,9 +277,15 @@ void
 jq_publish_row(Oid owner, const char *queue, const JqItem *item,
 			   TimestampTz run_at)
 {
+	JqTable *t = jq_table();
 	int lane;
 
 	enter_level();
+	if (t != NULL && t->meta_database != MyDatabaseId)
+	{
+		count_anew = true; /* in a copy of another database all is held */
+		return;
+	}
 	lane = pending_lane(owner, queue);
 	if (npending >= jobqueue_max_ready_jobs)
 	{

@@ -309,7 +309,6 @@ jq_reassign(PG_FUNCTION_ARGS)
 {
 	static const char *const others[] = {
 		"UPDATE %s.jobqueue_service SET owner = $2 WHERE owner::oid = $1",
-		"UPDATE %s.jobqueue_schedule SET owner = $2 WHERE owner::oid = $1",
 		"UPDATE %s.jobqueue_archive SET owner = $2 WHERE owner::oid = $1"};
 	JqTable *t = begin("jobqueue_reassign()");
 	Oid from = role_argument(fcinfo, 0);
@@ -331,6 +330,10 @@ jq_reassign(PG_FUNCTION_ARGS)
 	/* none is taken while its row is being changed; at the end all is read anew */
 	each_lane(t, from, jq_publish_freeze);
 	jq_owner_begin(t, &state);
+	/* first: one that is firing is waited for, and its job then seen */
+	jq_owner_execute(
+		t, "UPDATE %s.jobqueue_schedule SET owner = $2 WHERE owner::oid = $1",
+		2, types, values, NULL);
 	jq_owner_execute(
 		t, "UPDATE %s.jobqueue_job SET owner = $2 WHERE owner::oid = $1", 2,
 		types, values, NULL);

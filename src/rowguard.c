@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "command.h"
+#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "executor/spi.h"
@@ -371,6 +372,28 @@ note_quota(HeapTuple old, HeapTuple new, TupleDesc desc)
 	jq_quota_by_hand();
 }
 
+/*
+ * Messages name their service by its number, which no other one has ever had or
+ * will have: so who writes a service by hand is given a new one, and keeps it.
+ */
+static HeapTuple
+number_service(HeapTuple old, HeapTuple new, TupleDesc desc, JqTable *t)
+{
+	int attr = SPI_fnumber(desc, "id");
+	bool isnull = false;
+	Datum id;
+
+	/* schedules have no messages; what is replicated was numbered elsewhere */
+	if (superuser() || SPI_fnumber(desc, "handler") <= 0 ||
+		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		return new;
+	if (old != NULL)
+		id = column(old, desc, "id", &isnull);
+	else
+		id = Int64GetDatum(nextval_internal(t->sequence, false));
+	return heap_modify_tuple_by_cols(new, desc, 1, &attr, &id, &isnull);
+}
+
 PG_FUNCTION_INFO_V1(jq_job_trigger);
 Datum
 jq_job_trigger(PG_FUNCTION_ARGS)
@@ -446,7 +469,11 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 		if (RelationGetRelid(data->tg_relation) == t->archive)
 			check_values(new, desc);
 		else
+		{
 			check_queue(new, desc);
+			new = number_service(update ? data->tg_trigtuple : NULL, new, desc,
+								 t);
+		}
 		return PointerGetDatum(new);
 	}
 	new = complete_row(new, desc);

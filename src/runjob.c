@@ -735,12 +735,24 @@ attempt_it(JqAttempt *a)
 
 		PushActiveSnapshot(snapshot);
 		look = jq_service_look(t, &row);
-		if (look == JQ_SERVICE_GONE || look == JQ_SERVICE_FOREIGN)
+		if (look == JQ_SERVICE_FOREIGN)
+		{
+			JqItem item;
+			TimestampTz run_at;
+			Oid owner;
+
+			UnregisterSnapshot(snapshot);
+			(void) matches(a, &row, &item, &run_at);
+			owner = jq_service_hand_over(t, &row);
+			PopActiveSnapshot();
+			CommitTransactionCommand();
+			(void) publish_claimed(a, owner, a->queue, &item, run_at);
+			return jq_claim_cancel_wanted() ? RERUN : DROPPED;
+		}
+		if (look == JQ_SERVICE_GONE)
 		{
 			UnregisterSnapshot(snapshot);
-			a->reason = look == JQ_SERVICE_GONE ?
-							"its service has ended" :
-							"its service belongs to another role";
+			a->reason = "its service has ended";
 			jq_archive(t, a->job->id, "cancelled", a->reason, 0, (Datum) 0);
 			PopActiveSnapshot();
 			CommitTransactionCommand();

@@ -141,7 +141,7 @@ jq_schedule(PG_FUNCTION_ARGS)
 		" started_at, seen_to, next_run)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
 		" $15, $16, $17, $18, $19, $20, $21, $21, $22)"
-		" ON CONFLICT (name, owner) DO UPDATE SET cron = excluded.cron,"
+		" ON CONFLICT (name, NULLIF(owner::oid, 0::oid)) DO UPDATE SET cron = excluded.cron,"
 		" args = excluded.args, queue = excluded.queue, key = excluded.key,"
 		" priority = excluded.priority, max_attempts = excluded.max_attempts,"
 		" timeout = excluded.timeout, keep = excluded.keep,"

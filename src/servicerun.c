@@ -13,6 +13,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "quota.h"
 #include "recent.h"
 #include "runjob.h"
 #include "servicerow.h"
@@ -72,6 +73,37 @@ jq_service_look(JqTable *t, const JqRow *row)
 	}
 	jq_owner_end(&state);
 	return look;
+}
+
+Oid
+jq_service_hand_over(JqTable *t, const JqRow *row)
+{
+	Oid types[2] = {INT8OID, INT8OID};
+	Datum values[2];
+	JqOwnerState state;
+	Oid was = DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
+	Oid owner = was;
+	bool isnull;
+
+	values[0] = JQ_ROW(row, JQ_COL_ID);
+	values[1] = Int64GetDatum(jq_service_id(jq_row_cstring(row, JQ_COL_KEY)));
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 "UPDATE %s.jobqueue_job j SET owner = s.owner"
+					 " FROM %s.jobqueue_service s WHERE j.id = $1"
+					 " AND s.id = $2 RETURNING s.owner::oid",
+					 2, types, values, NULL);
+	if (SPI_processed > 0)
+		owner =
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 1, &isnull));
+	jq_owner_end(&state);
+	if (owner != was)
+	{
+		jq_quota_gone(was, 1);
+		jq_quota_note(owner, 1);
+	}
+	return owner;
 }
 
 static JsonbValue *

@@ -13,10 +13,17 @@ typedef enum JqServiceLook
 	JQ_SERVICE_GO,
 	JQ_SERVICE_FAILED, /* it waits until the service is started again */
 	JQ_SERVICE_GONE,
-	JQ_SERVICE_FOREIGN /* a row by hand: the service is of another role */
+	JQ_SERVICE_FOREIGN /* the service has another owner: jq_service_hand_over() */
 } JqServiceLook;
 
 extern JqServiceLook jq_service_look(JqTable *t, const JqRow *row);
+
+/*
+ * The message becomes one of the owner of its service, who is returned.  It was
+ * sent by a transaction that had not ended when the service was given to that
+ * role (or a superuser has written it).
+ */
+extern Oid jq_service_hand_over(JqTable *t, const JqRow *row);
 
 /*
  * Handle a message in the open transaction, as the owner of its service, and

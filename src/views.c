@@ -204,7 +204,9 @@ jq_counts(PG_FUNCTION_ARGS)
 	for (k = 0; k < jq_shared->nlanes && !all; k++)
 		if (jq_lanes[k].db == MyDatabaseId && jq_sight_of(jq_lanes[k].role) > 0)
 			roles[nroles++] = ObjectIdGetDatum(jq_lanes[k].role);
-	values[0] = Int64GetDatum(t->home);
+	/* in a copy of another database all is held */
+	values[0] =
+		Int64GetDatum(t->meta_database == MyDatabaseId ? t->home : t->home + 1);
 	values[1] = PointerGetDatum(
 		construct_array(heads, n, INT8OID, 8, true, TYPALIGN_DOUBLE));
 	values[2] = BoolGetDatum(all);

@@ -148,9 +148,14 @@ property 'what happens there arrives, and nothing is done twice' => sub {
 	sql(q{SELECT jobqueue_cancel(} . $id{due} . q{)});
 	sql(q{SELECT jobqueue_send('adds', '{"add": 2}')});
 	sql(q{SELECT jobqueue_schedule_pause('often')});
+	sql(q{SELECT jobqueue_pause_role('consumer'), jobqueue_pause_role(current_user::regrole)});
+	synced('everything');
+	is(sub_sql('SELECT count(*) FROM jobqueue_paused_roles'), 2, 'paused roles');
+	sql(q{SELECT jobqueue_resume_role('consumer'), jobqueue_resume_role(current_user::regrole)});
 	wait_for("SELECT count(*) = 20 FROM ran WHERE what = 'now'");
 	wait_quiet();
 	synced('everything');
+	is(sub_sql('SELECT count(*) FROM jobqueue_paused_roles'), 0, 'resumed');
 	is(at($sub, \&rows), rows(), 'the same rows');
 	is(at($sub, \&ran), ran(), 'and what the jobs have done');
 	sub_wait('SELECT NOT bool_or(estimated) FROM jobqueue_status');

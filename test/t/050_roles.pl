@@ -461,6 +461,40 @@ property 'schedules of the same name are not mixed up' => sub {
 	sql("SELECT jobqueue_cancel($job); DELETE FROM jobqueue_archive");
 };
 
+property 'a message that is on its way when its service is given away is handled, as the new owner' => sub {
+	sql_as('alice', q{SELECT jobqueue_start_service('moves', 'count_up', '0')});
+	my $s = session(role => 'alice');
+	$s->query_safe('BEGIN');
+	my $message = $s->query_safe(q{SELECT jobqueue_send('moves', '{}')});
+	sql(q{SELECT jobqueue_reassign('alice', 'bob')});
+	$s->query_safe('COMMIT');
+	wait_drained();
+	is(sql(q{SELECT owner, state, failed FROM jobqueue_services WHERE name = 'moves'}), 'bob|1|0', 'the state');
+	is(sql("SELECT owner, outcome FROM jobqueue_recent WHERE id = $message"), 'bob|completed', 'the message');
+	is(sql('SELECT count(*) FROM jobqueue_history'), 0, 'none is lost');
+	sql_as('bob', q{SELECT jobqueue_stop_service('moves')});
+	memory_empties('nothing is left in memory');
+};
+
+property 'a schedule that fires while it is given away: its job goes along' => sub {
+	sql_as('alice', q{SELECT jobqueue_schedule('moves', '@yearly', 'note', '{"what": "moves"}', queue => 'waits')});
+	sql(q{SELECT jobqueue_pause('waits')});
+	my ($fires, $s) = (session(role => 'alice'), session());
+	$fires->query_safe(q{BEGIN; SELECT jobqueue_schedule_run('moves')});
+	my $pid = $s->query_safe('SELECT pg_backend_pid()');
+	send_sql($s, q{SELECT jobqueue_reassign('alice', 'bob')});
+	wait_for("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid");
+	$fires->query_safe('COMMIT');
+	$s->query_safe('SELECT 1');
+	is(sql(q{SELECT owner FROM jobqueue_jobs WHERE queue = 'waits'}), 'bob', 'the job is of the new one');
+	sql(q{SELECT jobqueue_resume('waits')});
+	wait_drained();
+	is(ran(), 'moves', 'and runs');
+	sql_as('bob', q{SELECT jobqueue_unschedule('moves')});
+	sql(q{SELECT jobqueue_drop_queue('waits')});
+	forget();
+};
+
 property 'a reassignment that is open: nothing is lost, doubled, or runs as two' => sub {
 	foreach my $end (qw(COMMIT ROLLBACK))
 	{
