@@ -356,12 +356,25 @@ jq_db_set_quiesced(int dbix, bool quiesced)
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 }
 
-void
-jq_db_leave(int dbix)
+int
+jq_db_leave(Oid db)
 {
-	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
-	jq_dbs[dbix].leave++;
-	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	int dbix;
+
+	do
+	{
+		dbix = jq_dir_db(db, false);
+		if (dbix < 0)
+			return -1;
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		/* its place may have been given to another one meanwhile */
+		if (jq_dbs[dbix].oid != db)
+			dbix = -1;
+		else
+			jq_dbs[dbix].leave++;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+	} while (dbix < 0);
+	return dbix;
 }
 
 void

@@ -77,7 +77,8 @@ extern void jq_db_set_quiesced(int dbix, bool quiesced);
  * A statement wants nobody in the database, until it ends: workers and the
  * scheduler are not started, and leave.
  */
-extern void jq_db_leave(int dbix);
+/* the place of the database, -1 if it is not known: then there is none of them */
+extern int jq_db_leave(Oid db);
 extern void jq_db_return(int dbix);
 /* is that so, or does it take no connections? */
 extern bool jq_db_is_left(int dbix);

@@ -171,6 +171,7 @@ dir_drop(JqDirKind kind, Oid db, Oid role, const char *name)
 /* ------------------------------------------------------------- databases */
 
 static bool lane_try_reuse(int ix, bool paused_too);
+static void forget_settings(int dbix, Oid db);
 
 /* a database without the extension need not be remembered */
 static bool
@@ -178,6 +179,7 @@ db_try_reuse(int ix)
 {
 	JqDb *d = &jq_dbs[ix];
 	bool reuse;
+	Oid db = InvalidOid;
 	int i;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
@@ -189,9 +191,19 @@ db_try_reuse(int ix)
 			reuse = lane_try_reuse(i, false);
 	if (reuse)
 	{
-		jq_dir_forget_settings(ix);
-		jq_role_forget_db(d->oid);
-		dir_drop(JQ_DIR_DB, d->oid, InvalidOid, "");
+		/* a statement may have come that wants it empty */
+		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
+		reuse = d->absent && d->sched_state == JQ_SCHED_NONE && d->leave == 0;
+		db = d->oid;
+		if (reuse)
+			d->oid = InvalidOid;
+		LWLockRelease(jq_lock(JQ_LOCK_DB));
+	}
+	if (reuse)
+	{
+		forget_settings(ix, db);
+		jq_role_forget_db(db);
+		dir_drop(JQ_DIR_DB, db, InvalidOid, "");
 	}
 	return reuse;
 }
@@ -405,8 +417,8 @@ jq_dir_leave_unseen(int dbix, const char *queue)
 	return paused;
 }
 
-void
-jq_dir_forget_settings(int dbix)
+static void
+forget_settings(int dbix, Oid db)
 {
 	bool unseen = false;
 	int i;
@@ -415,7 +427,7 @@ jq_dir_forget_settings(int dbix)
 	{
 		JqQueue *q = &jq_queues[i];
 
-		if (q->db != jq_dbs[dbix].oid)
+		if (q->db != db)
 			continue;
 		q->version = 0;
 		q->pinned = false;
@@ -428,6 +440,12 @@ jq_dir_forget_settings(int dbix)
 		jq_dir_see_again(dbix);
 	jq_dbs[dbix].settings_known = false;
 	jq_dbs[dbix].settings_forgotten++;
+}
+
+void
+jq_dir_forget_settings(int dbix)
+{
+	forget_settings(dbix, jq_dbs[dbix].oid);
 }
 
 /* ----------------------------------------------------------------- lanes */

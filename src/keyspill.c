@@ -369,6 +369,8 @@ void
 jq_keylock_purge(Oid db)
 {
 	JqKeyTag tags[PURGE_AT_ONCE];
+	/* for all that can wait now; workers may park some again meanwhile */
+	int rounds = jq_shared->nentries / PURGE_AT_ONCE + 1;
 	int n;
 
 	for_spilled(db, set_unspilled);
@@ -396,7 +398,7 @@ jq_keylock_purge(Oid db)
 		jq_key_unlock_all();
 		for (i = 0; i < n; i++)
 			jq_key_let_all_go(&tags[i]);
-	} while (n == PURGE_AT_ONCE);
+	} while (n == PURGE_AT_ONCE && --rounds > 0);
 	jq_keylock_wake();
 }
 

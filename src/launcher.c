@@ -252,6 +252,7 @@ check_starts(void)
 
 static Oid scan_from;		   /* the scan goes on after this one */
 static TimestampTz scan_again; /* then; DT_NOEND = there is nothing left */
+static bool scan_ended_early;  /* or when there is a place */
 
 static int
 compare_oids(const void *a, const void *b)
@@ -275,6 +276,20 @@ place_may_come(void)
 			  jq_dbs[i].requests & JQ_REQ_DISCOVER;
 	LWLockRelease(jq_lock(JQ_LOCK_DB));
 	return may;
+}
+
+/* a database has gone, or the extension from it */
+static bool
+place_is_free(void)
+{
+	bool is_free = false;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	for (i = 0; i < jq_shared->ndbs && !is_free; i++)
+		is_free = jq_dbs[i].absent;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	return is_free;
 }
 
 /* connections are allowed again, or are not any more */
@@ -318,6 +333,7 @@ scan_databases(void)
 	int i;
 
 	scan_again = DT_NOEND;
+	scan_ended_early = false;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -349,6 +365,7 @@ scan_databases(void)
 	else
 	{
 		scan_from = InvalidOid;
+		scan_ended_early = true;
 		ereport(WARNING,
 				(errmsg(
 					 "there are more databases than jobqueue can look after"),
@@ -956,7 +973,8 @@ jq_launcher_main(Datum arg)
 			scan_from = InvalidOid;
 		PG_TRY();
 		{
-			if (scan || scan_again <= GetCurrentTimestamp())
+			if (scan || scan_again <= GetCurrentTimestamp() ||
+				(scan_ended_early && place_is_free()))
 				scan_databases();
 			wake_by(scan_again);
 			MemoryContextSwitchTo(context);

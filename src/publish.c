@@ -103,9 +103,16 @@ static TimestampTz first_prune;
 static TimestampTz first_schedule;
 
 static bool count_anew; /* rows of another home have come */
-static bool recycle;
-static Oid recycle_role; /* InvalidOid = all */
-static bool databases;	 /* some have come, or changed */
+typedef struct Recycle
+{
+	Oid db;	  /* InvalidOid = all */
+	Oid role; /* InvalidOid = all */
+} Recycle;
+
+static Recycle *recycle;
+static int nrecycle;
+static int maxrecycle;
+static bool databases; /* some have come, or changed */
 static bool registered;
 static bool committed; /* push at the next AFTER_LOCKS */
 static char prepare_gid[256];
@@ -169,7 +176,8 @@ forget_all(void)
 	first_prune = DT_NOEND;
 	first_schedule = DT_NOEND;
 	committed = false;
-	recycle = false;
+	recycle = NULL;
+	nrecycle = maxrecycle = 0;
 	databases = false;
 	count_anew = false;
 	waiting_first = waiting_last = 0;
@@ -440,11 +448,18 @@ jq_publish_is_held(int64 id)
 }
 
 void
-jq_publish_recycle(Oid role)
+jq_publish_recycle(Oid db, Oid role)
 {
+	int i;
+
 	enter_level();
-	recycle_role = recycle && recycle_role != role ? InvalidOid : role;
-	recycle = true;
+	for (i = 0; i < nrecycle; i++)
+		if (recycle[i].db == db && recycle[i].role == role)
+			return;
+	recycle = grow(recycle, nrecycle, &maxrecycle, sizeof(Recycle), 4);
+	recycle[nrecycle].db = db;
+	recycle[nrecycle].role = role;
+	nrecycle++;
 }
 
 void
@@ -953,6 +968,8 @@ static void
 release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 				 void *arg)
 {
+	int i;
+
 	(void) arg;
 	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isCommit || !isTopLevel ||
 		!committed)
@@ -960,8 +977,8 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 	committed = false;
 	JQ_PAUSE("enqueue-before-publish");
 	let_go(0, 0, false);
-	if (recycle)
-		jq_slot_stop_idle(InvalidOid, recycle_role);
+	for (i = 0; i < nrecycle; i++)
+		jq_slot_stop_idle(recycle[i].db, recycle[i].role);
 	if (databases)
 		jq_db_scan_wanted();
 	push_settings();

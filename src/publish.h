@@ -66,10 +66,11 @@ extern void jq_publish_prepared(const struct JqPrepared *p);
 extern void jq_publish_forget(Oid db);
 
 /*
- * At commit, workers of the role (InvalidOid: all) are to start anew: settings
- * have changed.  Nobody can disturb the workers of roles that he may not alter.
+ * At commit, workers of the role in the database (InvalidOid: all) are to start
+ * anew: settings have changed.  Nobody can disturb the workers of roles and
+ * databases that he may not alter.
  */
-extern void jq_publish_recycle(Oid role);
+extern void jq_publish_recycle(Oid db, Oid role);
 /* databases have come, or take connections again: the launcher is to look */
 extern void jq_publish_databases(void);
 

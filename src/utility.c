@@ -201,6 +201,13 @@ return_to_database(int code, Datum dbix)
 }
 
 static bool
+is_gone(Oid db)
+{
+	CommandCounterIncrement();
+	return !SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(db));
+}
+
+static bool
 ends_sessions(Node *stmt)
 {
 	ListCell *lc;
@@ -362,14 +369,13 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		return;
 	}
 	db = RecoveryInProgress() ? InvalidOid : database_to_leave(stmt);
-	/* one's own can be copied, and nothing else */
-	if (OidIsValid(db) && (db != MyDatabaseId || IsA(stmt, CreatedbStmt)))
-		dbix = jq_dir_db(db, false);
 	if (updates)
 		members = jq_grant_members();
+	/* one's own can be copied, and nothing else */
+	if (OidIsValid(db) && (db != MyDatabaseId || IsA(stmt, CreatedbStmt)))
+		dbix = jq_db_leave(db);
 	if (dbix >= 0)
 	{
-		jq_db_leave(dbix);
 		PG_ENSURE_ERROR_CLEANUP(return_to_database, Int32GetDatum(dbix));
 		{
 			int n = leave_database(db, dbix);
@@ -380,8 +386,9 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 					  queryEnv, dest, qc);
 		}
 		PG_END_ENSURE_ERROR_CLEANUP(return_to_database, Int32GetDatum(dbix));
-		/* before anybody may start there again */
-		if (IsA(stmt, DropdbStmt))
+		/* before anybody may start there again; unless another one had the
+		 * name when it came to that */
+		if (IsA(stmt, DropdbStmt) && is_gone(db))
 		{
 			jq_dir_purge_db(db);
 			jq_db_set_absent(dbix, true);
@@ -391,18 +398,29 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	else
 		next_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv,
 				  dest, qc);
-	if (IsA(stmt, AlterRoleSetStmt) && ((AlterRoleSetStmt *) stmt)->role)
+	if (IsA(stmt, AlterRoleSetStmt))
+	{
+		AlterRoleSetStmt *s = (AlterRoleSetStmt *) stmt;
+
+		jq_publish_recycle(s->database ? get_database_oid(s->database, false) :
+										 InvalidOid,
+						   s->role ? get_rolespec_oid(s->role, false) :
+									 InvalidOid);
+	}
+	else if (IsA(stmt, AlterDatabaseSetStmt))
 		jq_publish_recycle(
-			get_rolespec_oid(((AlterRoleSetStmt *) stmt)->role, false));
-	else if (IsA(stmt, AlterRoleSetStmt) || IsA(stmt, AlterDatabaseSetStmt))
-		jq_publish_recycle(InvalidOid);
+			get_database_oid(((AlterDatabaseSetStmt *) stmt)->dbname, false),
+			InvalidOid);
 	if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
 		jq_fetched_lose_mine(JQ_LOSS_CLIENT); /* it is somebody else's now */
 	if ((IsA(stmt, CreatedbStmt) || IsA(stmt, AlterDatabaseStmt)) &&
 		IsTransactionState())
 		jq_publish_databases();
 	if (IsA(stmt, AlterDatabaseStmt) && IsTransactionState())
-		jq_publish_recycle(InvalidOid); /* it may take no connections now */
+		/* it may take no connections now */
+		jq_publish_recycle(
+			get_database_oid(((AlterDatabaseStmt *) stmt)->dbname, false),
+			InvalidOid);
 	if (updates)
 	{
 		CommandCounterIncrement();

@@ -223,6 +223,39 @@ property 'a database that nobody can connect to does not stop others and is trie
 	is(sql_error('DROP DATABASE broken'), '', 'dropped');
 };
 
+property 'a change of one database leaves the workers of others alone' => sub {
+	my $idle = q{SELECT string_agg(pid::text, ',' ORDER BY pid) FROM jobqueue_workers WHERE state = 'idle'};
+
+	warm_up('two');
+	warm_up('one');
+	foreach my $change ('CONNECTION LIMIT -1', 'ALLOW_CONNECTIONS true', "SET my.x = 'y'", 'RESET ALL')
+	{
+		my $pids = sql($idle, db => 'one');
+		sql("ALTER DATABASE two $change; ALTER ROLE a RESET my.x");
+		warm_up('one');
+		is(sql($idle, db => 'one'), $pids, $change);
+	}
+};
+
+paused_property 'a database that lost its name to the one that is dropped keeps its jobs' => sub {
+	sql('CREATE DATABASE other');
+	sql(q{SELECT jobqueue_pause('p'); SELECT jobqueue_enqueue('note', '{"what": "waits"}', queue => 'p') FROM generate_series(1, 3)}, db => 'two');
+	busy_scheduler('two');
+	my $s = session();
+	send_sql($s, 'DROP DATABASE two');
+	wait_for(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE two%' AND wait_event = 'Extension'});
+	sql(q{BEGIN; UPDATE pg_database SET datname = 'kept' WHERE datname = 'two';
+		UPDATE pg_database SET datname = 'two' WHERE datname = 'other'; COMMIT});
+	release('settings-after-snapshot');
+	wait_for(q{SELECT count(*) = 0 FROM pg_database WHERE datname = 'two'});
+	$s->quit;
+	sql(q{SELECT jobqueue_resume('p')}, db => 'kept');
+	wait_for(q{SELECT count(*) = 3 FROM ran WHERE what = 'waits'}, 't', 'kept');
+	pass('they have run');
+	sql(q{UPDATE pg_database SET datname = 'two' WHERE datname = 'kept'});
+	forget(db => 'two');
+};
+
 property 'SET TABLESPACE beside idle workers' => sub {
 	my $dir = PostgreSQL::Test::Utils::tempdir_short();
 	sql("CREATE TABLESPACE place LOCATION '$dir'");

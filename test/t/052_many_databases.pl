@@ -97,6 +97,21 @@ property 'databases without the extension take no place from those with it' => s
 	sql('DROP DATABASE last');
 };
 
+property 'a database that found no place comes when there is one' => sub {
+	my @dbs = map { "n$_" } 1 .. 7;
+
+	new_tenant($_) foreach @dbs;
+	sql(q{CREATE TABLE fired (x int); SELECT jobqueue_schedule('s', '1 second', 'INSERT INTO fired VALUES (1)')}, db => 'n7');
+	my $offset = -s node()->logfile;
+	node()->restart;
+	node()->wait_for_log(qr/more databases than jobqueue can look after/, $offset);
+	sql('TRUNCATE fired', db => 'n7');
+	sql('DROP DATABASE n1');
+	wait_for('SELECT count(*) > 0 FROM fired', 't', 'n7');
+	pass('when one of the others is dropped');
+	sql("DROP DATABASE n$_") foreach 2 .. 7;
+};
+
 property 'each of more busy databases than schedulers has its turn' => sub {
 	set_conf('jobqueue.max_databases' => 40);
 	node()->restart;
