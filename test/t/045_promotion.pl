@@ -66,7 +66,8 @@ property 'what acts on jobs and keys is refused on a standby, with a hint' => su
 		"schedule_run('s')", "schedule_pause('s')", "schedule_resume('s')",
 		"grant('pg_monitor', 'use')", "revoke('pg_monitor', 'use')", "fetch('a')",
 		"fetch('a', lease => '1 h')", "complete(1)", "fail(1)", "extend(1, '1 h', $i)",
-		"release(1)", "release(1, $i)", "lock('a')", "xact_lock('a')", "try_lock('a')", "unlock('a')")
+		"release(1)", "release(1, $i)", "lock('a')", "xact_lock('a')", "try_lock('a')", "unlock('a')",
+		"pause_role('pg_monitor')", "resume_role('pg_monitor')", "reassign('pg_monitor', 'pg_signal_backend')")
 	{
 		my ($name) = $call =~ /^(\w+)/;
 		my (undef, undef, $err) = $standby->psql('postgres', "\\set VERBOSITY verbose\nSELECT jobqueue_$call");
@@ -143,6 +144,9 @@ property 'promotion: all goes on, from the rows alone' => sub {
 	my $leased = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'leased', key => 'leased')});
 	sql(q{SELECT token FROM jobqueue_fetch('leased', lease => '1 h')});
 	sql("BEGIN; SELECT jobqueue_enqueue('note', '{\"what\": \"prepared\"}'); PREPARE TRANSACTION 'enqueued'");
+	sql(q{CREATE ROLE sleeper; SELECT jobqueue_grant('sleeper', 'use'), jobqueue_pause_role('sleeper')});
+	sql(q{SET ROLE sleeper; SELECT jobqueue_enqueue('note', '{"what": "of the sleeper"}'),
+		jobqueue_schedule('of the sleeper', '1 second', 'note', '{"what": "of the sleeper"}')});
 	# from here on nothing starts on the primary
 	sql(q{SELECT jobqueue_schedule('hourly', '1 hour', 'note', '{"what": "late"}', catch_up => 'none'),
 		jobqueue_schedule('made up', '@yearly', 'note', '{"what": "made up"}')});
@@ -166,7 +170,7 @@ property 'promotion: all goes on, from the rows alone' => sub {
 
 	wait_for(q{SELECT last_outcome = 'missed' FROM jobqueue_schedules WHERE name = 'hourly'});
 	pass('an instant at which no primary was there was missed');
-	wait_for('SELECT count(*) = 2 FROM jobqueue_job');
+	wait_for('SELECT count(*) = 3 FROM jobqueue_job');
 	is(sql('SELECT count(*) FROM jobqueue_lease'), 1, 'the lease holds');
 	sql('SELECT jobqueue_release(job, token) FROM jobqueue_lease');
 	sql("SELECT jobqueue_cancel($leased)");
@@ -179,7 +183,10 @@ property 'promotion: all goes on, from the rows alone' => sub {
 	is(sql(q{SELECT count(*) FROM jobqueue_unique}), 0, 'its unique_key is free');
 	is(sql(q{SELECT count(*) FROM ran WHERE what = 'made up'}), 1, 'schedules catch up');
 	is(sql(q{SELECT count(*) FROM ran WHERE what = 'late'}), 0, 'or do not');
-	sql(q{SELECT jobqueue_resume('asleep')});
+	is(sql(q{SELECT count(*) FROM ran WHERE what = 'of the sleeper'}), 0, 'a paused role is paused');
+	sql(q{SELECT jobqueue_resume('asleep'), jobqueue_resume_role('sleeper')});
+	wait_for(q{SELECT runs > 0 FROM jobqueue_schedules WHERE name = 'of the sleeper'});
+	sql(q{SELECT jobqueue_unschedule('of the sleeper')});
 	wait_drained();
 	is(sql(q{SELECT count(*) FROM ran WHERE what = 'behind the first'}), 1, 'what depends on a job that was done before');
 };
