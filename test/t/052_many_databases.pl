@@ -100,9 +100,12 @@ property 'databases without the extension take no place from those with it' => s
 property 'a database that found no place comes when there is one' => sub {
 	my @dbs = map { "n$_" } 1 .. 7;
 
+	set_conf('jobqueue.max_databases' => 40);
+	node()->restart;
 	new_tenant($_) foreach @dbs;
 	sql(q{CREATE TABLE fired (x int); SELECT jobqueue_schedule('s', '1 second', 'INSERT INTO fired VALUES (1)')}, db => 'n7');
 	my $offset = -s node()->logfile;
+	set_conf('jobqueue.max_databases' => undef);
 	node()->restart;
 	node()->wait_for_log(qr/more databases than jobqueue can look after/, $offset);
 	sql('TRUNCATE fired', db => 'n7');
