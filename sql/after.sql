@@ -26,6 +26,7 @@ CREATE VIEW states AS
 SELECT jobqueue_quiesce();
 SELECT job('top') > 0, job('left', '{top}') > 0, job('right', '{top, top}') > 0, job('bottom', '{left, right}') > 0;
 SELECT * FROM states;
+CALL wait_until('(SELECT ready = 1 AND NOT estimated FROM jobqueue_status WHERE queue = ''default'')');
 SELECT ready, scheduled, blocked FROM jobqueue_status WHERE queue = 'default';
 CALL wait_until('(SELECT count(*) = 4 FROM jobqueue_dependency)');
 SELECT jobqueue_resume();
