@@ -67,8 +67,9 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 	jq_shmem_check();
 	InitMaterializedSRF(fcinfo, 0);
 	dbix = jq_dir_db(MyDatabaseId, false);
-	to_be_counted = dbix >= 0 && (*(volatile uint32 *) &jq_dbs[dbix].requests &
-								  JQ_REQ_COUNT) != 0;
+	to_be_counted =
+		!jq_db_is_loaded(dbix) ||
+		(*(volatile uint32 *) &jq_dbs[dbix].requests & JQ_REQ_COUNT) != 0;
 	of_keys = palloc0(jq_shared->nlanes * sizeof(int64));
 	jq_keylock_count_spilled(MyDatabaseId, of_keys);
 	for (i = 0; i < jq_shared->nqueues; i++)
