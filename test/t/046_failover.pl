@@ -66,7 +66,7 @@ property 'point-in-time recovery: what ran after the point runs again, what was 
 	$copy->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()');
 	$JobqueueTest::node = $copy;
 	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $waiting"), 'ready', 'its job waits as it did');
-	is(sql("SELECT jobqueue_explain($waiting)"), q{queue "asleep" is paused until jobqueue_resume('asleep')}, 'for what it waited for');
+	wait_for("SELECT jobqueue_explain($waiting)", q{queue "asleep" is paused until jobqueue_resume('asleep')});
 	sql(q{SELECT jobqueue_resume('asleep')});
 	wait_drained();
 	wait_quiet();

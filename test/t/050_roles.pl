@@ -262,6 +262,8 @@ property 'schedules of a paused role do not fire; what was due is made up for as
 	wait_for(q{SELECT bool_and(runs > 0) FROM jobqueue_schedules});
 	sql(q{SELECT jobqueue_pause_role('alice')});
 	my $runs = q{SELECT string_agg(runs::text, ' ' ORDER BY name) FROM jobqueue_schedules WHERE owner = 'alice'::regrole};
+	# what was firing when it was paused has fired: its rows are locked till then
+	sql('SELECT count(*) FROM (SELECT FROM jobqueue_schedule FOR UPDATE) s');
 	my $before = sql($runs);
 	my $bob = sql(q{SELECT runs FROM jobqueue_schedules WHERE name = 'bob'});
 	wait_for(qq{SELECT runs >= $bob + 3 FROM jobqueue_schedules WHERE name = 'bob'});
