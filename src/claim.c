@@ -341,10 +341,13 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 			{
 				/* a duplicate; the one who has it will publish it again;
 				 * model: SKIP_CLAIMED */
+				bool brought = e->flags & JQ_E_BROUGHT;
+
 				pg_atomic_fetch_add_u64(&jq_queues[l->queue_ix].wasted, 1);
 				jq_lane_drop(l, ix);
 				if (out->keylen > 0)
-					ask |= jq_keylock_dropped(db, out->key, out->keylen);
+					ask |=
+						jq_keylock_dropped(db, out->key, out->keylen, brought);
 				continue;
 			}
 			if (out->keylen > 0)

@@ -385,10 +385,13 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 		if (jq_claim_is_out(MyDatabaseId, e->id))
 		{
 			/* a duplicate; whoever has it will publish it again */
+			bool brought = e->flags & JQ_E_BROUGHT;
+
 			pg_atomic_fetch_add_u64(&jq_queues[l->queue_ix].wasted, 1);
 			jq_lane_drop(l, ix);
 			if (t->keylen > 0)
-				ask |= jq_keylock_dropped(MyDatabaseId, t->key, t->keylen);
+				ask |= jq_keylock_dropped(MyDatabaseId, t->key, t->keylen,
+										  brought);
 			continue;
 		}
 		*full = !reserve_or_wait(l, t->keylen > 0);

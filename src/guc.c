@@ -27,6 +27,9 @@ char *jobqueue_capture_settings = NULL;
 bool jobqueue_inline = false;
 char *jobqueue_scheduled_for = NULL;
 int jobqueue_max_jobs_per_role = 0;
+#ifdef JQ_TESTING
+int jobqueue_testing_key_turn = 2000;
+#endif
 
 /* a list of names of settings; which exist is known only in a session */
 static bool
@@ -60,6 +63,11 @@ jq_guc_define_version(void)
 			"Test builds: behaves like the library of version 1.0.", NULL,
 			&jobqueue_testing_old_library, false, PGC_POSTMASTER,
 			GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"jobqueue.testing_key_turn",
+		"Test builds: how long whoever is to have a key next has to take it.",
+		NULL, &jobqueue_testing_key_turn, 2000, 1, 600000, PGC_SIGHUP,
+		GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE | GUC_UNIT_MS, NULL, NULL, NULL);
 	if (jobqueue_testing_old_library)
 		return;
 #endif

@@ -20,6 +20,9 @@ extern char *jobqueue_capture_settings;
 extern bool jobqueue_inline;
 extern char *jobqueue_scheduled_for; /* read by jobs only */
 extern int jobqueue_max_jobs_per_role;
+#ifdef JQ_TESTING
+extern int jobqueue_testing_key_turn; /* ms */
+#endif
 
 extern void jq_guc_define(void);
 /* jobqueue.library_version */

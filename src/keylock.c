@@ -195,8 +195,9 @@ take(JqKey *k, uint32 hash, int64 job, int claim_pid, int lane, uint32 ix,
 			note_job(k, hash, job);
 		return JQ_KEY_TAKEN;
 	}
-	if (k->brought > 0)
+	if ((JQ_ENTRY(ix)->flags & JQ_E_BROUGHT) && k->brought > 0)
 		k->brought--;
+	JQ_ENTRY(ix)->flags &= ~JQ_E_BROUGHT;
 	closed = jq_key_closed(k, &r, pos, now, &until);
 	if (closed != JQ_KEY_OPEN)
 	{

@@ -128,10 +128,10 @@ extern bool jq_keylock_answers_for(Oid db, const JqItem *item, int lane);
 /* rows that keys answer for are added to their lane's element */
 extern void jq_keylock_count_spilled(Oid db, int64 *per_lane);
 /*
- * The entry of a job of that key has been dropped: does the key want a refill
- * now?
+ * The entry of a job of that key has been dropped, JQ_E_BROUGHT or not: does the
+ * key want a refill now?
  */
-extern bool jq_keylock_dropped(Oid db, const char *key, int len);
+extern bool jq_keylock_dropped(Oid db, const char *key, int len, bool brought);
 
 /* ---- by the scheduler: keys that want rows; palloc'd ---- */
 typedef struct JqKeyWant

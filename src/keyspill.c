@@ -8,8 +8,9 @@
  * lane as beyond the lane's frontier; for those from it on the key answers: lanes
  * pass over them, workers drop them.  When few waiters are left the scheduler
  * reads the next rows from the index of keys and publishes them to their lanes.
- * "brought" is how many of those no worker has met yet: as long as there are
- * some, the key is not read on.  The rules are those of a lane's refill (lane.c):
+ * "brought" is how many of those no worker has met yet (JQ_E_BROUGHT): as long
+ * as there are some, the key is not read on, and sessions that stand behind them
+ * wait.  The rules are those of a lane's refill (lane.c):
  *
  *	forget	lowers frontier and cut to the row (min)
  *	refill	begin: filling, cut = ALL; then the snapshot; read: frontier =
@@ -204,7 +205,7 @@ jq_keylock_answers_for(Oid db, const JqItem *item, int lane)
 }
 
 bool
-jq_keylock_dropped(Oid db, const char *key, int len)
+jq_keylock_dropped(Oid db, const char *key, int len, bool brought)
 {
 	JqKey *k;
 	uint32 hash;
@@ -213,7 +214,7 @@ jq_keylock_dropped(Oid db, const char *key, int len)
 	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
 		return false;
 	k = jq_key_find(db, key, len, &hash);
-	if (k != NULL && k->brought > 0)
+	if (k != NULL && brought && k->brought > 0)
 		k->brought--;
 	ask = k != NULL && k->nholders == 0 && k->first == JQ_NIL &&
 		  jq_key_wants_refill(k);

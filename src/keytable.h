@@ -5,6 +5,7 @@
 #ifndef JQ_KEYTABLE_H
 #define JQ_KEYTABLE_H
 
+#include "guc.h"
 #include "keylock.h"
 #include "keyrate.h"
 #include "lib/pairingheap.h"
@@ -20,7 +21,7 @@ typedef struct JqKeyTag
 
 /* whoever is to have a key next has so long to take it */
 #ifdef JQ_TESTING
-#define JQ_KEY_TURN_US 2000000 /* tests run beside others */
+#define JQ_KEY_TURN_US (jobqueue_testing_key_turn * (int64) 1000)
 #else
 #define JQ_KEY_TURN_US 200000
 #endif
@@ -70,6 +71,7 @@ typedef struct JqKey
 	int nsessions;
 	TimestampTz session_turn; /* jobs before the first of them may take the key
 							   * until then; 0 = it has not been set */
+	bool turn_of_table;		  /* only those that the table has, may */
 	JqPos unparked;			  /* back in its lane, to take the key ... */
 	TimestampTz unparked_until; /* ... before sessions that come after it, until
 								 * then; 0 = there is none */

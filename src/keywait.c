@@ -254,6 +254,8 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 {
 	JqKeyWait *w = &waits[k->first_session];
 	bool due = jq_key_session_due(k, now);
+	bool unparked;
+	bool in_table;
 	JqHolder h;
 
 	/* looked at again when they have gone */
@@ -267,14 +269,22 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 		*until = Min(*until, k->turn_ends);
 		return;
 	}
+	unparked = k->unparked_until > now && jq_pos_cmp(w->pos, k->unparked) >= 0;
 	/* in the table; or on their way from there, in lanes */
-	blocked |= k->spilled && jq_pos_cmp(w->pos, k->frontier) >= 0;
-	blocked |= k->brought > 0;
-	if (blocked && k->session_turn == 0)
+	in_table =
+		k->brought > 0 || (k->spilled && jq_pos_cmp(w->pos, k->frontier) >= 0);
+	/* they have all been met, and none stands before it */
+	if (!in_table && !blocked && !unparked && k->turn_of_table)
+		k->session_turn = 0;
+	if ((blocked || in_table) && k->session_turn == 0)
+	{
 		k->session_turn = now + JQ_KEY_TURN_US;
-	if (k->session_turn == 0 && k->unparked_until > now &&
-		jq_pos_cmp(w->pos, k->unparked) >= 0)
+		k->turn_of_table = true;
+	}
+	if (unparked && k->session_turn == 0)
 		k->session_turn = k->unparked_until;
+	if (blocked || unparked)
+		k->turn_of_table = false;
 	if (k->session_turn != 0 && !due)
 	{
 		*until = Min(*until, k->session_turn);

@@ -119,7 +119,8 @@ lane_insert(JqLane *l, uint32 ix)
 
 		if (twin != JQ_NIL)
 		{
-			JQ_ENTRY(twin)->flags |= e->flags & (JQ_E_UNPARKED | JQ_E_DUE);
+			JQ_ENTRY(twin)->flags |=
+				e->flags & (JQ_E_UNPARKED | JQ_E_DUE | JQ_E_BROUGHT);
 			jq_entry_add_reruns(JQ_ENTRY(twin), e);
 			jq_entry_free(ix);
 			return false;
@@ -229,7 +230,8 @@ lane_forget(JqLane *l, uint32 ix)
 		int len = jq_entry_key(ix, key);
 
 		/* rare; nobody is sure to ask after the locks */
-		if (jq_keylock_dropped(l->db, key, len))
+		if (jq_keylock_dropped(l->db, key, len,
+							   JQ_ENTRY(ix)->flags & JQ_E_BROUGHT))
 			jq_db_request(l->dbix, JQ_REQ_KEYS);
 	}
 	jq_entry_free(ix);
@@ -338,7 +340,8 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 		if (l->tail[0] != JQ_NIL &&
 			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) == 0)
 		{
-			JQ_ENTRY(l->tail[0])->flags |= item->flags & JQ_E_DUE;
+			JQ_ENTRY(l->tail[0])->flags |=
+				item->flags & (JQ_E_DUE | JQ_E_BROUGHT);
 			return KNOWN;
 		}
 		/* no room: the largest gives way, perhaps this one */

@@ -34,6 +34,7 @@
 #define JQ_E_UNPARKED 0x02 /* waiters of its key count on it */
 #define JQ_E_REFUSED 0x04  /* in local memory: the lane did not take it */
 /* so many times has it been rolled back and run again, uncharged */
+#define JQ_E_BROUGHT 0x08 /* its key counts it until a worker meets it */
 #define JQ_E_RERUN_SHIFT 4
 #define JQ_E_RERUNS (0x0f << JQ_E_RERUN_SHIFT)
 

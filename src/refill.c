@@ -214,14 +214,17 @@ publish_rows(const JqKeyWant *k, JqKeyRow *rows, const int *lanes, int n)
 
 	for (i = 0; i < n; i++)
 	{
+		bool runs = !jq_lane_stopped(&jq_lanes[lanes[i]]);
 		bool known;
-		bool accepted =
-			jq_lane_publish_one(MyDatabaseId, rows[i].lane_role, rows[i].queue,
-								&rows[i].item, &known);
+		bool accepted;
 
+		if (runs)
+			rows[i].item.flags |= JQ_E_BROUGHT;
+		accepted = jq_lane_publish_one(MyDatabaseId, rows[i].lane_role,
+									   rows[i].queue, &rows[i].item, &known);
 		if (known)
 			jq_keylock_was_known(MyDatabaseId, k, lanes[i]);
-		if (accepted && !jq_lane_stopped(&jq_lanes[lanes[i]]))
+		if (runs && accepted)
 			run++;
 	}
 	return run;

@@ -7,8 +7,10 @@ use lib $FindBin::RealBin;
 use JobqueueTest;
 use Test::More;
 
+# A worker has its time to take a key, on a busy machine, too.
 new_node('lock', conf => <<'END');
 jobqueue.flush_interval = 1000
+jobqueue.testing_key_turn = 600s
 wal_writer_delay = 10s
 END
 
@@ -277,7 +279,7 @@ property 'a job that no worker can take keeps no session waiting' => sub {
 	ask($s, "SELECT jobqueue_lock('a')");
 	enqueue('note', what => 'job', key => 'a', queue => 'x', role => 'worker');
 	wait_in_line('a', 1);
-	set_conf('jobqueue.max_workers' => 1);
+	set_conf('jobqueue.max_workers' => 1, 'jobqueue.testing_key_turn' => '100ms');
 	sql("SELECT pg_terminate_backend(pid) FROM jobqueue_workers");
 	enqueue('gate', gate => 1, what => 'gate');
 	wait_at_gate();
@@ -286,7 +288,7 @@ property 'a job that no worker can take keeps no session waiting' => sub {
 	answer($s1);
 	is(ran(), 'session', 'not for long');
 	open_gate($gate);
-	set_conf('jobqueue.max_workers' => undef);
+	set_conf('jobqueue.max_workers' => undef, 'jobqueue.testing_key_turn' => undef);
 	wait_drained();
 	forget();
 };
@@ -532,20 +534,31 @@ property 'a key is locked for a session and for jobqueue_run() in it' => sub {
 };
 
 property 'more jobs than memory keeps, and a session amid' => sub {
-	my $s = session();
+	foreach my $round (1 .. 4)
+	{
+		my $s = session();
 
-	ask($s, "SELECT jobqueue_lock('a')");
-	sql(q{SELECT count(*) FROM jobqueue_enqueue_many('note',
-		(SELECT array_agg(jsonb_build_object('what', i)) FROM generate_series(1, 200) i),
-		(SELECT array_agg('a'::text) FROM generate_series(1, 200)))});
-	wait_in_line('a', 200);
-	my $s1 = in_line('session', 'a', 201);
-	enqueue('note', what => 'last', key => 'a');
-	ask($s, "SELECT jobqueue_unlock('a')");
-	answer($s1);
-	wait_drained();
-	like(ran(), qr/^1 2 3 .* 199 200 session last$/, 'in order');
-	forget();
+		# one worker meets those that are brought late, many meet them at once
+		set_conf('jobqueue.max_workers' => 1) if $round == 3;
+		ask($s, "SELECT jobqueue_lock('a')");
+		sql(q{SELECT count(*) FROM jobqueue_enqueue_many('note',
+			(SELECT array_agg(jsonb_build_object('what', i)) FROM generate_series(1, 200) i),
+			(SELECT array_agg('a'::text) FROM generate_series(1, 200)))});
+		wait_in_line('a', 200);
+		my $s1 = session();
+		# the turn of jobs that do not come ends later than that
+		ask($s1, "SET statement_timeout = '100s'");
+		begin_wait($s1,
+			"BEGIN; SELECT jobqueue_xact_lock('a'); INSERT INTO ran (what) VALUES ('session'); COMMIT",
+			'a', 201);
+		enqueue('note', what => 'last', key => 'a');
+		ask($s, "SELECT jobqueue_unlock('a')");
+		answer($s1);
+		wait_drained();
+		like(ran(), qr/^1 2 3 .* 199 200 session last$/, 'in order');
+		forget();
+	}
+	set_conf('jobqueue.max_workers' => undef);
 };
 
 property 'what jobs have done is on disk before a session has their key' => sub {
