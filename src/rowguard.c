@@ -373,18 +373,20 @@ note_quota(HeapTuple old, HeapTuple new, TupleDesc desc)
 }
 
 /*
- * Messages name their service by its number, which no other one has ever had or
- * will have: so who writes a service by hand is given a new one, and keeps it.
+ * A number is a job's, a schedule's or a service's, and no other one has ever had
+ * it or will have it: messages name their service by it, what ends takes its place
+ * in the archive by it, and who has taken numbers that are still to come keeps
+ * others from getting them.  So who writes a row by hand is given a new one, and
+ * keeps it.  What is replicated was numbered elsewhere.
  */
-static HeapTuple
-number_service(HeapTuple old, HeapTuple new, TupleDesc desc, JqTable *t)
+HeapTuple
+jq_row_number(HeapTuple old, HeapTuple new, TupleDesc desc, JqTable *t)
 {
 	int attr = SPI_fnumber(desc, "id");
 	bool isnull = false;
 	Datum id;
 
-	/* schedules have no messages; what is replicated was numbered elsewhere */
-	if (superuser() || SPI_fnumber(desc, "handler") <= 0 ||
+	if (superuser() ||
 		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return new;
 	if (old != NULL)
@@ -463,17 +465,14 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 			column(data->tg_trigtuple, desc, "owner", &isnull)));
 	if (t == NULL)
 		return PointerGetDatum(new);
+	new = jq_row_number(update ? data->tg_trigtuple : NULL, new, desc, t);
 	if (RelationGetRelid(data->tg_relation) != t->job)
 	{
 		/* jobqueue_retry() makes it a job again; the others are services */
 		if (RelationGetRelid(data->tg_relation) == t->archive)
 			check_values(new, desc);
 		else
-		{
 			check_queue(new, desc);
-			new = number_service(update ? data->tg_trigtuple : NULL, new, desc,
-								 t);
-		}
 		return PointerGetDatum(new);
 	}
 	new = complete_row(new, desc);
