@@ -52,6 +52,14 @@ jq_row_check_owner(Oid owner)
 			 "Jobs are enqueued with jobqueue_enqueue(); rows may be written only for roles one can become.")));
 }
 
+/* a dump that is restored, rows that are replicated */
+static bool
+writes_as_it_is(void)
+{
+	return superuser() ||
+		   SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA;
+}
+
 static Datum
 column(HeapTuple tup, TupleDesc desc, const char *name, bool *isnull)
 {
@@ -131,7 +139,14 @@ check_values(HeapTuple tup, TupleDesc desc)
 		char kind = DatumGetChar(column(tup, desc, "kind", &isnull));
 
 		if (isnull || kind != JQ_KIND_MESSAGE)
-			jq_check_user_key(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+		{
+			/* dumps and replication bring those of schedules */
+			if (!writes_as_it_is() ||
+				!jq_key_is_schedule(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)))
+				jq_check_user_key(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+			else
+				jq_check_key(VARSIZE_ANY_EXHDR(key));
+		}
 		else if (!is_key_of_service(text_to_cstring(key)))
 			refuse("key", "that of a service, of a job of kind m");
 		return;
@@ -386,8 +401,7 @@ jq_row_number(HeapTuple old, HeapTuple new, TupleDesc desc, JqTable *t)
 	bool isnull = false;
 	Datum id;
 
-	if (superuser() ||
-		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+	if (writes_as_it_is())
 		return new;
 	if (old != NULL)
 		id = column(old, desc, "id", &isnull);

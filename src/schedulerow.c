@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "command.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "cronnext.h"
@@ -161,8 +162,7 @@ jq_schedule_write_job(JqTable *t, const JqSchedule *s, TimestampTz instant,
 		SET(JQ_COL_SETTINGS, settings_of_job(s, instant));
 	if (in_turn && nulls[JQ_COL_KEY - 1])
 		SET(JQ_COL_KEY,
-			CStringGetTextDatum(
-				psprintf("jobqueue_schedule:" INT64_FORMAT, s->id)));
+			CStringGetTextDatum(psprintf(JQ_SCHEDULE_KEY INT64_FORMAT, s->id)));
 	if (!nulls[JQ_COL_KEY - 1])
 	{
 		text *key = DatumGetTextPP(values[JQ_COL_KEY - 1]);
