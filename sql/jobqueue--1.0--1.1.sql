@@ -10,7 +10,7 @@ DO $$
 DECLARE
 	library text := pg_catalog.current_setting('jobqueue.library_version', true);
 BEGIN
-	IF library IS NULL OR pg_catalog.string_to_array(library, '.')::int[] < '{1,1}'
+	IF library IS NULL OR pg_catalog.string_to_array(library, '.')::int[] OPERATOR(pg_catalog.<) '{1,1}'
 	THEN
 		RAISE EXCEPTION 'the server runs the library of jobqueue %, which does not know the SQL objects of jobqueue 1.1',
 			coalesce(library, '1.0')
@@ -57,7 +57,7 @@ CREATE VIEW jobqueue_paused_roles WITH (security_barrier) AS
 	SELECT p.role::oid::regrole AS role, p.paused_at,
 		   p.paused_by::oid::regrole AS paused_by
 	FROM jobqueue_paused_role p
-	WHERE jobqueue_sight(p.role) > 0;
+	WHERE jobqueue_sight(p.role::oid) > 0;
 
 REVOKE ALL ON FUNCTION jobqueue_paused_role_trigger(),
 	jobqueue_pause_role(regrole), jobqueue_resume_role(regrole),

@@ -3,20 +3,29 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION jobqueue" to load this file. \quit
 
--- No name in this file is qualified: the objects live in the schema that
--- CREATE EXTENSION names, and C finds them as members of the extension.
+-- No name of ours is qualified: the objects live in the schema that CREATE
+-- EXTENSION names, and C finds them as members of the extension.  Whoever may
+-- create in that schema could have put functions and operators there, so what is
+-- used here of pg_catalog is such that its arguments fit as they are, or qualified:
+-- what fits better would be preferred, and be called as a superuser.
 
 DO $$
 BEGIN
+	-- that pg_database_owner owns a schema says that the database's owner does
 	IF EXISTS (SELECT FROM pg_catalog.pg_namespace n,
-				 LATERAL pg_catalog.aclexplode(n.nspacl) a
+				 LATERAL (SELECT n.nspowner AS role
+						  UNION ALL SELECT a.grantee
+						  FROM pg_catalog.aclexplode(n.nspacl) a
+						  WHERE a.privilege_type = 'CREATE') c,
+				 pg_catalog.pg_database d
 			   WHERE n.nspname = pg_catalog.current_schema()
-				 AND a.privilege_type = 'CREATE'
-				 AND a.grantee <> n.nspowner
+				 AND d.datname = pg_catalog.current_database()
 				 AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles r
-								 WHERE r.oid = a.grantee AND r.rolsuper))
+								 WHERE r.rolsuper AND r.oid =
+									CASE WHEN c.role = 'pg_database_owner'::regrole::oid
+									THEN d.datdba ELSE c.role END))
 	THEN
-		RAISE WARNING 'roles other than its owner may create objects in schema "%"',
+		RAISE WARNING 'roles that are not superusers may create objects in schema "%"',
 			pg_catalog.current_schema()
 			USING HINT = 'Install jobqueue in a schema in which only superusers may create objects.';
 	END IF;
@@ -67,7 +76,7 @@ CREATE FUNCTION jobqueue_at_home() RETURNS boolean
 
 CREATE SEQUENCE jobqueue_job_id_seq;
 CREATE TABLE jobqueue_job (
-	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
+	id			bigint NOT NULL DEFAULT pg_catalog.nextval('jobqueue_job_id_seq'),
 	enqueued_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	home		bigint NOT NULL DEFAULT jobqueue_home(),
 	run_at		timestamptz,
@@ -244,7 +253,7 @@ ALTER SEQUENCE jobqueue_queue_version_seq OWNED BY jobqueue_queue.version;
 -- table of its own, see src/servicerow.c.
 CREATE TABLE jobqueue_service (
 	name		text COLLATE "C" NOT NULL CHECK (octet_length(name) BETWEEN 1 AND 255),
-	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
+	id			bigint NOT NULL DEFAULT pg_catalog.nextval('jobqueue_job_id_seq'),
 	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	home		bigint NOT NULL DEFAULT jobqueue_home(),
 	owner		jobqueue_role NOT NULL DEFAULT current_user::regrole,
@@ -279,7 +288,7 @@ CREATE TABLE jobqueue_service_current (
 CREATE TABLE jobqueue_schedule (
 	owner		jobqueue_role NOT NULL DEFAULT current_user::regrole,
 	name		text COLLATE "C" NOT NULL,
-	id			bigint NOT NULL DEFAULT nextval('jobqueue_job_id_seq'),
+	id			bigint NOT NULL DEFAULT pg_catalog.nextval('jobqueue_job_id_seq'),
 	created_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	home		bigint NOT NULL DEFAULT jobqueue_home(),
 	cron		text NOT NULL,
@@ -704,10 +713,10 @@ CREATE VIEW jobqueue_status WITH (security_barrier) AS
 		   coalesce(s.completed_per_minute, 0) AS completed_per_minute,
 		   coalesce(s.failed_per_minute, 0) AS failed_per_minute,
 		   coalesce(s.wasted, 0) AS wasted,
-		   make_interval(secs => s.wait_p50) AS wait_p50,
-		   make_interval(secs => s.wait_p99) AS wait_p99,
-		   make_interval(secs => s.run_p50) AS run_p50,
-		   make_interval(secs => s.run_p99) AS run_p99,
+		   pg_catalog.make_interval(secs => s.wait_p50) AS wait_p50,
+		   pg_catalog.make_interval(secs => s.wait_p99) AS wait_p99,
+		   pg_catalog.make_interval(secs => s.run_p50) AS run_p50,
+		   pg_catalog.make_interval(secs => s.run_p99) AS run_p99,
 		   coalesce(q.paused, false) AS paused,
 		   q.max_running, q.rate,
 		   CASE WHEN q.rate IS NOT NULL THEN q.rate_per END AS rate_per,
@@ -746,7 +755,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 				THEN 'this server is a standby: jobs run on the primary' END AS reason,
 		   j.unique_key::text AS unique_key, j.after
 	FROM jobqueue_job j
-		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner) AS sight) x
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(j.owner::oid) AS sight) x
 		 CROSS JOIN LATERAL (SELECT j.run_at = 'infinity' AND j.after_run_at IS NOT NULL AS waits) w
 		 LEFT JOIN jobqueue_running_jobs() r ON r.id = j.id
 		 LEFT JOIN jobqueue_blocked_jobs() b ON b.id = j.id
@@ -762,7 +771,7 @@ CREATE VIEW jobqueue_jobs WITH (security_barrier) AS
 		   h.ended_at, NULL, CASE WHEN x.sight = 2 THEN h.result END,
 		   h.errors, h.reason, h.unique_key, h.after
 	FROM jobqueue_archive h
-		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner::oid) AS sight) x
 		 LEFT JOIN jobqueue_queue q ON q.name = h.queue
 	WHERE x.sight > 0;
 
@@ -784,7 +793,7 @@ CREATE VIEW jobqueue_history WITH (security_barrier) AS
 		   h.enqueued_at, h.started_at, h.ended_at, h.expires_at,
 		   CASE WHEN x.sight = 2 THEN h.result END AS result, h.errors
 	FROM jobqueue_archive h
-		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner) AS sight) x
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(h.owner::oid) AS sight) x
 	WHERE x.sight > 0;
 
 CREATE VIEW jobqueue_keys WITH (security_barrier) AS
@@ -807,8 +816,8 @@ CREATE VIEW jobqueue_services WITH (security_barrier) AS
 		   coalesce(s.timeout, q.timeout, '1 hour') AS timeout, s.started_at,
 		   r.pid
 	FROM jobqueue_service s
-		 CROSS JOIN LATERAL (SELECT jobqueue_sight(s.owner) AS sight) x
-		 CROSS JOIN LATERAL (SELECT 'jobqueue_service:' || s.id AS key) k
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(s.owner::oid) AS sight) x
+		 CROSS JOIN LATERAL (SELECT 'jobqueue_service:' || s.id::text AS key) k
 		 LEFT JOIN jobqueue_running_jobs() r ON r.key = k.key
 		 LEFT JOIN jobqueue_queue q ON q.name = s.queue
 		 LEFT JOIN jobqueue_service_current c ON c.service = s.id
@@ -832,7 +841,7 @@ CREATE VIEW jobqueue_schedules WITH (security_barrier) AS
 		   coalesce(s.timeout, q.timeout, '1 hour') AS timeout,
 		   coalesce(s.keep, q.keep, '0') AS keep, s.tags, s.created_at
 	FROM jobqueue_schedule s
-		 CROSS JOIN LATERAL (SELECT jobqueue_sight(s.owner) AS sight) x
+		 CROSS JOIN LATERAL (SELECT jobqueue_sight(s.owner::oid) AS sight) x
 		 LEFT JOIN jobqueue_job j ON j.id = s.last_job
 		 LEFT JOIN jobqueue_running_jobs() r ON r.id = s.last_job
 		 LEFT JOIN jobqueue_archive h ON h.id = s.last_job
@@ -847,8 +856,8 @@ DECLARE
 	f regprocedure;
 BEGIN
 	FOR f IN SELECT d.objid FROM pg_catalog.pg_depend d
-			 WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.deptype = 'e'
-			   AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+			 WHERE d.classid = 'pg_catalog.pg_proc'::regclass::oid AND d.deptype = 'e'
+			   AND d.refclassid = 'pg_catalog.pg_extension'::regclass::oid
 			   AND d.refobjid = (SELECT oid FROM pg_catalog.pg_extension
 								 WHERE extname = 'jobqueue')
 	LOOP

@@ -44,11 +44,7 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 		" owner, func_owner, priority, attempt, max_attempts, kind, 'cancelled',"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
 		" errors, 'cancelled', unique_key, unique_until, unique_for, on_conflict,"
-		" after FROM gone"
-		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
-		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
-		" attempt = excluded.attempt, result = excluded.result,"
-		" errors = excluded.errors, reason = excluded.reason RETURNING owner)"
+		" after FROM gone" JQ_ARCHIVED_AGAIN " RETURNING owner)"
 		" SELECT owner::oid, count(*) FROM kept GROUP BY 1";
 	JqWhere w;
 	int64 n = 0;

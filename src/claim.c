@@ -613,6 +613,7 @@ held_fill(JqHeld *h, JqHeldKind kind, Oid role, const char *queue)
 	h->kind = kind;
 	h->role = role;
 	h->procno = jq_my_procno();
+	h->user = GetSessionUserId();
 	h->xid = InvalidTransactionId;
 	h->since = GetCurrentTimestamp();
 	h->attempt = 0;
@@ -706,6 +707,31 @@ jq_claim_hold_cancelled(int lane)
 
 /* ------------------------------------------------- sessions and scheduler */
 
+/*
+ * JQ_LOCK_CLAIM held: may this session hold one more?  Half of the places are for
+ * failing jobs, and of the others a role gets no more than half, so that one that
+ * leaves transactions open keeps nobody else from acting on his jobs.
+ */
+static bool
+may_hold(void)
+{
+	long n = hash_get_num_entries(jq_held);
+	Oid user = GetSessionUserId();
+	HASH_SEQ_STATUS seq;
+	JqHeld *h;
+	int mine = 0;
+
+	if (n < JQ_MAX_HELD / 4)
+		return true;
+	if (n >= JQ_MAX_HELD / 2)
+		return false;
+	hash_seq_init(&seq, jq_held);
+	while ((h = hash_seq_search(&seq)) != NULL)
+		if (h->kind == JQ_HELD_SESSION && h->user == user)
+			mine++;
+	return mine < JQ_MAX_HELD / 4;
+}
+
 JqHoldResult
 jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
 {
@@ -744,8 +770,8 @@ jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
 		LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
 		if (hash_search(jq_held, &key, HASH_FIND, NULL) != NULL)
 			result = JQ_HOLD_OTHER;
-		else if (hash_get_num_entries(jq_held) >= JQ_MAX_HELD / 2)
-			result = JQ_HOLD_FULL; /* the rest is for failing jobs */
+		else if (!may_hold())
+			result = JQ_HOLD_FULL;
 		else
 		{
 			h = hash_search(jq_held, &key, HASH_ENTER_NULL, &found);

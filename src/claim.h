@@ -35,6 +35,7 @@ typedef struct JqHeld
 	JqHeldKind kind;
 	Oid role;
 	int procno; /* of the session */
+	Oid user;	/* and its user */
 	TransactionId xid;
 	TimestampTz since;
 	int attempt;

@@ -112,6 +112,13 @@ jq_check_key(int len)
 					 JQ_KEY_MAX)));
 }
 
+bool
+jq_key_is_schedule(const char *key, int len)
+{
+	return len >= (int) strlen(JQ_SCHEDULE_KEY) &&
+		   memcmp(key, JQ_SCHEDULE_KEY, strlen(JQ_SCHEDULE_KEY)) == 0;
+}
+
 void
 jq_check_user_key(const char *key, int len)
 {
@@ -123,6 +130,14 @@ jq_check_user_key(const char *key, int len)
 			 errmsg("keys that begin with \"%s\" are reserved", JQ_SERVICE_KEY),
 			 errhint(
 				 "They are those of services; send messages with jobqueue_send().")));
+	if (jq_key_is_schedule(key, len))
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("keys that begin with \"%s\" are reserved",
+						JQ_SCHEDULE_KEY),
+				 errhint(
+					 "They are those of schedules; give a schedule a key of "
+					 "yours to share it.")));
 }
 
 /* ------------------------------------------------------------- functions */

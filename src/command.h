@@ -40,6 +40,10 @@ extern void jq_check_queue_name(const char *name);
 /* SQLSTATE 22023 unless it has 1 to 255 bytes */
 extern void jq_check_key(int len);
 /* the same, and besides it is not one of those that services have */
+/* jobs of a schedule that are not to run beside each other have a key of its own */
+#define JQ_SCHEDULE_KEY "jobqueue_schedule:"
+extern bool jq_key_is_schedule(const char *key, int len);
+
 extern void jq_check_user_key(const char *key, int len);
 
 #endif /* JQ_COMMAND_H */

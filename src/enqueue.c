@@ -195,6 +195,7 @@ typedef struct Template
 	JqItem item;
 	TimestampTz run_at;
 	bool waits; /* for other jobs */
+	bool here;	/* to be run in this session */
 	Oid owner;
 	Oid lane_role;
 	char until; /* of those with a unique_key */
@@ -274,6 +275,7 @@ fill_template(Template *t, FunctionCallInfo fcinfo, int queue_arg, int first)
 	TimestampTz now = GetCurrentTimestamp();
 
 	t->table = jq_enqueue_begin("jobqueue_enqueue()");
+	t->here = jq_inline_here();
 	memset(t->nulls, true, sizeof(t->nulls));
 	/* without one it waits for an outside consumer */
 	if (!PG_ARGISNULL(0))
@@ -497,7 +499,7 @@ write_job(Template *t, Job *job, TimestampTz run_at)
 {
 	jq_row_insert(t->table, t->values, t->nulls, &t->item.tid);
 	t->item.id = job->id;
-	if (jobqueue_inline)
+	if (t->here)
 	{
 		jq_quota_written(t->owner, 1);
 		if (runs_inline(t, job))
@@ -530,13 +532,13 @@ enqueue_unique(Template *t, Job *job)
 	switch (job->admission)
 	{
 		case JQ_ADMIT:
-			if (!jobqueue_inline)
+			if (!t->here)
 				jq_quota_take(t->table, t->owner, 1);
 			write_job(t, job, t->run_at);
 			return job->id;
 		case JQ_ADMIT_LATER:
 			t->item.flags = JQ_E_DUE;
-			if (!jobqueue_inline)
+			if (!t->here)
 				jq_quota_take(t->table, t->owner, 1);
 			write_job(t, job, jq_unique_postpone(t->values, t->nulls));
 			/* for the next one */
@@ -592,7 +594,7 @@ jq_enqueue(PG_FUNCTION_ARGS)
 			PG_RETURN_NULL();
 		PG_RETURN_INT64(id);
 	}
-	if (!jobqueue_inline)
+	if (!t.here)
 		jq_quota_take(t.table, t.owner, 1);
 	PG_RETURN_INT64(enqueue_one(&t, &job));
 }
@@ -733,7 +735,7 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 		ask_all(&t, jobs, n, each);
 	}
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	if (!jobqueue_inline)
+	if (!t.here)
 		jq_quota_take(t.table, t.owner, n - nunique);
 	for (i = 0; i < n; i++)
 	{

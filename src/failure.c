@@ -99,11 +99,7 @@ jq_archive(JqTable *t, int64 id, const char *state, const char *reason,
 		" home, owner, func_owner, priority, attempt, max_attempts, kind, $2,"
 		" queue, command, args, key, search_path, settings, timeout, keep, tags,"
 		" $5, errors, $3, unique_key, unique_until, unique_for, on_conflict,"
-		" after FROM gone"
-		" ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
-		" ended_at = excluded.ended_at, expires_at = excluded.expires_at,"
-		" attempt = excluded.attempt, result = excluded.result,"
-		" errors = excluded.errors, reason = excluded.reason"
+		" after FROM gone" JQ_ARCHIVED_AGAIN
 		" RETURNING expires_at, owner::oid";
 	Oid types[5] = {INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, JSONBOID};
 	Datum values[5];

@@ -16,6 +16,29 @@
 	" FROM %s.jobqueue_queue q WHERE q.name = gone.queue)," \
 	" '7 days')"
 
+/*
+ * Whatever has the number of the job in the archive already, by hand or from a
+ * restore, makes way for it: nothing of the job is to be put into that row.
+ */
+#define JQ_ARCHIVED_AGAIN                                              \
+	" ON CONFLICT (id) DO UPDATE SET"                                  \
+	" enqueued_at = excluded.enqueued_at,"                             \
+	" started_at = excluded.started_at, ended_at = excluded.ended_at," \
+	" expires_at = excluded.expires_at, home = excluded.home,"         \
+	" owner = excluded.owner, func_owner = excluded.func_owner,"       \
+	" priority = excluded.priority, attempt = excluded.attempt,"       \
+	" max_attempts = excluded.max_attempts, kind = excluded.kind,"     \
+	" state = excluded.state, queue = excluded.queue,"                 \
+	" command = excluded.command, args = excluded.args,"               \
+	" key = excluded.key, search_path = excluded.search_path,"         \
+	" settings = excluded.settings, timeout = excluded.timeout,"       \
+	" keep = excluded.keep, tags = excluded.tags,"                     \
+	" result = excluded.result, errors = excluded.errors,"             \
+	" reason = excluded.reason, unique_key = excluded.unique_key,"     \
+	" unique_until = excluded.unique_until,"                           \
+	" unique_for = excluded.unique_for,"                               \
+	" on_conflict = excluded.on_conflict, after = excluded.after"
+
 typedef struct JqFailure
 {
 	const char *sqlstate;

@@ -52,6 +52,14 @@ jq_row_check_owner(Oid owner)
 			 "Jobs are enqueued with jobqueue_enqueue(); rows may be written only for roles one can become.")));
 }
 
+/* a dump that is restored, rows that are replicated */
+static bool
+writes_as_it_is(void)
+{
+	return superuser() ||
+		   SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA;
+}
+
 static Datum
 column(HeapTuple tup, TupleDesc desc, const char *name, bool *isnull)
 {
@@ -131,7 +139,14 @@ check_values(HeapTuple tup, TupleDesc desc)
 		char kind = DatumGetChar(column(tup, desc, "kind", &isnull));
 
 		if (isnull || kind != JQ_KIND_MESSAGE)
-			jq_check_user_key(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+		{
+			/* dumps and replication bring those of schedules */
+			if (!writes_as_it_is() ||
+				!jq_key_is_schedule(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)))
+				jq_check_user_key(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+			else
+				jq_check_key(VARSIZE_ANY_EXHDR(key));
+		}
 		else if (!is_key_of_service(text_to_cstring(key)))
 			refuse("key", "that of a service, of a job of kind m");
 		return;
@@ -373,19 +388,20 @@ note_quota(HeapTuple old, HeapTuple new, TupleDesc desc)
 }
 
 /*
- * Messages name their service by its number, which no other one has ever had or
- * will have: so who writes a service by hand is given a new one, and keeps it.
+ * A number is a job's, a schedule's or a service's, and no other one has ever had
+ * it or will have it: messages name their service by it, what ends takes its place
+ * in the archive by it, and who has taken numbers that are still to come keeps
+ * others from getting them.  So who writes a row by hand is given a new one, and
+ * keeps it.  What is replicated was numbered elsewhere.
  */
-static HeapTuple
-number_service(HeapTuple old, HeapTuple new, TupleDesc desc, JqTable *t)
+HeapTuple
+jq_row_number(HeapTuple old, HeapTuple new, TupleDesc desc, JqTable *t)
 {
 	int attr = SPI_fnumber(desc, "id");
 	bool isnull = false;
 	Datum id;
 
-	/* schedules have no messages; what is replicated was numbered elsewhere */
-	if (superuser() || SPI_fnumber(desc, "handler") <= 0 ||
-		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+	if (writes_as_it_is())
 		return new;
 	if (old != NULL)
 		id = column(old, desc, "id", &isnull);
@@ -463,17 +479,14 @@ jq_job_trigger(PG_FUNCTION_ARGS)
 			column(data->tg_trigtuple, desc, "owner", &isnull)));
 	if (t == NULL)
 		return PointerGetDatum(new);
+	new = jq_row_number(update ? data->tg_trigtuple : NULL, new, desc, t);
 	if (RelationGetRelid(data->tg_relation) != t->job)
 	{
 		/* jobqueue_retry() makes it a job again; the others are services */
 		if (RelationGetRelid(data->tg_relation) == t->archive)
 			check_values(new, desc);
 		else
-		{
 			check_queue(new, desc);
-			new = number_service(update ? data->tg_trigtuple : NULL, new, desc,
-								 t);
-		}
 		return PointerGetDatum(new);
 	}
 	new = complete_row(new, desc);

@@ -13,10 +13,12 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "commands/trigger.h"
+#include "compat.h"
 #include "configure.h"
 #include "conflict.h"
 #include "directory.h"
 #include "failure.h"
+#include "guc.h"
 #include "keylock.h"
 #include "lease.h"
 #include "lib/ilist.h"
@@ -401,6 +403,20 @@ run_here(JqTable *t, JqRow *row, bool *isnull, bool fresh)
 				   NULL :
 				   JsonbToCString(NULL, &DatumGetJsonbP(result)->root, 0));
 	return result;
+}
+
+/*
+ * Is what is enqueued run here?  In a SECURITY DEFINER function its job would run
+ * with the rights of the function's owner in the session of whoever calls it, with
+ * the temporary objects and the settings of that one.  So only where he could be
+ * that role anyway.
+ */
+bool
+jq_inline_here(void)
+{
+	return jobqueue_inline &&
+		   (GetUserId() == GetSessionUserId() ||
+			jq_can_set_role(GetSessionUserId(), GetUserId()));
 }
 
 Datum

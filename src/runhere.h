@@ -24,7 +24,10 @@ extern bool jq_run_settling;
  */
 extern Datum jq_run_here(JqTable *t, JqRow *row, bool *isnull);
 
-/* jobqueue.inline: run the job that this command has written */
+/* jobqueue.inline: is what the current user enqueues run in this session? */
+extern bool jq_inline_here(void);
+
+/* ... then run the job that this command has written */
 extern void jq_run_inline(JqTable *t, int64 id);
 
 /* does this session run the job just now, it or one that it runs in turn? */

@@ -22,7 +22,6 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "grant.h"
-#include "guc.h"
 #include "miscadmin.h"
 #include "publish.h"
 #include "quota.h"
@@ -468,7 +467,7 @@ jq_schedule_run(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	}
 	/* jobqueue.inline; not as somebody else */
-	here = jobqueue_inline && s.owner == GetUserId() &&
+	here = jq_inline_here() && s.owner == GetUserId() &&
 		   !s.nulls[JQ_COL_COMMAND - 1];
 	if (here)
 		jq_quota_written(s.owner, 1);

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "command.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "cronnext.h"
@@ -161,8 +162,7 @@ jq_schedule_write_job(JqTable *t, const JqSchedule *s, TimestampTz instant,
 		SET(JQ_COL_SETTINGS, settings_of_job(s, instant));
 	if (in_turn && nulls[JQ_COL_KEY - 1])
 		SET(JQ_COL_KEY,
-			CStringGetTextDatum(
-				psprintf("jobqueue_schedule:" INT64_FORMAT, s->id)));
+			CStringGetTextDatum(psprintf(JQ_SCHEDULE_KEY INT64_FORMAT, s->id)));
 	if (!nulls[JQ_COL_KEY - 1])
 	{
 		text *key = DatumGetTextPP(values[JQ_COL_KEY - 1]);
@@ -224,6 +224,8 @@ jq_schedule_trigger(PG_FUNCTION_ARGS)
 	if (update)
 		jq_row_check_owner(DatumGetObjectId(
 			SPI_getbinval(data->tg_trigtuple, desc, owner, &isnull)));
+	if (t != NULL)
+		new = jq_row_number(update ? data->tg_trigtuple : NULL, new, desc, t);
 	isnull = false;
 	new = heap_modify_tuple_by_cols(new, desc, 1, &next_run, &value, &isnull);
 	if (jq_shmem_ready())

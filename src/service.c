@@ -33,6 +33,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "command.h"
+#include "compat.h"
 #include "control.h"
 #include "enqueue.h"
 #include "executor/spi.h"
@@ -147,6 +148,14 @@ start_again(JqTable *t, JqService *s, Oid *types, Datum *values, char *nulls)
 		" AND $8 IS NOT NULL RETURNING id";
 	uint64 done;
 
+	/* the handler is given anew, and runs as the owner */
+	if (!superuser() && !jq_can_set_role(GetUserId(), s->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to start service \"%s\" again",
+						s->name),
+				 errhint("Its handler runs as its owner; one must be able to "
+						 "SET ROLE to that role.")));
 	jq_service_execute(t, sql, 11, types, values, nulls, &done);
 	if (done == 0)
 		return false;

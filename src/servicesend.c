@@ -8,7 +8,6 @@
 #include "enqueue.h"
 #include "executor/spi.h"
 #include "fmgr.h"
-#include "guc.h"
 #include "miscadmin.h"
 #include "publish.h"
 #include "quota.h"
@@ -37,7 +36,7 @@ jq_service_send(JqTable *t, const JqService *s, Datum message,
 	/* of another home: it stands in line behind those that are held */
 	bool at_home = s->home == t->home;
 	/* not inside itself: its state is in use; nor as somebody else */
-	bool here = jobqueue_inline && at_home && run_at == DT_NOBEGIN &&
+	bool here = jq_inline_here() && at_home && run_at == DT_NOBEGIN &&
 				s->owner == GetUserId() && !jq_service_is_handling(s->id) &&
 				strcmp(s->status, "failed") != 0;
 

@@ -29,13 +29,73 @@
 #include "recent.h"
 #include "scheduler.h"
 #include "storage/procarray.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #define SHUTDOWN_GRACE_MS 200
+#define LOCK_TIMEOUT_MS "50"
+
+/*
+ * What is settled here may be in the hands of an open transaction: its service is
+ * being stopped, its role's jobs are given away.  The jobs of all others do not
+ * wait for the end of that, nor for what is wrong with one of them.  false: it is
+ * tried again in a while.
+ */
+static bool
+safely(void (*settle)(void *), void *arg, uint32 request)
+{
+	volatile bool ok = true;
+
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT_MS, PGC_SUSET, PGC_S_OVERRIDE);
+	PG_TRY();
+	{
+		settle(arg);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)
+		{
+			/* nothing to be told each second */
+			HOLD_INTERRUPTS();
+			FlushErrorState();
+			AbortCurrentTransaction();
+			QueryCancelPending = false;
+		}
+		else
+			jq_abort_bookkeeping();
+		RESUME_INTERRUPTS();
+		jq_db_request_quietly(jq_sched_dbix, request);
+		jq_sched_again_in(1000);
+		ok = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(jq_sched_context);
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	return ok;
+}
 
 /* ---------------------------------------------------------------- suspects */
+
+static void
+settle_suspect(void *arg)
+{
+	JqSuspect *suspect = arg;
+	JqTable *t = jq_sched_begin();
+	bool dead = false;
+
+	if (t != NULL)
+		dead = jq_record_crash(t, suspect->id, suspect->alone);
+	/* must be on disk before the next crash can come */
+	ForceSyncCommit();
+	jq_sched_commit();
+	jq_inflight_settled(MyDatabaseId, suspect->id);
+	if (dead)
+		ereport(LOG, (errmsg("job " INT64_FORMAT
+							 " is dead: the server crashed twice while it ran",
+							 suspect->id)));
+}
 
 void
 jq_sched_settle_suspects(TimestampTz unused)
@@ -45,22 +105,7 @@ jq_sched_settle_suspects(TimestampTz unused)
 
 	(void) unused;
 	for (i = 0; i < n; i++)
-	{
-		JqTable *t = jq_sched_begin();
-		bool dead = false;
-
-		if (t != NULL)
-			dead = jq_record_crash(t, list[i].id, list[i].alone);
-		/* must be on disk before the next crash can come */
-		ForceSyncCommit();
-		jq_sched_commit();
-		jq_inflight_settled(MyDatabaseId, list[i].id);
-		if (dead)
-			ereport(LOG,
-					(errmsg("job " INT64_FORMAT
-							" is dead: the server crashed twice while it ran",
-							list[i].id)));
-	}
+		(void) safely(settle_suspect, &list[i], 0);
 }
 
 /* ------------------------------------------------- failing, doubtful claims */
@@ -95,8 +140,9 @@ publish_row(JqRow *row, JqTable *t)
 }
 
 static void
-settle_doubtful(JqHeld *h)
+settle_doubtful(void *arg)
 {
+	JqHeld *h = arg;
 	JqTable *t;
 	JqRow row;
 	TransactionId xid;
@@ -133,8 +179,9 @@ settle_doubtful(JqHeld *h)
 }
 
 static void
-settle_failing(JqHeld *h)
+settle_failing(void *arg)
 {
+	JqHeld *h = arg;
 	JqTable *t;
 	JqFailure f;
 	JqRecorded recorded = JQ_RECORD_GONE;
@@ -203,8 +250,9 @@ loss_text(JqFetchedLoss loss)
 }
 
 static void
-settle_lost(JqFetched *h)
+settle_lost(void *arg)
 {
+	JqFetched *h = arg;
 	JqTable *t;
 	JqFailure f;
 	JqRecorded recorded = JQ_RECORD_GONE;
@@ -251,36 +299,53 @@ settle_lost(JqFetched *h)
 		jq_after_ended(jq_sched_dbix, h->id);
 }
 
-static void
-settle_all_lost(void)
+/*
+ * Of a role that has kept us waiting nothing more is settled in this round: it
+ * takes no more of our time than one wait, however many its jobs are.
+ */
+typedef struct Round
 {
-	int n, i;
-	JqFetched *list = jq_fetched_list(MyDatabaseId, &n);
+	Oid *waited_for;
+	int n;
+} Round;
 
-	for (i = 0; i < n; i++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (list[i].state == JQ_FETCHED_LOST && list[i].fate == JQ_FATE_NONE)
-			settle_lost(&list[i]);
-	}
+static bool
+kept_us_waiting(const Round *r, Oid role)
+{
+	int i;
+
+	for (i = 0; i < r->n; i++)
+		if (r->waited_for[i] == role)
+			return true;
+	return false;
+}
+
+static void
+settle_one(Round *r, Oid role, void (*settle)(void *), void *arg)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (kept_us_waiting(r, role) || safely(settle, arg, JQ_REQ_FAILED))
+		return;
+	r->waited_for[r->n++] = role;
 }
 
 void
 jq_sched_settle_held(TimestampTz unused)
 {
-	int n, i;
-	JqHeld *list = jq_claim_list(MyDatabaseId, &n);
+	int nlost, nheld, i;
+	JqFetched *lost = jq_fetched_list(MyDatabaseId, &nlost);
+	JqHeld *held = jq_claim_list(MyDatabaseId, &nheld);
+	Round round = {palloc((nlost + nheld + 1) * sizeof(Oid)), 0};
 
 	(void) unused;
-	settle_all_lost();
-	for (i = 0; i < n; i++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (list[i].kind == JQ_HELD_FAILING)
-			settle_failing(&list[i]);
-		else
-			settle_doubtful(&list[i]);
-	}
+	for (i = 0; i < nlost; i++)
+		if (lost[i].state == JQ_FETCHED_LOST && lost[i].fate == JQ_FATE_NONE)
+			settle_one(&round, lost[i].owner, settle_lost, &lost[i]);
+	for (i = 0; i < nheld; i++)
+		settle_one(&round, held[i].role,
+				   held[i].kind == JQ_HELD_FAILING ? settle_failing :
+													 settle_doubtful,
+				   &held[i]);
 }
 
 /* ---------------------------------------------------- roles without rights */
@@ -309,9 +374,18 @@ forget_role(Oid role)
  * All waiting jobs of a role that cannot run any go dead, but for those that are
  * held: a copy may have got other roles and rights than it will have.
  */
-static void
-give_up_role(Oid role, const char *sqlstate, const char *message)
+typedef struct GivenUp
 {
+	Oid role;
+	const char *sqlstate;
+	const char *message;
+} GivenUp;
+
+static void
+give_up_role(void *arg)
+{
+	const GivenUp *g = arg;
+	Oid role = g->role;
 	int n;
 	int ended;
 
@@ -351,9 +425,9 @@ give_up_role(Oid role, const char *sqlstate, const char *message)
 			jq_publish_held(rows[i].lane_role, rows[i].queue, &rows[i].item,
 							rows[i].run_at);
 			memset(&f, 0, sizeof(f));
-			f.sqlstate = sqlstate;
-			f.message = message;
-			f.reason = message;
+			f.sqlstate = g->sqlstate;
+			f.message = g->message;
+			f.reason = g->message;
 			f.final = true;
 			jq_record_failure(t, rows[i].item.id, &f, &run_at);
 			ended++;
@@ -407,9 +481,10 @@ jq_sched_check_roles(TimestampTz unused)
 		/* give_up_role resets the context */
 		{
 			Oid *copy = MemoryContextAlloc(TopMemoryContext, n * sizeof(Oid));
+			GivenUp g = {role, exists ? "42501" : "42704", message};
 
 			memcpy(copy, roles, n * sizeof(Oid));
-			give_up_role(role, exists ? "42501" : "42704", message);
+			(void) safely(give_up_role, &g, JQ_REQ_GROUP);
 			roles = MemoryContextAlloc(jq_sched_context, n * sizeof(Oid));
 			memcpy(roles, copy, n * sizeof(Oid));
 			pfree(copy);
