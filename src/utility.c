@@ -365,6 +365,9 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			{
 				jq_publish_forget(MyDatabaseId);
 				jq_quota_forget(MyDatabaseId);
+				/* it may have changed what holds for any worker */
+				(void) jq_slot_stop_idle(InvalidOid, InvalidOid);
+				jq_db_scan_wanted();
 			}
 		}
 		return;

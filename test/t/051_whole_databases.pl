@@ -453,6 +453,40 @@ property 'settings of the role and the database hold from the next job on' => su
 	is($run->(), '8MB/d/a', 'of the database, of the role in it; SET role is not for jobs');
 	sql(q{ALTER ROLE a RESET ALL; ALTER ROLE a IN DATABASE one RESET ALL; ALTER DATABASE one RESET ALL});
 	is($run->(), '4MB//a', 'and those of nobody');
+
+	# its worker is warm, and known to the settings of before
+	sql(q{BEGIN; ALTER ROLE a SET work_mem = '9MB'; PREPARE TRANSACTION 'settings'}, db => 'one');
+	is($run->(), '4MB//a', 'prepared: not yet');
+	sql(q{COMMIT PREPARED 'settings'}, db => 'one');
+	is($run->(), '9MB//a', 'prepared and committed');
+	sql('BEGIN; ALTER ROLE a RESET work_mem; '
+		  . join('', map { "CREATE ROLE many$_; ALTER ROLE many$_ SET my.x = '1'; " } 1 .. 9)
+		  . q{PREPARE TRANSACTION 'settings'}, db => 'one');
+	sql(q{COMMIT PREPARED 'settings'}, db => 'one');
+	is($run->(), '4MB//a', 'together with many others');
+	sql(q{BEGIN; ALTER ROLE a SET work_mem = '10MB'; PREPARE TRANSACTION 'settings'}, db => 'one');
+	node()->restart;
+	is($run->(), '4MB//a', 'after a restart: not yet');
+	sql(q{COMMIT PREPARED 'settings'}, db => 'one');
+	is($run->(), '10MB//a', 'after a restart: committed');
+	sql('ALTER ROLE a RESET ALL');
+	sql("DROP ROLE many$_") foreach (1 .. 9);
+};
+
+property 'a database that takes connections again by COMMIT PREPARED has its jobs run' => sub {
+	foreach my $restart (0, 1)
+	{
+		enqueue('note', what => "again $restart", run_at => 'tomorrow', db => 'one');
+		sql('ALTER DATABASE one ALLOW_CONNECTIONS false');
+		wait_for(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = 'one'});
+		sql(q{BEGIN; ALTER DATABASE one ALLOW_CONNECTIONS true; PREPARE TRANSACTION 'open'});
+		node()->restart if $restart;
+		sql(q{COMMIT PREPARED 'open'});
+		sql('UPDATE jobqueue_job SET run_at = NULL', db => 'one');
+		wait_drained(db => 'one');
+		is(ran(db => 'one'), "again $restart", 'it ran');
+		forget(db => 'one');
+	}
 };
 
 done_testing();
