@@ -283,16 +283,10 @@ jq_after_note(int dbix, int64 id)
 void
 jq_after_rebuild(int dbix)
 {
-	Filter *f;
+	Filter *f = filter_of(dbix);
 
-	if (jq_after_dbs[dbix].filter == JQ_AFTER_NOBODY)
-		return;
-	if (jq_after_dbs[dbix].filter == JQ_AFTER_ANY)
-	{
-		/* perhaps there is one now; until it is made, everything counts */
-		return;
-	}
-	f = filter_of(dbix);
+	if (f == NULL)
+		return; /* nobody waits; or everything counts until there is one */
 	clear(f->bits[1 - f->current]);
 	f->building = true;
 }

@@ -55,12 +55,12 @@ jq_cancel_where(PG_FUNCTION_ARGS)
 	if (w.waiting)
 		(void) jq_where_waiting(&w, before, after, add_gone, &n);
 	if (n > 0)
+	{
 		jq_publish_after_unknown(); /* who waits for them? */
-	if (n > 0)
-		jq_publish_count_anew(); /* some may have been held */
-	/* when the first of them leaves it is looked up at the next pruning */
-	if (n > 0)
+		jq_publish_count_anew();	/* some may have been held */
+		/* when the first of them leaves it is looked up at the next pruning */
 		jq_publish_prune(GetCurrentTimestamp());
+	}
 	if (w.running)
 	{
 		int nrunning, i;

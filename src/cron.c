@@ -376,16 +376,16 @@ find_time(const JqCron *c, int second)
 static bool
 find_local(const JqCron *c, int64 *local)
 {
-	int64 days = *local / SECS_PER_DAY;
+	int64 day = *local / SECS_PER_DAY;
 	int second = *local % SECS_PER_DAY;
 	int julian, from;
 
 	if (second < 0)
 	{
 		second += SECS_PER_DAY;
-		days--;
+		day--;
 	}
-	from = julian = days + UNIX_EPOCH_JDATE;
+	from = julian = day + UNIX_EPOCH_JDATE;
 	if (!find_day(c, &julian))
 		return false;
 	second = find_time(c, julian == from ? second : 0);
@@ -585,6 +585,7 @@ parse_interval(Parser *s, JqCron *cron)
 			if (!unit(s, &us))
 				return false;
 		}
+		Assert(us > 0);
 		if (n > MAX_EVERY / us)
 			return fail(s, number_start,
 						"An interval is 1 second to 100 years.",

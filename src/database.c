@@ -4,8 +4,8 @@
  *
  * A request is a bit; it stays until a scheduler takes it, and the scheduler
  * takes it before it reads anything for it, so that one that comes during the
- * reading is served afterwards (model: CLEAR_FIRST).  A scheduler that leaves owes nothing; one that
- * dies leaves every bit set for its successor.
+ * reading is served afterwards.  A scheduler that leaves owes nothing; one that
+ * dies leaves every bit set for its successor.  model: CLEAR_FIRST
  */
 #include "postgres.h"
 

@@ -585,34 +585,49 @@ found:
 	return i;
 }
 
-bool
-jq_dir_give_up_lane(Oid db)
+/*
+ * JQ_LOCK_DIR held: the lane with most entries, of the database or (InvalidOid)
+ * of any; -1: there is none with so many.
+ */
+static int
+fullest_lane(Oid db, uint32 at_least)
 {
-	int dbix = jq_dir_db(db, false);
 	int most = -1;
-	int n = -1;
 	int i;
 
-	if (dbix < 0)
-		return false;
-	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
 		JqLane *l = &jq_lanes[i];
 
-		if (l->db != db)
+		if (!OidIsValid(l->db) || (OidIsValid(db) && l->db != db))
 			continue;
 		LWLockAcquire(jq_lane_lock(i), LW_SHARED);
-		if ((int) l->nready > n && lane_is_free(l))
+		if (l->nready >= at_least && lane_is_free(l))
 		{
 			most = i;
-			n = l->nready;
+			at_least = l->nready + 1;
 		}
 		LWLockRelease(jq_lane_lock(i));
 	}
+	return most;
+}
+
+bool
+jq_dir_give_up_lane(Oid db)
+{
+	int dbix = -1;
+	int most;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	most = fullest_lane(db, 1);
+	if (most < 0)
+		most = fullest_lane(InvalidOid, 1);
+	if (most < 0)
+		most = fullest_lane(db, 0);
 	if (most >= 0)
 	{
 		/* before it has gone: a new one must not think that it knows all */
+		dbix = jq_lanes[most].dbix;
 		jq_dir_see_again(dbix);
 		LWLockAcquire(jq_lane_lock(most), LW_EXCLUSIVE);
 		if (lane_is_free(&jq_lanes[most]))
@@ -623,7 +638,9 @@ jq_dir_give_up_lane(Oid db)
 		LWLockRelease(jq_lane_lock(most));
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
-	return most >= 0;
+	if (dbix >= 0)
+		jq_db_request(dbix, JQ_REQ_DISCOVER);
+	return dbix >= 0;
 }
 
 bool

@@ -234,8 +234,10 @@ jq_lane_may_have(const JqLane *l, int place)
 extern bool jq_dir_leave_unseen(int dbix, const char *queue);
 
 /*
- * Take one lane from the database, with the entries in it: they are in the
- * table, where a discovery finds them again.  false: it has none that could go.
+ * Take the lane with most entries from the database (from another one, if this
+ * one has none), with the entries in it: they are in the table, where a discovery
+ * finds them again.  false: there is none that could go.  true is no promise of
+ * room: somebody else may have it by now, or what is missing is something else.
  */
 extern bool jq_dir_give_up_lane(Oid db);
 

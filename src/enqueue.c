@@ -691,9 +691,11 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 	Template t;
 	Datum *args;
 	bool *args_nulls;
-	Datum *keys, *unique_keys;
-	bool *keys_nulls, *unique_nulls;
-	bool have_keys, have_unique;
+	Datum *keys = NULL;
+	Datum *unique_keys;
+	bool *keys_nulls = NULL;
+	bool *unique_nulls;
+	bool have_unique;
 	int nunique = 0;
 	Job one;
 	Job *jobs = NULL;
@@ -710,7 +712,7 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 				 "Give an array with one element a job; elements may be null.")));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false,
 					  TYPALIGN_INT, &args, &args_nulls, &n);
-	have_keys = keys_argument(fcinfo, 2, "keys", n, &keys, &keys_nulls);
+	(void) keys_argument(fcinfo, 2, "keys", n, &keys, &keys_nulls);
 	have_unique = keys_argument(fcinfo, 10, "unique_keys", n, &unique_keys,
 								&unique_nulls);
 	if (have_unique)
@@ -720,8 +722,7 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 		for (i = 0; i < n; i++)
 		{
 			memset(&jobs[i], 0, sizeof(Job));
-			set_element(&jobs[i], i, args, args_nulls, have_keys ? keys : NULL,
-						keys_nulls);
+			set_element(&jobs[i], i, args, args_nulls, keys, keys_nulls);
 			if (!unique_nulls[i])
 			{
 				jobs[i].unique_key = DatumGetTextPP(unique_keys[i]);
@@ -747,8 +748,7 @@ jq_enqueue_many(PG_FUNCTION_ARGS)
 		if (!have_unique)
 		{
 			memset(job, 0, sizeof(Job));
-			set_element(job, i, args, args_nulls, have_keys ? keys : NULL,
-						keys_nulls);
+			set_element(job, i, args, args_nulls, keys, keys_nulls);
 		}
 		if (job->unique_key != NULL)
 		{

@@ -901,6 +901,7 @@ explain_history(JqTable *t, int64 id)
 	if (!found)
 		return NULL;
 	check_sight(owner, id, &sight);
+	Assert(what[0] != NULL); /* the column is NOT NULL */
 	if (what[1] != NULL && strcmp(what[1], what[0]) == 0)
 		what[1] = NULL;
 	if (what[2] != NULL && what[1] != NULL && strcmp(what[1], what[2]) == 0)

@@ -322,7 +322,8 @@ read_key_row(JqTable *t, const char *key, int keylen, TimestampTz now,
 	Datum d;
 
 	item_of_slot(&r->item, read_slot);
-	if (r->item.keylen != keylen || memcmp(r->item.key, key, keylen) != 0)
+	if (r->item.key == NULL || r->item.keylen != keylen ||
+		memcmp(r->item.key, key, keylen) != 0)
 		return false; /* another key of the same hash */
 	if (DatumGetInt64(slot_getattr(read_slot, JQ_COL_HOME, &isnull)) != t->home)
 		return false;

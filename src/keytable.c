@@ -226,18 +226,20 @@ jq_key_check(const JqKey *k)
 
 /* ---------------------------------------------------------------- holders */
 
+static JqHolder *
+next_holder(const JqHolder *h)
+{
+	return h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+}
+
 const JqHolder *
 jq_key_my_holder(const JqKey *k)
 {
-	const JqHolder *h = &k->holder;
-	int i;
+	const JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
 
-	for (i = 0; i < k->nholders; i++)
-	{
+	for (; h != NULL; h = next_holder(h))
 		if (h->procno == jq_my_procno() && h->pid == MyProcPid)
 			return h;
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-	}
 	return NULL;
 }
 
@@ -276,15 +278,11 @@ jq_key_set_holder(JqHolder *h, int claim_pid, int64 job, int lane, int32 limit)
 void
 jq_key_set_limit(JqKey *k)
 {
-	const JqHolder *h = &k->holder;
-	int i;
+	const JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
 
 	k->limit = PG_INT32_MAX;
-	for (i = 0; i < k->nholders; i++)
-	{
+	for (; h != NULL; h = next_holder(h))
 		k->limit = Min(k->limit, h->limit);
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-	}
 }
 
 static bool
@@ -329,19 +327,15 @@ jq_key_remove_holder(JqKey *k, const JqMyKey *my)
 void
 jq_key_renew_limits(JqKey *k, uint32 hash)
 {
-	JqHolder *h = &k->holder;
+	JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
 	JqKeyRules r;
-	int i;
 
-	for (i = 0; i < k->nholders; i++)
-	{
+	for (; h != NULL; h = next_holder(h))
 		/* the lane stays what it is while a job of it is claimed */
 		if (h->lane >= 0)
 		{
 			jq_key_rules(k, hash, h->lane, &r);
 			h->limit = r.limit;
 		}
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
-	}
 	jq_key_set_limit(k);
 }

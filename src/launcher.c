@@ -306,13 +306,11 @@ note_closed(Oid db, bool closed)
 		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 		jq_dbs[dbix].sched_not_before = 0;
 		LWLockRelease(jq_lock(JQ_LOCK_DB));
+		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 		for (i = 0; i < jq_shared->nlanes; i++)
-		{
-			LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 			if (jq_groups[i].db == db)
 				jq_groups[i].not_before = 0;
-			LWLockRelease(jq_lock(JQ_LOCK_SLOT));
-		}
+		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 	}
 	jq_db_set_closed(dbix, closed);
 }
@@ -889,20 +887,16 @@ try_at_once(void)
 {
 	int i;
 
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->ndbs; i++)
-	{
-		LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_EXCLUSIVE);
 		if (jq_dbs[i].nfailed > 0)
 			jq_dbs[i].sched_not_before = 0;
-		LWLockRelease(jq_lock(JQ_LOCK_DB));
-	}
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	for (i = 0; i < jq_shared->nlanes; i++)
-	{
-		LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 		if (jq_groups[i].nfailed > 0)
 			jq_groups[i].not_before = 0;
-		LWLockRelease(jq_lock(JQ_LOCK_SLOT));
-	}
+	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 }
 
 /* ------------------------------------------------------------------- loop */

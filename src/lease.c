@@ -186,6 +186,7 @@ jq_sched_read_leases(void)
 {
 	JqTable *t;
 	Lease *list;
+	int tries = 0;
 	int n, i;
 
 	if (jq_dbs[jq_sched_dbix].leases_read)
@@ -196,8 +197,11 @@ jq_sched_read_leases(void)
 		/* as long as we are not done no job starts, and nothing gets less */
 		while (!restore(t, &list[i]))
 		{
+			CHECK_FOR_INTERRUPTS();
 			jq_dir_forget();
-			if (jq_dir_give_up_lane(MyDatabaseId))
+			/* what comes into memory meanwhile may go, too; not for ever */
+			if (tries++ < 2 * jq_shared->nlanes &&
+				jq_dir_give_up_lane(MyDatabaseId))
 				continue;
 			ereport(ERROR,
 					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

@@ -10,6 +10,7 @@
 #include "shmem.h"
 
 #define JQ_PREPARED_LANES 8
+#define JQ_PREPARED_RECYCLE 8
 
 typedef struct JqPreparedLane
 {
@@ -27,6 +28,13 @@ typedef struct JqPreparedQuota
 	int64 n;
 } JqPreparedQuota;
 
+/* workers that are to start anew: of these, InvalidOid = all */
+typedef struct JqRecycle
+{
+	Oid db;
+	Oid role;
+} JqRecycle;
+
 typedef struct JqPrepared
 {
 	char gid[256]; /* JQ_LOCK_PREPARED; empty = free */
@@ -37,11 +45,14 @@ typedef struct JqPrepared
 	bool count_anew; /* rows of another home came */
 	bool schedules;	 /* were made or changed */
 	bool after;		 /* jobs wait for others, or have ended */
+	bool databases;	 /* have come, or changed */
 	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
 	int nquotas;
 	JqPreparedQuota quotas[JQ_PREPARED_LANES];
 	bool quota_stale; /* rows came and went besides */
+	int nrecycle;
+	JqRecycle recycle[JQ_PREPARED_RECYCLE];
 } JqPrepared;
 
 extern Size jq_prepared_size(void);

@@ -103,13 +103,7 @@ static TimestampTz first_prune;
 static TimestampTz first_schedule;
 
 static bool count_anew; /* rows of another home have come */
-typedef struct Recycle
-{
-	Oid db;	  /* InvalidOid = all */
-	Oid role; /* InvalidOid = all */
-} Recycle;
-
-static Recycle *recycle;
+static JqRecycle *recycle;
 static int nrecycle;
 static int maxrecycle;
 static bool databases; /* some have come, or changed */
@@ -456,7 +450,7 @@ jq_publish_recycle(Oid db, Oid role)
 	for (i = 0; i < nrecycle; i++)
 		if (recycle[i].db == db && recycle[i].role == role)
 			return;
-	recycle = grow(recycle, nrecycle, &maxrecycle, sizeof(Recycle), 4);
+	recycle = grow(recycle, nrecycle, &maxrecycle, sizeof(JqRecycle), 4);
 	recycle[nrecycle].db = db;
 	recycle[nrecycle].role = role;
 	nrecycle++;
@@ -747,6 +741,10 @@ prepare(void)
 	p.count_anew = count_anew;
 	p.after = waiting_first != 0 || nended > 0 || after_unknown || deleted;
 	p.schedules = first_schedule != 0 && first_schedule != DT_NOEND;
+	p.databases = databases;
+	p.nrecycle = nrecycle <= JQ_PREPARED_RECYCLE ? nrecycle : 1; /* all */
+	for (i = 0; i < nrecycle && nrecycle <= JQ_PREPARED_RECYCLE; i++)
+		p.recycle[i] = recycle[i];
 	for (i = 0; i < nlanes; i++)
 	{
 		PendingLane *l = &lanes[i];
@@ -799,6 +797,10 @@ jq_publish_prepared(const JqPrepared *p)
 	int i;
 	int dbix;
 
+	for (i = 0; i < p->nrecycle; i++)
+		(void) jq_slot_stop_idle(p->recycle[i].db, p->recycle[i].role);
+	if (p->databases)
+		jq_db_scan_wanted();
 	if (p->after && !p->all)
 		jq_waiter_call_all(p->db);
 	if (p->all)

@@ -168,14 +168,14 @@ text_column(uint64 row, int col)
 static void
 execute(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values)
 {
-	typedef struct Plan
+	typedef struct KeptPlan
 	{
 		const char *sql; /* as it stands here */
 		char schema[NAMEDATALEN];
 		SPIPlanPtr plan;
-	} Plan;
-	static Plan plans[16];
-	Plan *p;
+	} KeptPlan;
+	static KeptPlan plans[16];
+	KeptPlan *p;
 	int rc;
 
 	for (p = plans; p->sql != sql && p->sql != NULL; p++)

@@ -34,6 +34,7 @@
 #include "lockkey.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "pause.h"
 #include "prepared.h"
 #include "publish.h"
 #include "quota.h"
@@ -364,6 +365,9 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			{
 				jq_publish_forget(MyDatabaseId);
 				jq_quota_forget(MyDatabaseId);
+				/* it may have changed what holds for any worker */
+				(void) jq_slot_stop_idle(InvalidOid, InvalidOid);
+				jq_db_scan_wanted();
 			}
 		}
 		return;
@@ -382,17 +386,25 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 			if (n > 0 && !ends_sessions(stmt))
 				tell_of_jobs(db, n);
+			JQ_PAUSE("database-left");
 			next_hook(pstmt, queryString, readOnlyTree, context, params,
 					  queryEnv, dest, qc);
+			JQ_PAUSE("database-done");
+			/* before anybody may start there again; unless another one had
+			 * the name when it came to that */
+			if (IsA(stmt, DropdbStmt))
+			{
+				/* a cancel would bring its row back, and not its files */
+				HOLD_INTERRUPTS();
+				if (is_gone(db))
+				{
+					jq_dir_purge_db(db);
+					jq_db_set_absent(dbix, true);
+				}
+				RESUME_INTERRUPTS();
+			}
 		}
 		PG_END_ENSURE_ERROR_CLEANUP(return_to_database, Int32GetDatum(dbix));
-		/* before anybody may start there again; unless another one had the
-		 * name when it came to that */
-		if (IsA(stmt, DropdbStmt) && is_gone(db))
-		{
-			jq_dir_purge_db(db);
-			jq_db_set_absent(dbix, true);
-		}
 		jq_db_return(dbix);
 	}
 	else

@@ -69,12 +69,13 @@ look()
 		command -v gcc >/dev/null || need gcc gcc
 		command -v clang-tidy >/dev/null || need clang-tidy clang-tidy
 		command -v cppcheck >/dev/null || need cppcheck cppcheck
-		command -v scan-build >/dev/null || need scan-build clang-tools
+		command -v clang >/dev/null || need clang clang
+		command -v shellcheck >/dev/null || need shellcheck shellcheck
 	fi
 	command -v make >/dev/null || need make make
 	command -v gcc >/dev/null || command -v cc >/dev/null ||
 		need "a C compiler" gcc
-	[ "$what" != test ] || perl -MIPC::Run -MTAP::Harness -e1 2>/dev/null ||
+	{ [ "$what" != test ] && [ "$what" != lint ]; } || perl -MIPC::Run -MTAP::Harness -e1 2>/dev/null ||
 		need "the Perl modules IPC::Run and TAP::Harness" libipc-run-perl
 
 	if [ -n "${PG_CONFIG:-}${PG_PREFIX:-}" ]; then

@@ -396,4 +396,33 @@ property 'leases are read after a start, however full memory is by then' => sub 
 	}
 };
 
+property 'leases are read after a start, however full memory is of jobs of another database' => sub {
+	sql('CREATE DATABASE other');
+	JobqueueTest::add_database('other');
+	# no role may run more at once; so one of each queue waits at the gate
+	foreach my $queues (1, 20)
+	{
+		my $id = put('l', key => 'k');
+		my (undef, $token) = lease('l', '1 h');
+
+		sql("BEGIN; LOCK TABLE jobqueue_lease; PREPARE TRANSACTION 'unread'");
+		$node->restart;
+		my $gate = close_gate(1, db => 'other');
+		enqueue('gate', gate => 1, db => 'other', queue => 'q0') foreach (1 .. 7);
+		wait_at_gate(7);
+		sql("SELECT count(jobqueue_enqueue('note', '{\"what\": \"x\"}', queue => 'q' || i % $queues)) FROM generate_series(1, 200) i", db => 'other');
+		sql('SELECT jobqueue_sweep()');
+		wait_for('SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation IS NOT NULL');
+		sql("ROLLBACK PREPARED 'unread'");
+		wait_for("SELECT job = $id FROM jobqueue_keys WHERE key = 'k'");
+		is(sql("SELECT job FROM jobqueue_keys WHERE key = 'k'"), $id, "$queues queues: the lease has its key");
+		sql("SELECT jobqueue_complete($id, '1', '$token')");
+		open_gate($gate);
+		wait_drained(db => 'other');
+		is(sql(q{SELECT count(*) FROM ran WHERE what = 'x'}, db => 'other'), '200', 'the other ones have run');
+		forget(db => 'other');
+		memory_empties('nothing is left in memory');
+	}
+};
+
 done_testing();

@@ -414,6 +414,25 @@ property 'what a role leaves behind when it is dropped' => sub {
 	runs_jobs('one', 'jobs of others run');
 };
 
+paused_property 'a session that ends at the end of DROP DATABASE leaves another one that had the name as it was' => sub {
+	my $s = session();
+	new_database('named');
+	arm('database-left');
+	send_sql($s, 'DROP DATABASE IF EXISTS named');
+	caught('database-left');
+	sql('ALTER DATABASE named RENAME TO renamed');
+	arm('database-done');
+	release('database-left');
+	my $pid = caught('database-done');
+	sql("SELECT pg_terminate_backend($pid)");
+	wait_gone($pid);
+	eval { $s->quit };
+	release('database-done');
+	runs_jobs('renamed', 'jobs run');
+	$JobqueueTest::tidy_db = 'one';
+	sql('DROP DATABASE renamed');
+};
+
 property 'settings of the role and the database hold from the next job on' => sub {
 	sql(q{CREATE FUNCTION setting(args jsonb) RETURNS void LANGUAGE sql AS
 		$$ INSERT INTO ran (what) SELECT current_setting('work_mem') || '/' || coalesce(current_setting('my.x', true), '') || '/' || current_user $$},
@@ -434,6 +453,40 @@ property 'settings of the role and the database hold from the next job on' => su
 	is($run->(), '8MB/d/a', 'of the database, of the role in it; SET role is not for jobs');
 	sql(q{ALTER ROLE a RESET ALL; ALTER ROLE a IN DATABASE one RESET ALL; ALTER DATABASE one RESET ALL});
 	is($run->(), '4MB//a', 'and those of nobody');
+
+	# its worker is warm, and known to the settings of before
+	sql(q{BEGIN; ALTER ROLE a SET work_mem = '9MB'; PREPARE TRANSACTION 'settings'}, db => 'one');
+	is($run->(), '4MB//a', 'prepared: not yet');
+	sql(q{COMMIT PREPARED 'settings'}, db => 'one');
+	is($run->(), '9MB//a', 'prepared and committed');
+	sql('BEGIN; ALTER ROLE a RESET work_mem; '
+		  . join('', map { "CREATE ROLE many$_; ALTER ROLE many$_ SET my.x = '1'; " } 1 .. 9)
+		  . q{PREPARE TRANSACTION 'settings'}, db => 'one');
+	sql(q{COMMIT PREPARED 'settings'}, db => 'one');
+	is($run->(), '4MB//a', 'together with many others');
+	sql(q{BEGIN; ALTER ROLE a SET work_mem = '10MB'; PREPARE TRANSACTION 'settings'}, db => 'one');
+	node()->restart;
+	is($run->(), '4MB//a', 'after a restart: not yet');
+	sql(q{COMMIT PREPARED 'settings'}, db => 'one');
+	is($run->(), '10MB//a', 'after a restart: committed');
+	sql('ALTER ROLE a RESET ALL');
+	sql("DROP ROLE many$_") foreach (1 .. 9);
+};
+
+property 'a database that takes connections again by COMMIT PREPARED has its jobs run' => sub {
+	foreach my $restart (0, 1)
+	{
+		enqueue('note', what => "again $restart", run_at => 'tomorrow', db => 'one');
+		sql('ALTER DATABASE one ALLOW_CONNECTIONS false');
+		wait_for(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = 'one'});
+		sql(q{BEGIN; ALTER DATABASE one ALLOW_CONNECTIONS true; PREPARE TRANSACTION 'open'});
+		node()->restart if $restart;
+		sql(q{COMMIT PREPARED 'open'});
+		sql('UPDATE jobqueue_job SET run_at = NULL', db => 'one');
+		wait_drained(db => 'one');
+		is(ran(db => 'one'), "again $restart", 'it ran');
+		forget(db => 'one');
+	}
 };
 
 done_testing();
