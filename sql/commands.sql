@@ -94,7 +94,9 @@ SELECT count(jobqueue_enqueue(c, '1', queue => 'outside', key => 'in order', kee
 FROM unnest(ARRAY['VACUUM target', 'VACUUM (ANALYZE) target;', 'CREATE INDEX CONCURRENTLY target_a ON target (a)',
 	'REINDEX INDEX CONCURRENTLY target_a', 'DROP INDEX CONCURRENTLY target_a',
 	'CALL p_commits($1)', 'CALL p_fails()', 'VACUUM no_such_table']) c;
-SELECT jobqueue_enqueue('ANALYZE target', queue => 'outside', keep => '1 day') > 0 AS inside;
+SELECT jobqueue_enqueue(c, queue => 'outside', keep => '1 day') > 0 AS inside
+FROM unnest(ARRAY['ANALYZE target', 'REINDEX (CONCURRENTLY off) TABLE target']) c;
+CALL raises($$ SELECT jobqueue_enqueue('REINDEX (CONCURRENTLY maybe) TABLE target') $$);
 CALL drained();
 SELECT command, state, max_attempts, errors->0->>'error' AS error FROM jobqueue_jobs WHERE queue = 'outside' ORDER BY id;
 SELECT * FROM left_behind() AS what;

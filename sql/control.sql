@@ -248,3 +248,26 @@ DROP PROCEDURE raises_for;
 DROP FUNCTION outcome, hangs, cancels_itself, once_bad, tells, runs;
 DROP OWNED BY regress_jq_other, regress_jq_group;
 DROP ROLE regress_jq_other, regress_jq_group;
+
+-- what no worker takes is not counted either when it has gone, or stands elsewhere
+SELECT jobqueue_pause('still');
+SELECT jobqueue_enqueue('note', queue => 'still') AS id \gset
+SELECT jobqueue_reprioritize(:id, 1);
+SELECT jobqueue_reprioritize(:id, 2);
+SELECT jobqueue_reschedule(:id, '2999-01-01');
+SELECT jobqueue_reschedule(:id, NULL);
+SELECT jobqueue_enqueue(NULL, queue => 'consumers') AS other \gset
+SELECT jobqueue_reprioritize(:other, 1);
+SELECT jobqueue_reprioritize(:other, 2);
+BEGIN;
+SELECT jobqueue_cancel(:id), jobqueue_cancel(:other);
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+SELECT jobqueue_cancel(:id), jobqueue_cancel(:other);
+ROLLBACK TO s;
+COMMIT;
+SELECT queue, ready, blocked, running FROM jobqueue_status WHERE queue IN ('still', 'consumers') ORDER BY queue;
+SELECT jobqueue_cancel(:id), jobqueue_cancel(:other);
+SELECT queue, ready, blocked, running FROM jobqueue_status WHERE queue IN ('still', 'consumers') ORDER BY queue;
+SELECT jobqueue_resume('still');

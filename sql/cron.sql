@@ -50,6 +50,10 @@ SELECT cron, wrong(cron) FROM unnest(ARRAY[
 	'1.5 hours', '1 hour 30', '-5 minutes', '5 minutes ago', '5:7', '1:00:61', '5300 weeks', '4000000000 weeks',
 	'1 week x']) WITH ORDINALITY AS x (cron, n)
 ORDER BY n;
+-- long numbers are what they say
+SELECT wrong('99999999999 seconds'), wrong('18446744073709551617 seconds');
+SELECT jobqueue_cron_next('2000000000 seconds', '2000-01-01 00:00+00') AT TIME ZONE 'UTC';
+SELECT jobqueue_cron_next('000000000005 0 * * *', '2000-01-01 00:01+00', 'UTC') AT TIME ZONE 'UTC';
 -- the position counts characters, and stands in the text that was given
 \set VERBOSITY default
 SELECT jobqueue_cron_next('0 0 * * ä');

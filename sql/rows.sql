@@ -35,6 +35,8 @@ CALL raises($$ INSERT INTO jobqueue_job (command) VALUES ('COMMIT;') $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, queue) VALUES ('note', 'a b') $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, key) VALUES ('note', '') $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, key) VALUES ('note', repeat('k', 256)) $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES ('SELECT 1', 'q') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES ('SELECT 1', '') $$);
 CALL raises($$ SELECT jobqueue_job_trigger() $$);
 -- changed while it waits: it runs as it is then
 SELECT jobqueue_quiesce();

@@ -16,6 +16,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "command.h"
+#include "commands/defrem.h"
 #include "common/keywords.h"
 #include "compat.h"
 #include "jobtable.h"
@@ -375,6 +376,23 @@ has_option(List *options, const char *name)
 	return false;
 }
 
+/* the last one counts, as it does for the server */
+static bool
+is_concurrent(List *options)
+{
+	bool on = false;
+	ListCell *lc;
+
+	foreach(lc, options)
+	{
+		DefElem *opt = lfirst(lc);
+
+		if (strcmp(opt->defname, "concurrently") == 0)
+			on = defGetBoolean(opt);
+	}
+	return on;
+}
+
 /* a statement that does not run in a transaction block */
 static bool
 needs_outside(Node *stmt)
@@ -391,7 +409,7 @@ needs_outside(Node *stmt)
 		{
 			ReindexStmt *r = (ReindexStmt *) stmt;
 
-			return has_option(r->params, "concurrently") ||
+			return is_concurrent(r->params) ||
 				   (r->kind != REINDEX_OBJECT_INDEX &&
 					r->kind != REINDEX_OBJECT_TABLE);
 		}

@@ -139,19 +139,27 @@ unexpected(Parser *s, const char *where, const char *hint)
 	return fail(s, s->p, hint, "unexpected \"%c\" in the %s", c, where);
 }
 
-/* a number, of at most nine digits; what is longer is out of any range */
-static bool
-number(Parser *s, int *n)
-{
-	int digits = 0;
+/* more than any number that may be given */
+#define TOO_LARGE INT64CONST(10000000000)
 
+static bool
+long_number(Parser *s, int64 *n)
+{
 	if (!is_digit(*s->p))
 		return false;
 	for (*n = 0; is_digit(*s->p); s->p++)
-		if (++digits <= 9)
-			*n = *n * 10 + (*s->p - '0');
-		else
-			*n = PG_INT32_MAX / 2;
+		*n = Min(*n * 10 + (*s->p - '0'), TOO_LARGE);
+	return true;
+}
+
+static bool
+number(Parser *s, int *n)
+{
+	int64 large;
+
+	if (!long_number(s, &large))
+		return false;
+	*n = Min(large, PG_INT32_MAX / 2);
 	return true;
 }
 
@@ -568,9 +576,9 @@ parse_interval(Parser *s, JqCron *cron)
 		const char *number_start = s->p;
 		int64 us = 0;
 		int64 more = 0;
-		int n;
+		int64 n;
 
-		if (!number(s, &n))
+		if (!long_number(s, &n))
 			return fail(s, s->p, cron_hint,
 						"a number is missing in the interval");
 		if (*s->p == ':')

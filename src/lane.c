@@ -206,6 +206,7 @@ lane_spill_row(JqLane *l, JqPos pos)
 }
 
 static void lane_evict_last(JqLane *l);
+static int lane_lock_by_name(Oid db, Oid role, const char *queue, bool create);
 
 /* nothing that stays may stand behind what is not known */
 static void
@@ -282,6 +283,33 @@ jq_lane_drop(JqLane *l, uint32 ix)
 {
 	lane_relieve_waiters(l, ix, true);
 	jq_entry_free(ix);
+}
+
+void
+jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
+{
+	int lane = lane_lock_by_name(db, role, queue, false);
+	uint32 before[JQ_LEVELS];
+	uint32 ix;
+	bool refill;
+	JqLane *l;
+	int dbix;
+
+	if (lane < 0)
+		return;
+	l = &jq_lanes[lane];
+	ix = lane_search(l, pos, before);
+	if (ix != JQ_NIL)
+	{
+		lane_unlink(l, ix);
+		jq_lane_drop(l, ix);
+	}
+	lane_check(l);
+	refill = ix != JQ_NIL && jq_lane_wants_refill(l);
+	dbix = l->dbix;
+	LWLockRelease(jq_lane_lock(lane));
+	if (refill)
+		jq_db_request(dbix, JQ_REQ_REFILL);
 }
 
 void

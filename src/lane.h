@@ -65,6 +65,11 @@ extern bool jq_lane_has_first(int lane);
 
 /* Lane lock held: it is not to run at all. */
 extern void jq_lane_drop(JqLane *l, uint32 ix);
+/*
+ * No row stands there any more.  Whoever says so holds the claim on the job, so
+ * that nobody puts it there again meanwhile.
+ */
+extern void jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos);
 
 /* Lane lock held: and back to its place. */
 extern void jq_lane_untake(JqLane *l, uint32 ix);

@@ -713,6 +713,13 @@ let_go(int from, int from_key, bool again)
 	for (i = from; i < npending; i++)
 		if (pending[i].held)
 		{
+			/* what nobody takes (a consumer, a paused queue) would stay, and be
+			 * counted; if it stands there still it is published below */
+			if (!again && pending[i].run_at == DT_NOBEGIN)
+				jq_lane_remove(MyDatabaseId, lanes[pending[i].lane].owner,
+							   lanes[pending[i].lane].queue,
+							   jq_pos_make(pending[i].item.priority,
+										   pending[i].item.id));
 			jq_claim_unhold(MyDatabaseId, pending[i].item.id);
 			if (again && !written_before(from, pending[i].item.id))
 				jq_publish_now(MyDatabaseId, lanes[pending[i].lane].owner,

@@ -266,7 +266,8 @@ check_row(HeapTuple tup, TupleDesc desc)
 	bool isnull;
 	Datum d = column(tup, desc, "kind", &isnull);
 
-	if (!isnull && strchr("fsxnm", DatumGetChar(d)) == NULL)
+	if (!isnull &&
+		(DatumGetChar(d) == '\0' || strchr("fsxnm", DatumGetChar(d)) == NULL))
 		refuse("kind", "f, s, x, n, m or null");
 	if (!isnull)
 	{
