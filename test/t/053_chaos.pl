@@ -16,6 +16,7 @@
 #					left as it is
 #	JQ_SMALL_DISK	a directory on a file system of a few MiB: without it no disk
 #					gets full
+#	JQ_SMALL_WAL	the same for WAL, of 160 MiB or more
 #
 # "make chaos" runs it for 10 minutes.
 
@@ -38,6 +39,7 @@ my $seconds = $ENV{JQ_SECONDS} || 30;
 my $most = $ENV{JQ_CHAOS} || 0;
 my $only = $ENV{JQ_ONLY} || '';
 my $small = $ENV{JQ_SMALL_DISK} || '';
+my $small_wal = $ENV{JQ_SMALL_WAL} || '';
 
 # some run with less lanes than there are queues and roles
 my $max_lanes = $seed % 2 ? 64 : 16;
@@ -51,7 +53,12 @@ diag "seed $seed";
 
 # ---- the server ----------------------------------------------------------------
 
-new_node('chaos', streaming => 1, conf => load_settings() . <<"END");
+# where WAL is: of the server, and of the one that takes over from it
+my @wal = $small_wal ? map { "$small_wal/wal$_" } 0 .. 1 : ();
+
+new_node('chaos', streaming => 1,
+	initdb => @wal ? [ '--waldir', $wal[0], '--wal-segsize', 1 ] : undef,
+	conf => load_settings() . <<"END" . (@wal ? <<"END" : ''));
 log_line_prefix = '%m [%p] %b %e '
 jobqueue.max_ready_jobs = 150
 jobqueue.max_lanes = $max_lanes
@@ -62,6 +69,10 @@ wal_keep_size = '128MB'
 max_wal_size = '256MB'
 authentication_timeout = '10s'
 timezone = 'UTC'
+END
+wal_keep_size = '40MB'
+max_wal_size = '48MB'
+min_wal_size = '4MB'
 END
 
 make_load();
@@ -144,6 +155,7 @@ else
 {
 	note 'no small disk: it will not get full';
 }
+note 'no small disk for WAL: it will not get full' unless @wal;
 
 sub schedules
 {
@@ -286,6 +298,23 @@ sub start_again
 	}
 }
 
+# it may have gone for good, or come back by itself
+sub wait_up_or_start
+{
+	my $end = time + $PostgreSQL::Test::Utils::timeout_default;
+
+	while ((ask('SELECT 1') // '') ne '1')
+	{
+		die "the server does not come back\n" if time > $end;
+		unless (-e node()->data_dir . '/postmaster.pid')
+		{
+			node()->{_pid} = undef;
+			node()->start(fail_ok => 1);
+		}
+		usleep(20_000);
+	}
+}
+
 sub restart
 {
 	my ($how) = @_;
@@ -316,13 +345,14 @@ sub promotion
 	my $old = node();
 	my $name = 'standby' . ++$standbys;
 	my $new = PostgreSQL::Test::Cluster->new($name);
-	my @map = @places ? ('-T', "$places[0]=$places[1]") : ();
+	my @map = (@places ? ('-T', "$places[0]=$places[1]") : (), @wal ? ('--waldir', $wal[1]) : ());
 
 	if (@places)
 	{
 		system('rm', '-rf', $places[1]);
 		mkdir $places[1];
 	}
+	system('rm', '-rf', $wal[1]) if @wal;
 	{
 		local %ENV = $old->_get_env();
 		# the disk may be full
@@ -364,7 +394,8 @@ sub promotion
 	read_log();
 	push @logs, [ $new->logfile, 0 ];
 	@places = reverse @places;
-	later(1, sub { system('rm', '-rf', $old->data_dir); });
+	later(1, sub { system('rm', '-rf', $old->data_dir, @wal ? $wal[1] : ()); });
+	@wal = reverse @wal;
 }
 
 sub setting
@@ -563,6 +594,16 @@ my %faults = (
 		# nor could the server start
 		later($wait, sub { unlink "$small/ballast"; }, 1);
 	} ],
+	'WAL full' => [ @wal ? 0.8 : 0, sub {
+		my $end = time + 2;
+		let_go();
+		system("dd if=/dev/zero of=$small_wal/ballast bs=64k 2>/dev/null");
+		# segments that are there already are filled first; then all ends
+		1 while time < $end && defined try("SELECT pg_logical_emit_message(false, '', repeat('x', 900000)) IS NULL");
+		usleep(rand(500_000));
+		unlink "$small_wal/ballast";
+		wait_up_or_start();
+	} ],
 );
 
 # each kind as often as it weighs, in an order that a seed finds again
@@ -591,6 +632,7 @@ sub odd_lines
 }
 
 my @violations;
+my %no_space;	# processes that ended as there was no room for WAL
 
 # What came into the log; what is wrong is told at once, with the number of the
 # fault.
@@ -611,6 +653,10 @@ sub read_log
 		{
 			$text =~ s/^TRAP:(.*pgstat.*PID: $pid\))$/$1/m;
 		}
+		# who finds no room for WAL ends, and the server starts anew
+		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device$/mg;
+		$text =~ s/PANIC(: .*No space left on device)$/panic$1/mg;
+		$text =~ s/(\(PID (\d+)\) was terminated by) signal 6/$no_space{$2} ? "$1 no space" : $&/ge;
 		$log .= $text;
 		my $odd = odd_lines($text);
 		if ($odd ne '')
@@ -632,6 +678,7 @@ sub lift
 {
 	undo_what_is_due(1);
 	unlink "$small/ballast" if $small;
+	unlink "$small_wal/ballast" if $small_wal;
 	waitpid($_, 0) foreach splice @beside;
 	wait_up();
 	stop_clients();
