@@ -618,7 +618,7 @@ foreach my $kind (sort keys %faults)
 # Errors of the server's own (class XX), but those that PostgreSQL has for what is
 # done to tables at the same time, and for parallel queries whose leader has gone,
 # and warnings that are not known.
-my $known_error = qr/tuple concurrently (?:updated|deleted)|could not attach to per-session DSM segment|panic:  LLVMJitContext|could not open relation with OID|cache lookup failed for index|cannot reindex invalid index/;
+my $known_error = qr/tuple concurrently (?:updated|deleted)|could not attach to per-session DSM segment|could not open relation with OID|cache lookup failed for index|cannot reindex invalid index/;
 my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice|more queues (?:have settings|and roles)|cannot reindex invalid index|is not a PostgreSQL (?:backend|server) process/;
 
 sub odd_lines
@@ -654,7 +654,7 @@ sub read_log
 		# functions of the process expect that it did
 		$orphan{$_} = 1 foreach $text =~ /\[(\d+)\].*postmaster exited during a parallel transaction$/mg;
 		$text =~ s/^TRAP:(.*pgstat.*PID: (\d+)\))$/$orphan{$2} ? $1 : $&/gme;
-		$text =~ s/(\[(\d+)\] .*)PANIC(:  LLVMJitContext in use count)/$orphan{$2} ? "$1panic$3" : $&/ge;
+		$text =~ s/^.*\[(\d+)\] .*(?:LLVMJitContext in use count|AbortTransaction while in ABORT state).*\n/$orphan{$1} ? '' : $&/gme;
 		# who finds no room for WAL ends, and the server starts anew
 		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device$/mg;
 		$text =~ s/PANIC(: .*No space left on device)$/panic$1/mg;
