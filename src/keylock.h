@@ -123,8 +123,12 @@ extern uint32 jq_keylock_forget_waiters(uint32 entry);
 
 /* ---- spilled keys; see keylock.c ---- */
 
-/* does a spilled key answer for that row of the lane? */
-extern bool jq_keylock_answers_for(Oid db, const JqItem *item, int lane);
+/*
+ * Does a spilled key answer for that row of the lane?  fresh: no refill of the
+ * lane has passed over it.
+ */
+extern bool jq_keylock_answers_for(Oid db, const JqItem *item, int lane,
+								   bool fresh);
 /* rows that keys answer for are added to their lane's element */
 extern void jq_keylock_count_spilled(Oid db, int64 *per_lane);
 /*

@@ -44,26 +44,30 @@ jq_key_max_waiters(void)
 	return nfree > jq_shared->nentries / 32 ? 2 : 0;
 }
 
-/* n rows more, or less, of a lane are in the table only */
-static void
-count_spilled(JqKey *k, int lane, int64 n)
+/* where the rows of a lane are counted */
+static int
+place_of_lane(JqKey *k, int lane)
 {
 	int i;
 
 	for (i = 0; i < k->nlanes; i++)
 		if (k->lanes[i] == lane)
-			break;
-	if (i == k->nlanes)
-	{
-		if (k->nlanes == SPILL_LANES)
-			i = 0;
-		else
-		{
-			k->lanes[i] = lane;
-			k->counts[i] = 0;
-			k->nlanes++;
-		}
-	}
+			return i;
+	if (k->nlanes == SPILL_LANES)
+		return 0;
+	k->lanes[i] = lane;
+	k->counts[i] = 0;
+	k->counted[i] = JQ_POS_NOTHING;
+	k->nlanes++;
+	return i;
+}
+
+/* n rows more, or less, of a lane are in the table only */
+static void
+count_spilled(JqKey *k, int lane, int64 n)
+{
+	int i = place_of_lane(k, lane);
+
 	k->counts[i] = Max(k->counts[i] + n, 0);
 }
 
@@ -87,7 +91,6 @@ jq_key_spill_from(JqKey *k, JqPos pos, int lane)
 		k->spilled = true;
 		k->frontier = JQ_POS_ALL;
 		k->low_id = PG_INT64_MAX;
-		k->counted = JQ_POS_NOTHING;
 		k->nlanes = 0;
 		k->brought = 0;
 		pg_atomic_fetch_add_u32(&jq_shared->spilled_keys, 1);
@@ -182,7 +185,7 @@ jq_key_wants_refill(JqKey *k)
 /* ----------------------------------------------------- refill of one key */
 
 bool
-jq_keylock_answers_for(Oid db, const JqItem *item, int lane)
+jq_keylock_answers_for(Oid db, const JqItem *item, int lane, bool fresh)
 {
 	JqPos pos = jq_pos_make(item->priority, item->id);
 	bool answers;
@@ -195,10 +198,18 @@ jq_keylock_answers_for(Oid db, const JqItem *item, int lane)
 	answers = k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0;
 	if (answers)
 		k->low_id = Min(k->low_id, pos.id);
-	if (answers && jq_pos_cmp(pos, k->counted) > 0)
+	if (answers)
 	{
-		k->counted = pos;
-		count_spilled(k, lane, 1);
+		/* each lane is read for itself, past rows that others have counted */
+		int i = place_of_lane(k, lane);
+
+		if (k->lanes[i] != lane)
+			k->counts[i] += fresh ? 1 : 0;
+		else if (jq_pos_cmp(pos, k->counted[i]) > 0)
+		{
+			k->counted[i] = pos;
+			k->counts[i]++;
+		}
 	}
 	LWLockRelease(jq_key_partition(hash));
 	return answers;
@@ -410,7 +421,6 @@ forget(JqKey *k)
 	k->low_id = PG_INT64_MIN;
 	k->want = true;
 	/* the lanes are read anew, and count them on the way */
-	k->counted = JQ_POS_NOTHING;
 	k->nlanes = 0;
 	jq_key_spill_waiters(k);
 }

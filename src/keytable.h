@@ -54,11 +54,11 @@ typedef struct JqKey
 	int64
 		low_id;	 /* of a spilled key: no row it answers for has a smaller one */
 	int brought; /* entries of the last refill that no worker has met yet */
-	JqPos
-		counted; /* refills of lanes have counted what they passed up to here */
 	int nlanes;	 /* whose rows are in the table only: how many of them */
 	int32 lanes[SPILL_LANES];
 	int64 counts[SPILL_LANES];
+	/* refills of the lane have counted what they passed up to here */
+	JqPos counted[SPILL_LANES];
 	int norders; /* jobs that failed and keep their order; see keyorder.c */
 	JqKeyOrder orders[KEY_ORDERS];
 	uint32 more_orders;	   /* in the pool, by next, the last one first */

@@ -879,7 +879,7 @@ jq_lane_refill_abandon(int lane)
 /* ---------------------------------------------------------------- numbers */
 
 bool
-jq_lane_count_from(int lane, JqPos *from, JqPos *frontier)
+jq_lane_count_from(int lane, JqPos *from, JqPos *frontier, JqPos *passed)
 {
 	JqLane *l = &jq_lanes[lane];
 	bool more;
@@ -888,6 +888,7 @@ jq_lane_count_from(int lane, JqPos *from, JqPos *frontier)
 	more = OidIsValid(l->db) && !jq_pos_is_all(l->count_pos);
 	*from = l->count_pos;
 	*frontier = l->frontier;
+	*passed = l->passed;
 	LWLockRelease(jq_lane_lock(lane));
 	return more;
 }

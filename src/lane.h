@@ -96,10 +96,11 @@ extern void jq_lane_refill_end(int lane, JqPos upto, int64 passed);
 extern void jq_lane_refill_abandon(int lane);
 
 /*
- * Counting: where to go on (false: all is counted), and which rows are beyond
- * the frontier; and what was found up to there.
+ * Counting: where to go on (false: all is counted), which rows are beyond the
+ * frontier, and what refills have passed over; and what was found up to there.
  */
-extern bool jq_lane_count_from(int lane, JqPos *from, JqPos *frontier);
+extern bool jq_lane_count_from(int lane, JqPos *from, JqPos *frontier,
+							   JqPos *passed);
 extern void jq_lane_counted(int lane, JqPos from, JqPos upto, int64 n,
 							int64 held);
 /* count from the start */

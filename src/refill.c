@@ -118,11 +118,12 @@ static JqPos this_passed;
 static int
 answered_for(const JqItem *item)
 {
-	if (!jq_keylock_answers_for(MyDatabaseId, item, this_lane))
+	bool fresh =
+		jq_pos_cmp(jq_pos_make(item->priority, item->id), this_passed) >= 0;
+
+	if (!jq_keylock_answers_for(MyDatabaseId, item, this_lane, fresh))
 		return 0;
-	return jq_pos_cmp(jq_pos_make(item->priority, item->id), this_passed) < 0 ?
-			   1 :
-			   2;
+	return fresh ? 2 : 1;
 }
 
 static bool
@@ -326,19 +327,20 @@ count_lane(int lane)
 {
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	Oid owner;
-	JqPos from, frontier;
+	JqPos from, frontier, passed;
 	JqPos upto = JQ_POS_ALL;
 	int64 n = 0;
 	int64 held = 0;
 	JqTable *t;
 
-	if (!jq_lane_count_from(lane, &from, &frontier))
+	if (!jq_lane_count_from(lane, &from, &frontier, &passed))
 		return false;
 	lane_name(lane, queue, &owner);
 	t = jq_sched_begin();
 	if (t != NULL)
 	{
 		this_lane = lane;
+		this_passed = passed;
 		n = jq_rows_count(t, queue, owner, from, frontier, COUNT_AT_ONCE,
 						  answered_for, &held, &upto);
 	}

@@ -29,6 +29,7 @@ failed=0
 failed_names=()
 given_dir=${DIR:-}
 small=
+small_wal=
 
 clean_environment
 export PGISOLATIONTIMEOUT=${PGISOLATIONTIMEOUT:-150}
@@ -38,7 +39,7 @@ export PGCTLTIMEOUT=${PGCTLTIMEOUT:-120}
 finish()
 {
 	stop_all_servers
-	drop_small_disk
+	drop_small_disks
 	if [ -z "$given_dir" ] && [ -n "$dir" ]; then
 		if [ "${KEEP:-}" = 1 ]; then
 			echo "kept: $dir" >&2
@@ -174,20 +175,29 @@ node_path()
 	echo "$dir/node/node_modules"
 }
 
-# A file system that is soon full, where root may mount one.
-make_small_disk()
+# File systems that are soon full, for tables and for WAL, where root may mount
+# them.
+make_small_disks()
 {
 	[ "$(id -u)" = 0 ] || return 0
-	mkdir -p "$dir/small"
+	mkdir -p "$dir/small" "$dir/small_wal"
 	if mount -t tmpfs -o size=48m,mode=777 tmpfs "$dir/small" 2>/dev/null; then
 		small=$dir/small
 	fi
+	if mount -t tmpfs -o size=160m,mode=777 tmpfs "$dir/small_wal" 2>/dev/null; then
+		small_wal=$dir/small_wal
+	fi
 }
 
-drop_small_disk()
+drop_small_disks()
 {
-	[ -z "$small" ] || umount "$small" 2>/dev/null || umount -l "$small" || true
+	local disk
+
+	for disk in $small $small_wal; do
+		umount "$disk" 2>/dev/null || umount -l "$disk" || true
+	done
 	small=
+	small_wal=
 }
 
 tap()
@@ -208,17 +218,17 @@ tap()
 			export NODE_PATH
 			;;
 	esac
-	case " $* " in *'_chaos.pl '*) make_small_disk ;; esac
+	case " $* " in *'_chaos.pl '*) make_small_disks ;; esac
 	(
 		cd "$dir/source"
-		as_user env JQ_SMALL_DISK="$small" TESTDIR="$dir/tap" TESTDATADIR="$dir/tap/tmp_check" \
+		as_user env JQ_SMALL_DISK="$small" JQ_SMALL_WAL="$small_wal" TESTDIR="$dir/tap" TESTDATADIR="$dir/tap/tmp_check" \
 			TESTLOGDIR="$dir/tap/tmp_check/log" PGPORT=65432 \
 			PATH="$bindir:$PATH" PG_REGRESS="$pgxs/test/regress/pg_regress" \
 			perl test/run-tap.pl "$dir/tap/result" "${JOBS:-2}" \
 			"$pgxs/test/perl" "${@/#/test/t/}" 2>&1
 	) || true
 	stop_all_servers
-	drop_small_disk
+	drop_small_disks
 
 	if [ -f "$dir/tap/result" ]; then
 		read -r ok bad names <"$dir/tap/result"

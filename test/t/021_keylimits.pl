@@ -473,12 +473,15 @@ property 'until it is cancelled, dead or gone' => sub {
 		1, 'of its second attempt');
 	forget();
 
+	# it does not become ready before it is cancelled
+	sql("SELECT jobqueue_configure('ord', backoff_base => '1 hour')");
 	$job = moody('bad');
 	wait_failed($job);
 	moody('good');
 	wait_for('SELECT sum(blocked) = 1 FROM jobqueue_status');
 	is( sql(q{SELECT jobqueue_cancel_where('ord', 'scheduled', NULL, false)}),
 		1, 'cancelled by a filter');
+	sql("SELECT jobqueue_configure('ord', backoff_base => '1 s')");
 	wait_drained();
 	is(ran(), 'good', 'then the next one runs');
 	forget();

@@ -16,6 +16,7 @@
 #					left as it is
 #	JQ_SMALL_DISK	a directory on a file system of a few MiB: without it no disk
 #					gets full
+#	JQ_SMALL_WAL	the same for WAL, of 160 MiB or more
 #
 # "make chaos" runs it for 10 minutes.
 
@@ -38,6 +39,7 @@ my $seconds = $ENV{JQ_SECONDS} || 30;
 my $most = $ENV{JQ_CHAOS} || 0;
 my $only = $ENV{JQ_ONLY} || '';
 my $small = $ENV{JQ_SMALL_DISK} || '';
+my $small_wal = $ENV{JQ_SMALL_WAL} || '';
 
 # some run with less lanes than there are queues and roles
 my $max_lanes = $seed % 2 ? 64 : 16;
@@ -51,7 +53,12 @@ diag "seed $seed";
 
 # ---- the server ----------------------------------------------------------------
 
-new_node('chaos', streaming => 1, conf => load_settings() . <<"END");
+# where WAL is: of the server, and of the one that takes over from it
+my @wal = $small_wal ? map { "$small_wal/wal$_" } 0 .. 1 : ();
+
+new_node('chaos', streaming => 1,
+	initdb => @wal ? [ '--waldir', $wal[0], '--wal-segsize', 1 ] : undef,
+	conf => load_settings() . <<"END" . (@wal ? <<"END" : ''));
 log_line_prefix = '%m [%p] %b %e '
 jobqueue.max_ready_jobs = 150
 jobqueue.max_lanes = $max_lanes
@@ -62,6 +69,10 @@ wal_keep_size = '128MB'
 max_wal_size = '256MB'
 authentication_timeout = '10s'
 timezone = 'UTC'
+END
+wal_keep_size = '40MB'
+max_wal_size = '48MB'
+min_wal_size = '4MB'
 END
 
 make_load();
@@ -144,6 +155,7 @@ else
 {
 	note 'no small disk: it will not get full';
 }
+note 'no small disk for WAL: it will not get full' unless @wal;
 
 sub schedules
 {
@@ -286,6 +298,23 @@ sub start_again
 	}
 }
 
+# it may have gone for good, or come back by itself
+sub wait_up_or_start
+{
+	my $end = time + $PostgreSQL::Test::Utils::timeout_default;
+
+	while ((ask('SELECT 1') // '') ne '1')
+	{
+		die "the server does not come back\n" if time > $end;
+		unless (-e node()->data_dir . '/postmaster.pid')
+		{
+			node()->{_pid} = undef;
+			node()->start(fail_ok => 1);
+		}
+		usleep(20_000);
+	}
+}
+
 sub restart
 {
 	my ($how) = @_;
@@ -316,13 +345,14 @@ sub promotion
 	my $old = node();
 	my $name = 'standby' . ++$standbys;
 	my $new = PostgreSQL::Test::Cluster->new($name);
-	my @map = @places ? ('-T', "$places[0]=$places[1]") : ();
+	my @map = (@places ? ('-T', "$places[0]=$places[1]") : (), @wal ? ('--waldir', $wal[1]) : ());
 
 	if (@places)
 	{
 		system('rm', '-rf', $places[1]);
 		mkdir $places[1];
 	}
+	system('rm', '-rf', $wal[1]) if @wal;
 	{
 		local %ENV = $old->_get_env();
 		# the disk may be full
@@ -364,7 +394,8 @@ sub promotion
 	read_log();
 	push @logs, [ $new->logfile, 0 ];
 	@places = reverse @places;
-	later(1, sub { system('rm', '-rf', $old->data_dir); });
+	later(1, sub { system('rm', '-rf', $old->data_dir, @wal ? $wal[1] : ()); });
+	@wal = reverse @wal;
 }
 
 sub setting
@@ -563,6 +594,16 @@ my %faults = (
 		# nor could the server start
 		later($wait, sub { unlink "$small/ballast"; }, 1);
 	} ],
+	'WAL full' => [ @wal ? 0.8 : 0, sub {
+		my $end = time + 2;
+		let_go();
+		system("dd if=/dev/zero of=$small_wal/ballast bs=64k 2>/dev/null");
+		# segments that are there already are filled first; then all ends
+		1 while time < $end && defined try("SELECT pg_logical_emit_message(false, '', repeat('x', 900000)) IS NULL");
+		usleep(rand(500_000));
+		unlink "$small_wal/ballast";
+		wait_up_or_start();
+	} ],
 );
 
 # each kind as often as it weighs, in an order that a seed finds again
@@ -575,8 +616,9 @@ foreach my $kind (sort keys %faults)
 # ---- the log -------------------------------------------------------------------------
 
 # Errors of the server's own (class XX), but those that PostgreSQL has for what is
-# done to tables at the same time, and warnings that are not known.
-my $known_error = qr/tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for index|cannot reindex invalid index/;
+# done to tables at the same time, and for parallel queries whose leader has gone,
+# and warnings that are not known.
+my $known_error = qr/tuple concurrently (?:updated|deleted)|could not attach to per-session DSM segment|could not open relation with OID|cache lookup failed for index|cannot reindex invalid index/;
 my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice|more queues (?:have settings|and roles)|cannot reindex invalid index|is not a PostgreSQL (?:backend|server) process/;
 
 sub odd_lines
@@ -591,6 +633,8 @@ sub odd_lines
 }
 
 my @violations;
+my %orphan;		# processes that ended in a parallel query, without a postmaster
+my %no_space;	# those that ended as there was no room for WAL
 
 # What came into the log; what is wrong is told at once, with the number of the
 # fault.
@@ -605,12 +649,16 @@ sub read_log
 		# whole lines
 		$text =~ s/[^\n]*\z//;
 		$l->[1] += length $text;
-		# a fault of PostgreSQL's: it asserts too much in the leader of a parallel
-		# query, of those that take the slots, when the postmaster was killed
-		foreach my $pid ($text =~ /\[(\d+)\].*postmaster exited during a parallel transaction$/mg)
-		{
-			$text =~ s/^TRAP:(.*pgstat.*PID: $pid\))$/$1/m;
-		}
+		# a fault of PostgreSQL's: when the postmaster was killed, the leader of a
+		# parallel query does not get to the end of its transaction, and the last
+		# functions of the process expect that it did
+		$orphan{$_} = 1 foreach $text =~ /\[(\d+)\].*postmaster exited during a parallel transaction$/mg;
+		$text =~ s/^TRAP:(.*pgstat.*PID: (\d+)\))$/$orphan{$2} ? $1 : $&/gme;
+		$text =~ s/^.*\[(\d+)\] .*(?:LLVMJitContext in use count|AbortTransaction while in ABORT state).*\n/$orphan{$1} ? '' : $&/gme;
+		# who finds no room for WAL ends, and the server starts anew
+		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device$/mg;
+		$text =~ s/PANIC(: .*No space left on device)$/panic$1/mg;
+		$text =~ s/(\(PID (\d+)\) was terminated by) signal 6/$no_space{$2} ? "$1 no space" : $&/ge;
 		$log .= $text;
 		my $odd = odd_lines($text);
 		if ($odd ne '')
@@ -632,6 +680,7 @@ sub lift
 {
 	undo_what_is_due(1);
 	unlink "$small/ballast" if $small;
+	unlink "$small_wal/ballast" if $small_wal;
 	waitpid($_, 0) foreach splice @beside;
 	wait_up();
 	stop_clients();
@@ -656,14 +705,17 @@ sub acknowledged
 	none('SELECT x FROM unnest(ARRAY[' . join(',', @acks) . ']::bigint[]) x EXCEPT SELECT id FROM sent', 'what was acknowledged is there (' . @acks . ')');
 }
 
-# Of each job in the table memory knows something, if it has a lane for it.  Of what has been deleted it
-# may know for a while.
+# Of each job in the table memory knows something, if it has a lane for it.  Of
+# what has been deleted it may know for a while.  Numbers of keys that have more
+# jobs than memory keeps are not exact.
 sub memory_knows_all
 {
 	return unless sql("SELECT jobqueue_quiesce('5 s')") eq 't';
 	my $knows = eval { wait_for(<<'END'); 1 };
 SELECT NOT bool_or(estimated) AND sum(ready + scheduled + blocked + running + held) >=
-	(SELECT count(*) FROM jobqueue_job) FROM jobqueue_status
+	(SELECT count(*) FROM jobqueue_job) -
+	(SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM jobqueue_job WHERE key IS NOT NULL GROUP BY key HAVING count(*) > 1) k)
+	FROM jobqueue_status
 END
 	ok($knows, 'views of memory know all jobs of the table');
 	diag sql(<<'END') unless $knows;

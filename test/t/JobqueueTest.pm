@@ -68,14 +68,16 @@ CREATE FUNCTION hang() RETURNS void LANGUAGE sql AS
 	$$ SELECT pg_sleep(3600) $$;
 END
 
-# new_node(name, conf => '...', extension => 1, streaming => 0): an initialised and started
-# server with the extension in database postgres.
+# new_node(name, conf => '...', extension => 1, streaming => 0, initdb => [ options ]):
+# an initialised and started server with the extension in database postgres.
 sub new_node
 {
 	my ($name, %opt) = @_;
 
 	$node = PostgreSQL::Test::Cluster->new($name);
-	$node->init(allows_streaming => $opt{streaming} ? 1 : 0);
+	$node->init(
+		allows_streaming => $opt{streaming} ? 1 : 0,
+		($opt{initdb} ? (extra => $opt{initdb}) : ()));
 	$node->append_conf('postgresql.conf', <<END);
 shared_preload_libraries = 'jobqueue'
 max_worker_processes = 16
