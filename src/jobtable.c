@@ -373,7 +373,8 @@ jq_table(void)
 bool
 jq_table_is_queue(Oid relid)
 {
-	return table_valid && (relid == table.job || relid == table.archive);
+	/* an invalidation, that of VACUUM above all, makes it no other table */
+	return OidIsValid(relid) && (relid == table.job || relid == table.archive);
 }
 
 JqTable *

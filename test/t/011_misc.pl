@@ -210,25 +210,6 @@ property 'a large argument and a long command' => sub {
 	forget();
 };
 
-# What is known of the catalogs is thrown away at each look. What waits for it
-# to hold, or begins again when it does not, never ends then.
-property 'jobs are enqueued and run though all caches are always stale' => sub {
-	return plan skip_all => 'no build with assertions'
-	  unless sql("SELECT max_val > 0 FROM pg_settings WHERE name = 'debug_discard_caches'") eq 't';
-	my $limit = 8 * 60 * 1000;
-	my $result = sql(qq{SET statement_timeout = $limit; SET debug_discard_caches = 1;
-		SELECT jobqueue_enqueue('note', '{"what": "a"}') > 0});
-	is($result, 't', 'enqueue');
-	wait_drained();
-	set_conf(debug_discard_caches => 1);
-	sql(q{SET debug_discard_caches = 0;
-		SELECT jobqueue_enqueue('note', '{"what": "b"}') > 0});
-	wait_for('SELECT count(*) = 2 FROM ran');
-	set_conf(debug_discard_caches => undef);
-	is(ran(), 'a b', 'they have run');
-	forget();
-};
-
 property 'the server has not crashed in all this' => sub {
 	unlike(slurp_file(node()->logfile), qr/TRAP:|PANIC|terminated by signal|reference leak/, 'log');
 };
