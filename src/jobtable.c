@@ -40,6 +40,7 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
+#include "storage/sinval.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -336,9 +337,15 @@ jq_table(void)
 		CacheRegisterSyscacheCallback(NAMESPACEOID, schema_callback, (Datum) 0);
 		callback_registered = true;
 	}
-	/* a change may arrive while we look */
-	for (tries = 0; tries < 10 && !table_valid; tries++)
+	/*
+	 * A change may arrive while we look, also one of a table that the callback
+	 * does not know yet. The counter tells; debug_discard_caches, which makes
+	 * all invalid at each look, does not count.
+	 */
+	for (tries = 0; tries < 10; tries++)
 	{
+		uint64 messages = SharedInvalidMessageCounter;
+
 		memset(&table, 0, sizeof(table));
 		table_valid = true;
 		found = false;
@@ -356,14 +363,18 @@ jq_table(void)
 			return NULL;
 		table = t;
 		/* relations opened above are known to the callback from here on */
+		if (messages == SharedInvalidMessageCounter)
+			return &table;
 	}
+	table_valid = false;
 	return &table;
 }
 
 bool
 jq_table_is_queue(Oid relid)
 {
-	return table_valid && (relid == table.job || relid == table.archive);
+	/* an invalidation, that of VACUUM above all, makes it no other table */
+	return OidIsValid(relid) && (relid == table.job || relid == table.archive);
 }
 
 JqTable *
@@ -475,11 +486,18 @@ jq_row_insert(JqTable *t, Datum *values, bool *nulls, ItemPointer tid)
 	rel = table_open(t->job, RowExclusiveLock);
 	if (!table_valid)
 	{
-		/* changed while we waited for the lock */
-		table_close(rel, NoLock);
+		/*
+		 * Changed while we waited for the lock. What is found now holds for as
+		 * long as we have it; were it looked at anew until nothing more
+		 * arrives, that might never end.
+		 */
 		t = jq_table_required();
-		jq_row_insert(t, values, nulls, tid);
-		return;
+		if (!t->plain || t->job != RelationGetRelid(rel))
+		{
+			table_close(rel, NoLock);
+			insert_by_sql(t, values, nulls, tid);
+			return;
+		}
 	}
 	ExecClearTuple(write_slot);
 	memcpy(write_slot->tts_values, values, sizeof(Datum) * JQ_NCOLS);
