@@ -6,6 +6,7 @@
  * Whoever ends a claim is the only one: the transaction that has pinned it, or
  * who has marked it as about to be lost.  He lets go first what it holds, and
  * the claim last; so nobody takes the job, or ends the claim once more, meanwhile.
+ * But a job that goes back into its lane is there before its key is free.
  */
 #include "postgres.h"
 
@@ -182,7 +183,16 @@ jq_fetched_extended(int64 id, TimestampTz until)
 
 /* ------------------------------------------------------------------- ends */
 
-/* what it holds, but for its entry; the caller alone has the claim */
+/* what it holds, but for its entry and its key; the caller alone has the claim */
+static void
+let_go_but_key(JqFetched *f)
+{
+	if (f->digest_len > 0)
+		jq_keylock_release_of_claim(f->db, f->digest, f->digest_len, f->id);
+	jq_limit_give(&f->place);
+}
+
+/* the same with its key */
 static void
 let_go(JqFetched *f)
 {
@@ -191,9 +201,7 @@ let_go(JqFetched *f)
 
 	if (len > 0)
 		jq_keylock_release_of_claim(f->db, key, len, f->id);
-	if (f->digest_len > 0)
-		jq_keylock_release_of_claim(f->db, f->digest, f->digest_len, f->id);
-	jq_limit_give(&f->place);
+	let_go_but_key(f);
 }
 
 /* the lock held, all that the claim holds is free: the scheduler is to end it */
@@ -282,10 +290,17 @@ jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 	item.flags = JQ_ENTRY(f.entry)->flags | JQ_E_DUE;
 	item.key = key;
 	item.keylen = jq_entry_key(f.entry, key);
-	let_go(&f);
+	/* where it goes back its key goes last: a later job that waits for it would
+	 * pass this one, were it not there yet; model: KEY_LAST */
+	if (then == JQ_THEN_LANE)
+		let_go_but_key(&f);
+	else
+		let_go(&f);
 	JQ_PAUSE("fetched-let-go");
 	if (remove_claim(&f, then) && then == JQ_THEN_LANE)
 		jq_lane_publish(db, JQ_CONSUMER_ROLE, f.queue, &item, 1);
+	if (then == JQ_THEN_LANE && item.keylen > 0)
+		jq_keylock_release_of_claim(db, key, item.keylen, id);
 }
 
 /* later jobs of its key wait until its failure is in the table */

@@ -296,13 +296,22 @@ is_mine(const JqHolder *h, const JqMyKey *my)
 bool
 jq_key_remove_holder(JqKey *k, const JqMyKey *my)
 {
-	JqHolder *h = k->nholders > 0 ? &k->holder : NULL;
+	JqHolder *next_h = k->nholders > 0 ? &k->holder : NULL;
+	JqHolder *h = NULL;
+	uint32 *next_link = NULL;
 	uint32 *link = NULL; /* to h */
 
-	while (h != NULL && !is_mine(h, my))
+	/* the first of them to come, which stands last: a job that has been given
+	 * back may be claimed once more, before its old claim has let the key go */
+	while (next_h != NULL)
 	{
-		link = &h->next;
-		h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next);
+		if (is_mine(next_h, my))
+		{
+			h = next_h;
+			link = next_link;
+		}
+		next_link = &next_h->next;
+		next_h = next_h->next == JQ_NIL ? NULL : JQ_HOLDER(next_h->next);
 	}
 	if (h == NULL)
 		return false;

@@ -184,6 +184,38 @@ paused_property 'a job that was cancelled while it was given back does not run a
 	clean();
 };
 
+paused_property 'no later job of its key passes one that is given back' => sub {
+	my @ids = map { put('q', key => 'k') } 1 .. 2;
+	my $s = session();
+	my $o = session();
+	is(fetch($s, 'q'), $ids[0], 'the first one is fetched');
+	is(fetch($o, 'q'), '', 'the other one waits for the key');
+	arm('fetched-let-go');
+	send_sql($s, "SELECT jobqueue_release($ids[0])");
+	caught('fetched-let-go');
+	is(fetch($o, 'q'), '', 'it waits while that is given back');
+	release('fetched-let-go');
+	$s->query('SELECT 1');
+	is(fetch($o, 'q'), $ids[0], 'and comes after it');
+	# likewise where a fetch is rolled back
+	$o->query_safe("SELECT jobqueue_release($ids[0])");
+	$s->query_safe('BEGIN');
+	is(fetch($s, 'q'), $ids[0], 'fetched once more');
+	arm('fetched-let-go');
+	send_sql($s, 'ROLLBACK');
+	caught('fetched-let-go');
+	is(fetch($o, 'q'), '', 'the other one waits');
+	release('fetched-let-go');
+	$s->query('SELECT 1');
+	is(fetch($o, 'q'), $ids[0], 'first the one that was given back');
+	$o->query_safe("SELECT jobqueue_complete($ids[0])");
+	is(fetch($o, 'q'), $ids[1], 'then the other one');
+	$o->query_safe("SELECT jobqueue_complete($ids[1])");
+	$s->quit;
+	$o->quit;
+	clean();
+};
+
 property 'one queue cannot have all claims, and a full table wakes who waits when there is room' => sub {
 	sql("SELECT count(jobqueue_enqueue(NULL, queue => 'greedy')) FROM generate_series(1, 100)");
 	my $s = session();
