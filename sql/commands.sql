@@ -100,6 +100,17 @@ CALL raises($$ SELECT jobqueue_enqueue('REINDEX (CONCURRENTLY maybe) TABLE targe
 CALL drained();
 SELECT command, state, max_attempts, errors->0->>'error' AS error FROM jobqueue_jobs WHERE queue = 'outside' ORDER BY id;
 SELECT * FROM left_behind() AS what;
+-- which statements those are
+SELECT count(jobqueue_enqueue(c, queue => 'statements', run_at => 'tomorrow'))
+FROM unnest(ARRAY['CLUSTER;', 'CLUSTER target USING target_a', 'REINDEX SCHEMA public', 'REINDEX TABLE target',
+	'REINDEX (VERBOSE) INDEX target_a', 'ALTER TABLE target DETACH PARTITION part CONCURRENTLY',
+	'ALTER TABLE target DETACH PARTITION part', 'ALTER TABLE target ADD b int', 'ALTER DATABASE d SET TABLESPACE pg_default',
+	'ALTER DATABASE d CONNECTION LIMIT 1', 'ALTER SYSTEM RESET work_mem', 'CREATE DATABASE d', 'DROP DATABASE d',
+	'CREATE TABLESPACE t LOCATION ''/''', 'DROP TABLESPACE t', 'CREATE SUBSCRIPTION s CONNECTION '''' PUBLICATION p',
+	'ALTER SUBSCRIPTION s ENABLE', 'DROP SUBSCRIPTION s', 'DROP INDEX target_a']) c;
+SELECT CASE max_attempts WHEN 1 THEN 'outside' ELSE 'in a block' END AS runs, command
+FROM jobqueue_jobs WHERE queue = 'statements' ORDER BY id;
+DELETE FROM jobqueue_job WHERE queue = 'statements';
 -- a CALL among others is in their transaction, and may not commit
 SELECT jobqueue_enqueue('CALL p_commits($1); SELECT 1', '1', queue => 'outside', max_attempts => 1) > 0 AS id;
 CALL drained();

@@ -196,6 +196,31 @@ CALL raises($$ SELECT jobqueue_fetch('mine') $$);
 RESET ROLE;
 SELECT jobqueue_revoke('regress_jq_user', 'consume');
 
+-- run here and now; prepared
+CREATE FUNCTION its_error(statement text, id bigint) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE format(statement, id);
+	RETURN 'none';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE || ' ' || replace(SQLERRM, id::text, '#');
+END $$;
+SELECT jobqueue_enqueue(NULL, queue => 'nobody', run_at => 'tomorrow') AS id \gset
+SELECT its_error('SELECT jobqueue_run(%s)', :id);
+SELECT jobqueue_enqueue($$ SELECT its_error('SELECT jobqueue_run(%s)', (jobqueue_current()).id) $$, run_at => 'tomorrow') AS itself \gset
+SELECT jobqueue_run(:itself);
+SELECT jobqueue_enqueue('ok', key => 'prepared', run_at => 'tomorrow') AS keyed \gset
+BEGIN;
+SELECT jobqueue_run(:keyed);
+PREPARE TRANSACTION 'regress_jq_errors';
+SELECT jobqueue_cancel(:id), jobqueue_cancel(:keyed);
+BEGIN;
+SET LOCAL jobqueue.inline = on;
+SELECT jobqueue_enqueue('ok', key => 'prepared') > 0 AS inline;
+PREPARE TRANSACTION 'regress_jq_errors';
+CREATE FUNCTION pg_temp.two_jsonb(jsonb, jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT $1 $$;
+CALL raises($$ SELECT jobqueue_start_service('s', 'pg_temp.two_jsonb', '{}') $$);
+DROP FUNCTION its_error;
+
 SELECT count(*) FROM jobqueue_job WHERE run_at IS NULL;
 SELECT count(jobqueue_cancel(id)) FROM jobqueue_job;
 CALL drained();

@@ -77,7 +77,7 @@ stop()
 fill()
 {
 	sql <<-'END' >/dev/null
-		CREATE ROLE alice LOGIN; CREATE ROLE bob NOLOGIN; CREATE ROLE dave LOGIN;
+		CREATE ROLE alice LOGIN; CREATE ROLE bob NOLOGIN; CREATE ROLE dave LOGIN; CREATE ROLE erin LOGIN;
 		CREATE EXTENSION jobqueue;
 		GRANT USAGE ON SCHEMA public TO PUBLIC;
 		CREATE TABLE ran (what text, role name DEFAULT current_user, job bigint DEFAULT (jobqueue_current()).id);
@@ -89,6 +89,7 @@ fill()
 		SELECT jobqueue_grant('alice', 'use'), jobqueue_grant('bob', 'use'),
 			jobqueue_grant('dave', 'consume', 'out');
 		SELECT jobqueue_pause('paused'), jobqueue_pause('slow');
+		SELECT jobqueue_pause_role('erin');
 		SELECT jobqueue_configure('paused', max_running => 3, ordered => true);
 		SELECT jobqueue_enqueue('note', '{"what": "kept"}', keep => '1 day') AS kept \gset
 		SELECT jobqueue_enqueue('SELECT 1/0', max_attempts => 1) AS dead \gset
@@ -120,7 +121,7 @@ contents()
 {
 	local t
 
-	for t in job archive unique lease consumer queue service service_current meta; do
+	for t in job archive unique dependency lease consumer queue service service_current meta paused_role; do
 		sql -c "SELECT '$t', to_jsonb(t)::text COLLATE \"C\" FROM jobqueue_$t t
 			WHERE coalesce(to_jsonb(t)->>'queue', '') <> 'often' ORDER BY 2"
 	done

@@ -5,6 +5,7 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 use JobqueueTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 new_node('edges');
@@ -117,6 +118,27 @@ END
 	forget();
 	sql('DROP SEQUENCE starts; DROP FUNCTION start');
 	$gate->quit;
+};
+
+property 'no query of the scheduler is compiled, whatever the settings are' => sub {
+	return pass('this server has no JIT compilation') if sql('SELECT pg_jit_available()') ne 't';
+	my %conf = (jit => 'on', jit_above_cost => 0, log_min_messages => 'debug1', log_line_prefix => '%b|');
+	set_conf(%conf);
+	my $offset = -s node()->logfile;
+	node()->restart;
+	is(sql('SELECT sum(i) FROM generate_series(1, 3) i'), '6', 'a query of a session');
+	sql(q{SELECT jobqueue_enqueue('note', '{"what": "due"}', run_at => clock_timestamp() + interval '10 ms', tags => '{a}'),
+		jobqueue_enqueue('note', run_at => 'tomorrow', expires_at => clock_timestamp() + interval '10 ms'),
+		jobqueue_enqueue('SELECT 1/0', max_attempts => 1)});
+	sql(q{SELECT jobqueue_sweep()});
+	wait_drained();
+	wait_for('SELECT count(*) = 2 FROM jobqueue_history');
+	my $log = slurp_file(node()->logfile, $offset);
+	like($log, qr/^client backend\|DEBUG:  time to inline/m, 'that is compiled');
+	unlike($log, qr/^jobqueue scheduler\|DEBUG:  time to inline/m, 'and none of the scheduler');
+	set_conf(map { $_ => undef } keys %conf);
+	sql('DELETE FROM jobqueue_archive');
+	forget();
 };
 
 done_testing();

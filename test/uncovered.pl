@@ -1,0 +1,61 @@
+#!/usr/bin/perl
+#
+# uncovered.pl LIST REPORT ...: the lines of gcov's reports (lane.c.gcov) that no
+# test ran, without those that LIST gives a reason for; "file:line:function:text"
+# each. To standard error: how many are explained, and which entries of LIST
+# explain nothing.
+#
+# LIST: a comment is the reason for the entries below it. An entry is a file (* =
+# any), a function in it (* = any) and, optionally, a part of the line; without it
+# the entry stands for the whole function.
+
+use strict;
+use warnings;
+
+my ($list, @reports) = @ARGV;
+my (%entries, @order);
+
+open my $in, '<', $list or die "$list: $!";
+while (my $line = <$in>)
+{
+	chomp $line;
+	next if $line =~ /^\s*(#|$)/;
+	my ($file, $function, $text) = split / /, $line, 3;
+	die "$list: \"$line\"?\n" unless defined $function;
+	my $entry = { line => $line, function => $function, text => $text, n => 0 };
+	push @{ $entries{$file} }, $entry;
+	push @order, $entry;
+}
+close $in;
+
+my ($explained, $left) = (0, 0);
+foreach my $report (@reports)
+{
+	my ($file, $function) = ('', '');
+
+	open my $in, '<', $report or die "$report: $!";
+	while (my $row = <$in>)
+	{
+		my ($count, $number, $text) = $row =~ /^\s*([^:]+):\s*(\d+):(.*)$/ or next;
+
+		$file = "src/$1" if $text =~ m{^Source:(?:.*/)?(.*)};
+		next if $number == 0;
+		$function = $1 if $text =~ /^([a-z]\w*)\(/;
+		next unless $count =~ /^#####/;
+		my ($entry) = grep {
+			($_->{function} eq '*' || $_->{function} eq $function)
+			  && (!defined $_->{text} || index($text, $_->{text}) >= 0)
+		} @{ $entries{$file} || [] }, @{ $entries{'*'} || [] };
+		if ($entry)
+		{
+			$entry->{n}++;
+			$explained++;
+			next;
+		}
+		$left++;
+		print "$file:$number:$function:$text\n";
+	}
+	close $in;
+}
+print STDERR "$explained lines that no test ran are explained in $list, $left are not\n";
+print STDERR "explains nothing: $_->{line}\n" foreach grep { $_->{n} == 0 } @order;
