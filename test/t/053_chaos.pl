@@ -684,6 +684,8 @@ sub lift
 	waitpid($_, 0) foreach splice @beside;
 	wait_up();
 	stop_clients();
+	# what they have left prepared has locked the tables
+	end_prepared() while sql('SELECT count(*) FROM pg_prepared_xacts') > 0;
 	sql('DROP TRIGGER IF EXISTS looks_on ON jobqueue_job; DROP INDEX IF EXISTS chaos_index; ALTER SYSTEM RESET ALL');
 	sql('ALTER TABLE effects DROP COLUMN IF EXISTS chaos; ALTER TABLE sent DROP COLUMN IF EXISTS chaos');
 	sql('SELECT pg_reload_conf()');
