@@ -442,7 +442,7 @@ static bool
 role_cannot_run(JqExplain *e)
 {
 	HeapTuple tup;
-	bool login PG_USED_FOR_ASSERTS_ONLY;
+	bool login pg_attribute_unused(); /* of newer versions */
 	const char *role;
 
 	if (e->lane_role == JQ_CONSUMER_ROLE)
