@@ -9,6 +9,8 @@
 #   make chaos          all at once, under faults of all kinds (MINUTES=10,
 #                       SEED=n repeats the choices of a run)
 #   make test-versions  all tests, with PostgreSQL 15, 17 and 18 (VERSIONS="17")
+#   make test-assert    all tests, with PostgreSQL built with assertions
+#                       (VERSIONS="15 18"; DISCARD_CACHES=1)
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
 #   make model          check the model of the protocol (test/model, Spin)
 #   make lint           what static analyzers say (test/lint.sh)
@@ -112,6 +114,10 @@ chaos:
 test-versions:
 	@SUITE='$(SUITE)' TESTS='$(TESTS)' test/versions.sh $(VERSIONS)
 
+test-assert:
+	@SUITE='$(SUITE)' TESTS='$(TESTS)' \
+		DISCARD_CACHES='$(DISCARD_CACHES)' test/assert.sh $(VERSIONS)
+
 bench:
 	@$(RUN_ENV) test/bench/run $(BENCH)
 
@@ -132,6 +138,6 @@ format:
 format-check:
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-.PHONY: demo test chaos test-versions bench model lint coverage format \
+.PHONY: demo test chaos test-versions test-assert bench model lint coverage format \
 	format-check FORCE
 FORCE:

@@ -10,6 +10,9 @@
 #   KEEP=1  keep the temporary directory
 #   COPT    compiler flags, default -Werror
 #   JOBS    TAP files at once, default 2
+#   DISCARD_CACHES=1  regress and tap in servers, built with assertions, that
+#           throw away what they know of the catalogs at each look
+#           (debug_discard_caches; not while the extension is created). Hours.
 #
 # Every suite runs, whatever became of the one before. Counted are: each
 # regression test, each isolation spec, each test point of each TAP file, for
@@ -32,6 +35,13 @@ small=
 small_wal=
 
 clean_environment
+if [ "${DISCARD_CACHES:-}" = 1 ]; then
+	# many times slower
+	SUITE_TIMEOUT=${SUITE_TIMEOUT:-36000}
+	export TAP_TIMEOUT=${TAP_TIMEOUT:-36000} JQ_DISCARD_CACHES=1
+	PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-3600}
+	PGCTLTIMEOUT=${PGCTLTIMEOUT:-600}
+fi
 export PGISOLATIONTIMEOUT=${PGISOLATIONTIMEOUT:-150}
 export PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-120}
 export PGCTLTIMEOUT=${PGCTLTIMEOUT:-120}
@@ -306,6 +316,21 @@ mapfile -t regress_tests < <(choose sql/*.sql)
 mapfile -t isolation_tests < <(choose test/specs/*.spec)
 mapfile -t tap_tests < <(choose test/t/*.pl)
 
+if [ "${DISCARD_CACHES:-}" = 1 ] && wanted regress; then
+	# comes first, and holds for all that follow
+	discard='ALTER SYSTEM SET debug_discard_caches = 1;
+SELECT pg_reload_conf();'
+	as_user tee sql/discard_caches.sql <<<"$discard" >/dev/null
+	as_user tee expected/discard_caches.out <<-END >/dev/null
+		$discard
+		 pg_reload_conf 
+		----------------
+		 t
+		(1 row)
+
+	END
+	regress_tests=(discard_caches "${regress_tests[@]}")
+fi
 if wanted regress; then
 	regress_like regress "$pgxs/test/regress/pg_regress" . \
 		"${regress_tests[@]}"

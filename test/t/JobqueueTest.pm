@@ -90,6 +90,11 @@ END
 	$node->start;
 	$superuser = $node->safe_psql('postgres', 'SELECT current_user');
 	add_database('postgres') if $opt{extension} // 1;
+	if ($ENV{JQ_DISCARD_CACHES})
+	{
+		$node->safe_psql('postgres', 'ALTER SYSTEM SET debug_discard_caches = 1');
+		$node->reload;
+	}
 	return $node;
 }
 
@@ -110,7 +115,9 @@ CREATE FUNCTION jq_pause_release(text) RETURNS bool
 	AS '$libdir/jobqueue', 'jq_pause_release' LANGUAGE C STRICT;
 END
 
-	$node->safe_psql($db, "CREATE EXTENSION jobqueue$of");
+	# it would take minutes
+	my $keep = $ENV{JQ_DISCARD_CACHES} ? 'SET debug_discard_caches = 0;' : '';
+	$node->safe_psql($db, "$keep CREATE EXTENSION jobqueue$of");
 	$node->safe_psql($db, $common_sql);
 	$has_pause = $node->psql($db, $pause) == 0;
 }

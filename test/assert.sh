@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+#
+# assert.sh [15 17 18]: all tests (run.sh) with each of these major versions of
+# PostgreSQL, built here with assertions, and from 17 on with its injection
+# points; default: 15. The source is Debian's, got by apt-get source through
+# lists of its own: nothing of the system's changes. Where it was built once it
+# stays.
+#
+# Environment:
+#   JQ_VERSIONS   where the builds are kept, default /var/cache/jobqueue-versions:
+#                 remove JQ_VERSIONS/N-assert to build the newest anew
+#   MIRROR        a mirror of Debian; default: the one that apt is set up with
+#   BUILD_ONLY=1  build, say where, and run nothing
+#   SUITE, TESTS, JOBS, DISCARD_CACHES, DIR as for run.sh
+#
+# The last lines are "PostgreSQL N: N passed, N failed" or "PostgreSQL N: not
+# tested: why". Exit status: 0 when all was tested and passed, else 1.
+
+set -euo pipefail
+
+here=$(dirname "$0")
+# shellcheck source=test/private.sh
+. "$here/private.sh"
+
+cache=${JQ_VERSIONS:-/var/cache/jobqueue-versions}
+versions=("$@")
+[ $# -gt 0 ] || versions=(15)
+output=$(mktemp)
+work=
+summary=()
+status=0
+
+# shellcheck disable=SC2317
+finish()
+{
+	rm -f "$output"
+	[ -z "$work" ] || rm -rf "$work"
+}
+
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# releases VERSION: those of Debian that have it, or may have
+releases()
+{
+	case $1 in
+		15) echo bookworm ;;
+		17) echo trixie ;;
+		*) echo forky sid ;;
+	esac
+}
+
+apt_mirror()
+{
+	# shellcheck disable=SC2016
+	apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' \
+		'Origin: Debian' 'Label: Debian' 2>/dev/null | sort -u | head -n 1
+}
+
+# What is needed to build a server, installed by root where it is missing.
+packages()
+{
+	local package missing=()
+
+	for package in dpkg-dev bison flex make gcc perl zlib1g-dev \
+		libipc-run-perl; do
+		dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	if [ "$(id -u)" != 0 ]; then
+		echo "missing: ${missing[*]}"
+		return 1
+	fi
+	apt-get install -y -q --no-install-recommends "${missing[@]}" >&2 || {
+		echo "could not install ${missing[*]}"
+		return 1
+	}
+}
+
+# get_source VERSION: below $work; else prints why not
+get_source()
+{
+	local version=$1 mirror release keyring
+	local apt=$work/apt
+	local -a options
+
+	command -v apt-get >/dev/null || {
+		echo "only known for Debian and its like: there is no apt-get"
+		return 1
+	}
+	packages || return 1
+	mirror=${MIRROR:-$(apt_mirror)}
+	[ -n "$mirror" ] || {
+		echo "apt knows no mirror of Debian (name one: MIRROR=...)"
+		return 1
+	}
+	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	options=(-q -o Dir::Etc::SourceList="$apt/sources.list"
+		-o Dir::Etc::SourceParts=- -o Dir::State::Lists="$apt/lists"
+		-o Dir::Cache="$apt" -o APT::Sandbox::User=root)
+	for release in $(releases "$version"); do
+		rm -rf "$apt"
+		mkdir -p "$apt/lists/partial" "$apt/archives/partial"
+		echo "deb-src [signed-by=$keyring] $mirror $release main" \
+			>"$apt/sources.list"
+		if apt-get "${options[@]}" update >&2 &&
+			(cd "$work" && apt-get "${options[@]}" source \
+				"postgresql-$version") >&2; then
+			return 0
+		fi
+	done
+	echo "apt-get source postgresql-$version failed"
+	return 1
+}
+
+# build_server VERSION PREFIX: else prints why not
+build_server()
+{
+	local version=$1 prefix=$2 log=$2.log source
+	local -a options=(--enable-cassert --enable-debug --enable-tap-tests
+		--without-icu --without-readline)
+
+	work=$(mktemp -d)
+	mkdir -p "$cache" 2>/dev/null || true
+	[ -w "$cache" ] || {
+		echo "no right to write to $cache (JQ_VERSIONS)"
+		return 1
+	}
+	get_source "$version" 2>"$log" || return 1
+	source=$(dirname "$work/postgresql-$version"-*/configure)
+	[ "$version" -lt 17 ] || options+=(--enable-injection-points)
+	echo "PostgreSQL $version: building $prefix, see $log" >&2
+	if ! (cd "$source" &&
+		./configure --prefix="$prefix" "${options[@]}" CFLAGS='-O1 -g -fno-omit-frame-pointer' &&
+		make -j"${MAKE_JOBS:-$(nproc)}" -s &&
+		make -s install DESTDIR="$prefix.new") >>"$log" 2>&1; then
+		tail -n 20 "$log" >&2
+		rm -rf "$prefix.new" "$prefix"
+		echo "PostgreSQL's build failed, see $log"
+		return 1
+	fi
+	rm -rf "$prefix"
+	mv "$prefix.new$prefix" "$prefix"
+	rm -rf "$prefix.new" "$work"
+	work=
+}
+
+not_tested()
+{
+	echo "PostgreSQL $1: not tested: $2" >&2
+	summary+=("PostgreSQL $1: not tested: $2")
+	status=1
+}
+
+for version in "${versions[@]}"; do
+	[[ $version =~ ^[0-9]+$ ]] || die "usage: assert.sh [15 17 18]"
+done
+clean_environment
+for version in "${versions[@]}"; do
+	prefix=$cache/$version-assert
+	echo
+	echo "=== PostgreSQL $version, with assertions"
+	mkdir -p "$cache" 2>/dev/null || true
+	if ! exec 9>"$prefix.lock"; then
+		not_tested "$version" "no right to write to $cache (JQ_VERSIONS)"
+		continue
+	fi
+	flock 9
+	if [ ! -x "$prefix/bin/postgres" ] &&
+		! build_server "$version" "$prefix" >"$output"; then
+		not_tested "$version" "$(cat "$output")"
+		continue
+	fi
+	exec 9>&-
+	if [ "${BUILD_ONLY:-}" = 1 ]; then
+		summary+=("PostgreSQL $version: $prefix")
+		continue
+	fi
+	ran=0
+	env -u PG_CONFIG -u PGVERSION PG_PREFIX="$prefix" \
+		"$here/run.sh" 2>&1 | tee "$output" || ran=$?
+	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$output" | tail -n 1 || true)
+	if [ -z "$line" ]; then
+		not_tested "$version" "the tests did not run to their end"
+		continue
+	fi
+	summary+=("PostgreSQL $version: $line")
+	[ "$ran" = 0 ] || status=1
+done
+
+echo
+printf '%s\n' "${summary[@]}"
+exit "$status"
