@@ -544,6 +544,7 @@ jq_claim_set_running(void)
 	jq_limit_start(&jq_slots[jq_my_slot].place);
 }
 
+/* model: TURN */
 bool
 jq_claim_take_turn(JqClaimed *job)
 {

@@ -324,7 +324,7 @@ call_for_help(const JqFetchRequest *r)
 		jq_lane_call(lane, 1);
 }
 
-/* one statement for all */
+/* one statement for all; model: LEASE_ROW */
 static void
 write_leases(JqTable *t, const JqFetchRequest *r, const JqGiven *given, int n)
 {

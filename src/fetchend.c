@@ -28,7 +28,7 @@ same_token(const pg_uuid_t *a, const pg_uuid_t *b)
 	return memcmp(a->data, b->data, UUID_LEN) == 0;
 }
 
-/* the lock held */
+/* the lock held; model: TOKEN */
 static JqPinned
 may_pin(const JqFetched *f, const pg_uuid_t *token, JqFetchedFate fate)
 {
@@ -56,6 +56,7 @@ may_pin(const JqFetched *f, const pg_uuid_t *token, JqFetchedFate fate)
 	return JQ_PIN_OK;
 }
 
+/* model: PIN */
 JqPinned
 jq_fetched_pin(int64 id, const pg_uuid_t *token, JqFetchedFate fate,
 			   JqFetched *out, JqFetchedFate *was)
@@ -86,6 +87,7 @@ was_cancelled(const JqFetched *f)
 		   f->fate == JQ_FATE_NONE;
 }
 
+/* model: UNDO_ASKS */
 void
 jq_fetched_undo(int64 id, JqFetchedFate was)
 {
@@ -233,7 +235,7 @@ jq_fetched_tell_of_room(void)
 
 /*
  * What it held is free.  false: the job is not to go on, as it was cancelled
- * meanwhile; the claim is lost.
+ * meanwhile; the claim is lost.  model: CANCEL_BACK
  */
 static bool
 remove_claim(const JqFetched *f, JqFetchedThen then)
@@ -319,6 +321,7 @@ keep_order(const JqFetched *f)
 							   JQ_ENTRY_POS(f->entry), DT_NOEND);
 }
 
+/* model: PINNED */
 bool
 jq_fetched_lose(Oid db, int64 id, JqFetchedLoss loss)
 {
@@ -349,7 +352,7 @@ jq_fetched_lose(Oid db, int64 id, JqFetchedLoss loss)
 	return true;
 }
 
-/* up to most ids of held claims of this session */
+/* up to most ids of held claims of this session; model: EXIT_LOSE */
 static int
 find_mine(int64 *ids, int most)
 {

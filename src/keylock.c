@@ -503,7 +503,8 @@ jq_keylock_wake(void)
  * in between.  So the locks of the lanes are taken first, in ascending order (the
  * one place where several lane locks are held), and if the waiters have changed
  * meanwhile, once more.  Where there are too many lanes for that, their order is
- * not kept.  everybody: they need not be able to take the key.
+ * not kept.  everybody: they need not be able to take the key (of suspects, all
+ * go on; model: TURN_GOES_ON).
  */
 static void
 advance(const JqKeyTag *tag, uint32 hash, JqMyKey *my, bool everybody)

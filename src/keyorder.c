@@ -275,7 +275,8 @@ jq_keylock_order_forget(Oid db, bool all)
 	jq_key_wake_tell();
 }
 
-/* the settings of a queue have changed: what waits may be free to go */
+/* the settings of a queue have changed: what waits may be free to go;
+ * model: SET_LOOK */
 void
 jq_keylock_settings_changed(Oid db)
 {

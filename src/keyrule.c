@@ -92,7 +92,8 @@ jq_key_closed(JqKey *k, const JqKeyRules *r, JqPos pos, TimestampTz now,
 		}
 		k->turn_ends = 0;
 	}
-	/* last: who waits for nothing else keeps others waiting */
+	/* last: who waits for nothing else keeps others waiting;
+	 * model: SHARED_LIMIT */
 	if (k->nholders > 0 && k->nholders >= Min(r->limit, k->limit))
 		return JQ_KEY_LIMIT;
 	return JQ_KEY_OPEN;
@@ -231,6 +232,7 @@ jq_key_unpark(JqKey *k, uint32 hash, bool all, TimestampTz now,
 	return chain;
 }
 
+/* model: UNPARK_NEXT */
 uint32
 jq_key_unpark_next(JqKey *k, uint32 hash, int lane, TimestampTz now,
 				   TimestampTz *until)

@@ -457,6 +457,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 			return accepted;
 		}
 		l = &jq_lanes[lane];
+		/* model: PUBLISH_FIRST */
 		for (; done < end; done++)
 		{
 			Offered offered = lane_offer(l, lane, &items[done]);

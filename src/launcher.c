@@ -785,7 +785,8 @@ start_workers(void)
 			}
 			if (!group_has_work(i))
 			{
-				/* publishers rely on the flag: look once more after it fell */
+				/* publishers rely on the flag: look once more after it fell;
+				 * model: WANTED_LOOK */
 				set_wanted(i, false);
 				if (!group_has_work(i))
 					continue;

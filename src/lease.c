@@ -181,6 +181,7 @@ restore(JqTable *t, const Lease *l)
 							  jq_unique_digest(digest, &row));
 }
 
+/* model: LEASES_FIRST */
 void
 jq_sched_read_leases(void)
 {

@@ -347,7 +347,8 @@ take_new(JqLimit *m, int queue_ix, int lane, JqPlace *place)
 			break;
 		if (waiting)
 			return false;
-		join(m, lane); /* a full barrier; and look once more */
+		/* a full barrier; and look once more; model: JOIN_LOOK */
+		join(m, lane);
 	}
 	leave(m, lane);
 	fill(m, queue_ix, place, false);
@@ -426,6 +427,7 @@ jq_limit_start(JqPlace *place)
 	jq_limit_wake();
 }
 
+/* model: GIVE_SERVES */
 void
 jq_limit_give(JqPlace *place)
 {

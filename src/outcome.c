@@ -159,7 +159,8 @@ end_failed(JqAttempt *volatile a, bool asked)
 	int code;
 	bool ordered = jq_attempt_is_ordered(a);
 
-	/* later ones of its key are to see what becomes of it */
+	/* later ones of its key are to see what becomes of it;
+	 * model: ORDER_FIRST, ORDER_RECORDED */
 	if (ordered)
 		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
 							   a->queue, a->job->pos, DT_NOEND);

@@ -703,6 +703,7 @@ attempt_it(JqAttempt *a)
 		 */
 		if (!jq_claim_take_turn(a->job))
 		{
+			/* model: TURN_FREES */
 			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 			jq_unique_let_go();
 			UnregisterSnapshot(snapshot);

@@ -285,6 +285,7 @@ settle_lost(void *arg)
 	HOLD_INTERRUPTS();
 	jq_sched_commit();
 	jq_fetched_recorded(MyDatabaseId, h->id);
+	/* model: DUE_AFTER */
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
 	jq_keylock_order_recorded_job(MyDatabaseId, h->id);

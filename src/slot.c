@@ -192,7 +192,7 @@ jq_slot_detach(void)
 	LWLockAcquire(jq_lock(JQ_LOCK_SLOT), LW_EXCLUSIVE);
 	if (s->generation == my_generation && s->pid == MyProcPid)
 	{
-		/* it may have been idle, and given one until now */
+		/* it may have been idle, and given one until now; model: EXIT_PLACE */
 		place = s->place;
 		s->place = JQ_NO_PLACE;
 		/* it could not connect */
@@ -218,6 +218,7 @@ jq_slot_ready(void)
 	LWLockRelease(jq_lock(JQ_LOCK_SLOT));
 }
 
+/* model: CALLED_AWAKE */
 bool
 jq_slot_set_idle(void)
 {
