@@ -14,6 +14,8 @@
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
 #   make model          check the model of the protocol (test/model, Spin)
 #   make lint           what static analyzers say (test/lint.sh)
+#   make fuzz           random input under sanitizers (SECONDS_EACH=60), then
+#                       random SQL for as long (SEED=n repeats its choices)
 #   make coverage       which lines the tests run (DIR= keeps the report)
 #   make format         clang-format all C files; format-check only looks
 #
@@ -129,6 +131,14 @@ model:
 lint:
 	@$(RUN_ENV) test/lint.sh
 
+SECONDS_EACH ?= 60
+
+fuzz:
+	@$(RUN_ENV) SECONDS_EACH='$(SECONDS_EACH)' WORK='$(WORK)' test/fuzz/run.sh
+	@$(RUN_ENV) SUITE=tap TESTS=056_fuzz KEEP='$(KEEP)' JQ_SEED='$(SEED)' \
+		JQ_SECONDS='$(SECONDS_EACH)' \
+		TAP_TIMEOUT=$$(($(SECONDS_EACH) * 3 + 900)) test/run.sh
+
 coverage:
 	@$(RUN_ENV) DIR='$(DIR)' SUITE='$(SUITE)' TESTS='$(TESTS)' test/coverage.sh
 
@@ -138,6 +148,6 @@ format:
 format-check:
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-.PHONY: demo test chaos test-versions test-assert bench model lint coverage format \
+.PHONY: demo test chaos test-versions test-assert bench model lint fuzz coverage format \
 	format-check FORCE
 FORCE:

@@ -187,6 +187,18 @@ SELECT jobqueue_complete(:id);
 SELECT jobqueue_unlock('mine');
 DROP SCHEMA regress_jq CASCADE;
 
+-- in a parallel query, of a queue of consumers
+SELECT jobqueue_grant('regress_jq_use', 'use');
+SELECT jobqueue_enqueue(NULL, queue => 'parallel') AS id \gset
+SELECT jobqueue_grant('regress_jq_use', 'consume', 'parallel');
+SET ROLE regress_jq_use;
+BEGIN;
+SELECT count(set_config(name, 'on', true)) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query');
+SELECT (jobqueue_queue_stats()).queue;
+COMMIT;
+RESET ROLE;
+SELECT jobqueue_cancel(:id);
+
 DROP PROCEDURE looks;
 DROP FUNCTION may;
 DROP VIEW objects;

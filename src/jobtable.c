@@ -879,8 +879,14 @@ void
 jq_owner_read(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values,
 			  const char *nulls)
 {
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetLatestSnapshot());
+	/* in a parallel query nothing newer may be seen, nor has anything been written */
+	if (IsInParallelMode())
+		PushActiveSnapshot(GetActiveSnapshot());
+	else
+	{
+		CommandCounterIncrement();
+		PushActiveSnapshot(GetLatestSnapshot());
+	}
 	(void) owner_execute(t, sql, nargs, types, values, nulls, true);
 	PopActiveSnapshot();
 }

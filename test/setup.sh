@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# setup.sh build|test|consumers|model|lint: sees to it that what is needed to
+# setup.sh build|test|consumers|model|lint|fuzz: sees to it that what is needed to
 # build (and test) is there. As root on a Debian-like system it installs what is missing, by
 # name; else it says what is missing and fails. Without "consumers" (drivers of
 # other languages, and a pooler) the tests run all the same, but for some.
@@ -48,6 +48,13 @@ look_consumers()
 		need PgBouncer pgbouncer
 }
 
+# Debian keeps libFuzzer and the sanitizers apart from clang.
+clang_runtime()
+{
+	apt-cache depends clang 2>/dev/null |
+		sed -n 's/.*Depends: clang-\([0-9][0-9]*\)$/libclang-rt-\1-dev/p' | head -n 1
+}
+
 look()
 {
 	local pg
@@ -71,6 +78,12 @@ look()
 		command -v cppcheck >/dev/null || need cppcheck cppcheck
 		command -v clang >/dev/null || need clang clang
 		command -v shellcheck >/dev/null || need shellcheck shellcheck
+	fi
+	if [ "$what" = fuzz ] && ! { command -v clang >/dev/null &&
+		echo 'int LLVMFuzzerTestOneInput(void *p, long n) { return p == 0 && n == 1; }' |
+		clang -fsanitize=fuzzer,address -x c -o /dev/null - 2>/dev/null; }; then
+		need "clang with libFuzzer and the sanitizers" clang
+		[ -z "$(clang_runtime)" ] || packages+=("$(clang_runtime)")
 	fi
 	command -v make >/dev/null || need make make
 	command -v gcc >/dev/null || command -v cc >/dev/null ||
