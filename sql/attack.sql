@@ -173,7 +173,7 @@ BEGIN
 		'unique_key => ''u'', unique_for => ''178000000 years''', 'unique_key => ''v'', unique_for => ''1 us''', 'unique_key => ''w'', unique_for => ''100 years -36600 days''',
 		'priority => 32768', 'priority => -32769', 'max_attempts => 0', 'max_attempts => 32768', 'key => ''''', 'key => repeat(''k'', 256)', 'queue => ''''', 'queue => repeat(''q'', 64)', 'queue => ''q"''',
 		'queue => E''q\n''', 'tags => ''{{a},{b}}''', 'tags => ''{NULL}''', 'after => ''{NULL}''', 'after => ''{9223372036854775807}''', 'after => ''{-1}''', 'after => ''{0}''',
-		'after => array_agg(1::bigint)'] LOOP
+		'after => array_agg(-1::bigint)'] LOOP
 		CALL regress_jq_mallory.attack('SELECT jobqueue_enqueue(''SELECT 1'', ' || s || ') > 0 AS id' || CASE WHEN s LIKE '%array_agg%' THEN ' FROM generate_series(1, 20000)' ELSE '' END);
 	END LOOP;
 	CALL regress_jq_mallory.attack('SELECT jobqueue_enqueue(''SELECT 1'', (repeat(''['', 6000) || repeat('']'', 6000))::jsonb) > 0 AS id');

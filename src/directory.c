@@ -585,6 +585,59 @@ found:
 	return i;
 }
 
+/* JQ_LOCK_DIR held exclusively: false: it is in use */
+static bool
+give_up(int ix)
+{
+	JqLane *l = &jq_lanes[ix];
+	bool done;
+
+	/* before it has gone: a new one must not think that it knows all */
+	jq_dir_see_again(l->dbix);
+	LWLockAcquire(jq_lane_lock(ix), LW_EXCLUSIVE);
+	done = lane_is_free(l);
+	if (done)
+	{
+		jq_lane_clear(ix, JQ_POS_NOTHING);
+		lane_remove(ix);
+	}
+	LWLockRelease(jq_lane_lock(ix));
+	return done;
+}
+
+bool
+jq_dir_make_place(Oid db, Oid role)
+{
+	int *count = palloc0(jq_shared->nlanes * sizeof(int)); /* of groups */
+	int greedy = -1;
+	int mine = 0;
+	bool done = false;
+	int i;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_EXCLUSIVE);
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqLane *l = &jq_lanes[i];
+
+		if (!OidIsValid(l->db))
+			continue;
+		count[l->group]++;
+		if (l->db == db && l->role == role)
+			mine++;
+		if (greedy < 0 || count[l->group] > count[greedy])
+			greedy = l->group;
+	}
+	/* who has one more would take it back */
+	if (greedy >= 0 && count[greedy] > mine + 1)
+		for (i = jq_shared->nlanes - 1; i >= 0 && !done; i--)
+			if (OidIsValid(jq_lanes[i].db) && jq_lanes[i].group == greedy &&
+				lane_is_free(&jq_lanes[i]))
+				done = give_up(i);
+	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	pfree(count);
+	return done;
+}
+
 /*
  * JQ_LOCK_DIR held: the lane with most entries, of the database or (InvalidOid)
  * of any; -1: there is none with so many.
@@ -626,16 +679,8 @@ jq_dir_give_up_lane(Oid db)
 		most = fullest_lane(db, 0);
 	if (most >= 0)
 	{
-		/* before it has gone: a new one must not think that it knows all */
 		dbix = jq_lanes[most].dbix;
-		jq_dir_see_again(dbix);
-		LWLockAcquire(jq_lane_lock(most), LW_EXCLUSIVE);
-		if (lane_is_free(&jq_lanes[most]))
-		{
-			jq_lane_clear(most, JQ_POS_NOTHING);
-			lane_remove(most);
-		}
-		LWLockRelease(jq_lane_lock(most));
+		(void) give_up(most);
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
 	if (dbix >= 0)

@@ -241,6 +241,13 @@ extern bool jq_dir_leave_unseen(int dbix, const char *queue);
  */
 extern bool jq_dir_give_up_lane(Oid db);
 
+/*
+ * There is no place for a lane of this role: take one, in the same way, from the
+ * (database, role) that has most of all, if that has two more at least.  So one
+ * that puts its jobs into very many queues does not keep others from work.
+ */
+extern bool jq_dir_make_place(Oid db, Oid role);
+
 /* lanes of a database; buf has room for jq_shared->nlanes */
 extern int jq_dir_lanes_of(Oid db, int *buf);
 extern int jq_dir_lanes_of_group(int group, int *buf, int max);

@@ -23,6 +23,7 @@
 #define COUNT_AT_ONCE 20000 /* rows counted in one go */
 /* rows of another home may come all the time: nine tenths of it are for others */
 #define COUNT_REST 10
+#define PLACES_AT_ONCE 64	  /* lanes taken from others in one discovery */
 #define VISITS_AT_ONCE 200000 /* rows passed over in one refill */
 
 /* --------------------------------------------------------------- discover */
@@ -56,6 +57,7 @@ jq_sched_discover(TimestampTz unused)
 	Oid owner;
 	bool complete = true;
 	bool first = true;
+	int tries = 0;
 
 	(void) unused;
 	if (t == NULL)
@@ -70,10 +72,13 @@ jq_sched_discover(TimestampTz unused)
 		if (jq_dir_lane(MyDatabaseId, owner, queue, false) >= 0)
 			continue;
 		/* no place for lanes whose entries are all dead: they may be many */
-		if (jq_lane_has_rows(t, queue, owner) &&
-			jq_dir_lane(MyDatabaseId, owner, queue, true) < 0 &&
-			!jq_dir_leave_unseen(jq_sched_dbix, queue))
-			complete = false;
+		if (!jq_lane_has_rows(t, queue, owner) ||
+			jq_dir_lane(MyDatabaseId, owner, queue, true) >= 0 ||
+			jq_dir_leave_unseen(jq_sched_dbix, queue))
+			continue;
+		if (tries++ < PLACES_AT_ONCE && jq_dir_make_place(MyDatabaseId, owner))
+			(void) jq_dir_lane(MyDatabaseId, owner, queue, true);
+		complete = false;
 	}
 	jq_sched_commit();
 	if (complete)
