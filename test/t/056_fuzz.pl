@@ -114,7 +114,8 @@ sub give_levels
 	$grants .= "SELECT jobqueue_grant('fz_$_', 'use');\n" foreach qw(use all writer victim), '';
 	$grants =~ s/'fz_'/'"fz ""é'' x"'/;
 	$grants .= "SELECT jobqueue_grant('fz_$_', '$_');\n" foreach qw(lock monitor admin);
-	$grants .= "SELECT jobqueue_grant('fz_all', '$_');\n" foreach qw(lock consume);
+	$grants .= "SELECT jobqueue_grant('fz_all', 'lock');\n";
+	$grants .= "SELECT jobqueue_grant('fz_all', 'consume', '$_');\n" foreach qw(default q1 q2 q3 q4);
 	$grants .= "SELECT jobqueue_grant('fz_consume', 'consume', '$_');\n" foreach qw(q1 q2);
 	$grants .= "SELECT jobqueue_grant('fz_all', 'use', NULL);\n";
 	sql($grants, db => $db);
@@ -659,7 +660,7 @@ sub log_findings
 		next if $line =~ $core || $line =~ /FATAL:  57P0[13]/;
 		# what users are told of what they ask for
 		next if $line =~ /client backend .*WARNING:/ && $line !~ /leak|still active|not closed|corrupt/;
-		next if $line =~ /WARNING:  (?:01000: this session has not locked|01000: skipping|01006|01007|42704: role|25P01|25001)/;
+		next if $line =~ /WARNING:  (?:01000: this session has not locked|01000: skipping|01000: service "[^"]*" has failed|01000: schedule|01006|01007|42704: role|25P01|25001)/;
 		my $what = $line;
 		$what =~ s/^.*?(WARNING|ERROR|FATAL|PANIC|TRAP)/$1/;
 		$what =~ s/\d+/N/g;
