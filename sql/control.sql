@@ -271,3 +271,4 @@ SELECT queue, ready, blocked, running FROM jobqueue_status WHERE queue IN ('stil
 SELECT jobqueue_cancel(:id), jobqueue_cancel(:other);
 SELECT queue, ready, blocked, running FROM jobqueue_status WHERE queue IN ('still', 'consumers') ORDER BY queue;
 SELECT jobqueue_resume('still');
+SELECT jobqueue_drop_queue('still');

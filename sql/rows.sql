@@ -86,6 +86,10 @@ REVOKE ALL ON SEQUENCE jobqueue_job_id_seq FROM regress_jq_writer;
 SET session_replication_role = replica;
 CALL raises($$ INSERT INTO jobqueue_job (command) VALUES ('no_such_function') $$);
 INSERT INTO jobqueue_job (command, args) VALUES ('note', '{"what": "replica"}');
+-- nor do schedules, whose jobs are written without another look
+CALL raises($$ INSERT INTO jobqueue_schedule (name, cron, kind, command, queue) VALUES ('long', '1 second', 's', 'SELECT 1', repeat('q', 64)) $$);
+CALL raises($$ INSERT INTO jobqueue_schedule (name, cron, kind, command, key) VALUES ('long', '1 second', 's', 'SELECT 1', repeat('k', 256)) $$);
+CALL raises($$ INSERT INTO jobqueue_schedule (name, cron, kind, command, key) VALUES ('long', '1 second', 's', 'SELECT 1', 'jobqueue_service:1') $$);
 RESET session_replication_role;
 SELECT jobqueue_resume();
 CALL drained();

@@ -709,6 +709,9 @@ jq_dir_lane(Oid db, Oid role, const char *queue, bool create)
 	if (last_lane >= 0 && last_key.db == db && last_key.role == role &&
 		strcmp(last_key.name, queue) == 0)
 		return last_lane;
+	/* no row should have such a name; the directory would find another lane */
+	if (strlen(queue) > JQ_QUEUE_NAME_MAX)
+		return -1;
 	LWLockAcquire(jq_lock(JQ_LOCK_DIR), LW_SHARED);
 	ix = dir_get(JQ_DIR_LANE, db, role, queue);
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));

@@ -156,6 +156,12 @@ check_values(HeapTuple tup, TupleDesc desc)
 		refuse("key", "that of a service, of a job of kind m");
 }
 
+void
+jq_row_check_schedule(HeapTuple tup, TupleDesc desc)
+{
+	check_values(tup, desc);
+}
+
 /*
  * A message stands in the line of its service, whoever wrote the row: so only
  * those may write one who could send it.

@@ -14,4 +14,7 @@ extern void jq_row_check_owner(Oid owner);
 extern HeapTuple jq_row_number(HeapTuple old, HeapTuple new, TupleDesc desc,
 							   JqTable *t);
 
+/* ERROR unless it could be what jobqueue_schedule() writes: queue and key */
+extern void jq_row_check_schedule(HeapTuple tup, TupleDesc desc);
+
 #endif /* JQ_ROWGUARD_H */

@@ -224,6 +224,8 @@ jq_schedule_trigger(PG_FUNCTION_ARGS)
 	if (update)
 		jq_row_check_owner(DatumGetObjectId(
 			SPI_getbinval(data->tg_trigtuple, desc, owner, &isnull)));
+	/* its jobs are not looked at once more */
+	jq_row_check_schedule(new, desc);
 	if (t != NULL)
 		new = jq_row_number(update ? data->tg_trigtuple : NULL, new, desc, t);
 	isnull = false;

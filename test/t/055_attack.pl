@@ -386,6 +386,14 @@ property 'a prepared transaction holds no key' => sub {
 	sql_error(q{BEGIN; SELECT jobqueue_lock('k'); PREPARE TRANSACTION 'p'}, role => 'mallory');
 	wait_for(q{SELECT count(*) = 0 FROM jobqueue_keys WHERE key = 'k'});
 	sql(q{ROLLBACK PREPARED 'p'}) if sql(q{SELECT count(*) FROM pg_prepared_xacts}) > 0;
+	# as many as she can get: there is room for the jobs of others
+	my $s = session(role => 'mallory');
+	$s->query_safe(q{DO $$ BEGIN PERFORM jobqueue_lock('k' || n) FROM generate_series(1, 100000) n; EXCEPTION WHEN OTHERS THEN END $$});
+	$s->query('SELECT jobqueue_lock(n::text) FROM generate_series(1, 100000) n');
+	sql_as('alice', q{SELECT jobqueue_enqueue('note', '{"what": "keyed"}', key => 'alice')});
+	wait_drained();
+	is(ran(), 'keyed', 'a job with a key runs');
+	forget();
 };
 
 property 'the server has not crashed in all this' => sub {
