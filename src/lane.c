@@ -292,6 +292,7 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 	uint32 before[JQ_LEVELS];
 	uint32 ix;
 	bool refill;
+	bool ask = false;
 	JqLane *l;
 	int dbix;
 
@@ -301,15 +302,22 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 	ix = lane_search(l, pos, before);
 	if (ix != JQ_NIL)
 	{
+		char key[JQ_KEY_MAX + 1];
+		int len = jq_entry_key(ix, key);
+		bool brought = JQ_ENTRY(ix)->flags & JQ_E_BROUGHT;
+
 		lane_unlink(l, ix);
 		jq_lane_drop(l, ix);
+		if (len > 0)
+			ask = jq_keylock_dropped(db, key, len, brought);
 	}
 	lane_check(l);
 	refill = ix != JQ_NIL && jq_lane_wants_refill(l);
 	dbix = l->dbix;
 	LWLockRelease(jq_lane_lock(lane));
-	if (refill)
-		jq_db_request(dbix, JQ_REQ_REFILL);
+	if (refill || ask)
+		jq_db_request(dbix,
+					  (refill ? JQ_REQ_REFILL : 0) | (ask ? JQ_REQ_KEYS : 0));
 }
 
 void
