@@ -101,7 +101,7 @@ jq_guc_define(void)
 	DefineCustomIntVariable("jobqueue.max_ready_jobs",
 							"Sets how many waiting jobs are kept in memory.",
 							"The others stay in the table until there is "
-							"room. One takes 229 bytes of shared memory.",
+							"room. One takes 232 bytes of shared memory.",
 							&jobqueue_max_ready_jobs, 100000, 64, 100000000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_lanes",
@@ -112,7 +112,7 @@ jq_guc_define(void)
 							0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_databases",
 							"Sets how many databases may use jobqueue.",
-							"One takes 728 bytes of shared memory.",
+							"One takes 752 bytes of shared memory.",
 							&jobqueue_max_databases, 256, 1, 65536,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("jobqueue.max_args_size",
