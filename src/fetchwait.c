@@ -117,7 +117,7 @@ put_job(JsonbParseState **state, const JqFetchRequest *r, const JqGiven *g)
 	put_key(state, "enqueued_at");
 	JsonEncodeDateTime(enqueued_at, JQ_ROW(row, JQ_COL_ENQUEUED_AT),
 					   TIMESTAMPTZOID, NULL);
-	put_string(state, WJB_VALUE, enqueued_at);
+	put_string(state, WJB_VALUE, pstrdup(enqueued_at));
 	put_key(state, "token");
 	put_string(state, WJB_VALUE,
 			   r->leased ? DatumGetCString(
