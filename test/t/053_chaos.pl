@@ -279,7 +279,8 @@ sub wait_up
 # the server cannot start before the last of its processes has gone
 sub kill_postmaster
 {
-	my @pids = split /\n/, `pgrep -P @{[ node()->{_pid} ]}`;
+	my $pid = node()->{_pid};
+	my @pids = ($pid, split /\n/, `pgrep -P $pid`);
 	my $end = time + 5;
 
 	node()->kill9;
@@ -295,6 +296,8 @@ sub start_again
 	{
 		die "the server does not start\n" if time > $end;
 		usleep(50_000);
+		# one that does not die at once may have been taken for the new one
+		node()->{_pid} = undef;
 	}
 }
 
@@ -654,7 +657,7 @@ sub read_log
 		# functions of the process expect that it did
 		$orphan{$_} = 1 foreach $text =~ /\[(\d+)\].*postmaster exited during a parallel transaction$/mg;
 		$text =~ s/^TRAP:(.*pgstat.*PID: (\d+)\))$/$orphan{$2} ? $1 : $&/gme;
-		$text =~ s/^.*\[(\d+)\] .*(?:LLVMJitContext in use count|AbortTransaction while in ABORT state).*\n/$orphan{$1} ? '' : $&/gme;
+		$text =~ s/^.*\[(\d+)\] .*(?:LLVMJitContext in use count|Abort(?:Sub)?Transaction while in ABORT state).*\n/$orphan{$1} ? '' : $&/gme;
 		# who finds no room for WAL ends, and the server starts anew
 		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device$/mg;
 		$text =~ s/PANIC(: .*No space left on device)$/panic$1/mg;
