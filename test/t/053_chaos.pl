@@ -350,6 +350,8 @@ sub promotion
 	my $new = PostgreSQL::Test::Cluster->new($name);
 	my @map = (@places ? ('-T', "$places[0]=$places[1]") : (), @wal ? ('--waldir', $wal[1]) : ());
 
+	# a process that is frozen may hold a lock that everybody needs
+	let_go();
 	if (@places)
 	{
 		system('rm', '-rf', $places[1]);
