@@ -46,7 +46,7 @@ SELECT why(:id);
 SELECT jobqueue_cancel(:id);
 -- the scheduler may have come first, or be about to cancel it
 SELECT jobqueue_enqueue('SELECT 1', expires_at => '2000-01-01') AS id \gset
-SELECT why(:id) ~ '^(expired at TIME, and will be cancelled|transaction \d+, which has not ended, changes or deletes its row|cancelled at TIME: expired)$' AS expired;
+SELECT why(:id) ~ '^(expired at TIME, and will be cancelled|held by a transaction in pid N that acts on it, since TIME|transaction \d+, which has not ended, changes or deletes its row|cancelled at TIME: expired)$' AS expired;
 SELECT jobqueue_cancel(:id) IS NOT NULL AS asked;
 SELECT jobqueue_enqueue('SELECT 1') AS id \gset
 UPDATE jobqueue_job SET home = home + 1 WHERE id = :id;

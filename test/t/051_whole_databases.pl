@@ -387,7 +387,8 @@ END
 	$round->('before');
 	sql('ALTER SCHEMA jq RENAME TO jq2', db => 'three');
 	$round->('renamed');
-	node()->restart('immediate');
+	node()->stop('immediate');
+	node()->start;
 	$s = session(db => 'three');
 	$round->('renamed, after a restart');
 	like(sql_error('ALTER EXTENSION jobqueue SET SCHEMA public', db => 'three'), qr/does not support SET SCHEMA/, 'SET SCHEMA');
