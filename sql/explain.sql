@@ -44,6 +44,15 @@ SELECT jobqueue_enqueue('SELECT 1/0', max_attempts => 2, run_at => '2999-01-01')
 UPDATE jobqueue_job SET attempt = 1, errors = '[{"error": "old"}, {"error": "no route to host"}]' WHERE id = :id;
 SELECT why(:id);
 SELECT jobqueue_cancel(:id);
+-- errors by hand
+SELECT jobqueue_enqueue('SELECT 1', max_attempts => 2, run_at => '2999-01-01', expires_at => '2999-01-02') AS id \gset
+UPDATE jobqueue_job SET attempt = 1, errors = '[]' WHERE id = :id;
+SELECT why(:id);
+UPDATE jobqueue_job SET errors = '["text"]' WHERE id = :id;
+SELECT why(:id);
+UPDATE jobqueue_job SET errors = '[{"error": 5}]' WHERE id = :id;
+SELECT why(:id);
+SELECT jobqueue_cancel(:id);
 -- the scheduler may have come first, or be about to cancel it
 SELECT jobqueue_enqueue('SELECT 1', expires_at => '2000-01-01') AS id \gset
 SELECT why(:id) ~ '^(expired at TIME, and will be cancelled|transaction \d+, which has not ended, changes or deletes its row|cancelled at TIME: expired)$' AS expired;
