@@ -169,6 +169,22 @@ CALL drained();
 SELECT command, state, result, errors->0->>'sqlstate' AS sqlstate, errors->0->>'error' AS error, errors->0->>'hint' AS hint
 FROM jobqueue_history WHERE queue = 'ends' ORDER BY id;
 
+-- what the look at enqueue cannot know: what the function has become
+SELECT jobqueue_quiesce();
+CREATE FUNCTION f_changes() RETURNS void LANGUAGE sql AS '';
+SELECT jobqueue_enqueue('f_changes', queue => 'changed', max_attempts => 1) > 0 AS id;
+-- twice, as texts are kept from the second time on; such a long one never
+SELECT jobqueue_enqueue('SELECT 1 /* ' || repeat('long ', 20000) || '*/', queue => 'long', keep => '1 day') > 0 AS id
+FROM generate_series(1, 3);
+DROP FUNCTION f_changes();
+CREATE FUNCTION f_changes() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+SELECT jobqueue_resume();
+CALL drained();
+SELECT left(command, 20) AS command, state, errors->0->>'sqlstate' AS sqlstate, errors->0->>'error' AS error, errors->0->>'hint' AS hint
+FROM jobqueue_history WHERE queue = 'changed' ORDER BY id;
+SELECT count(*), max(result::text) FROM jobqueue_history WHERE queue = 'long';
+DROP FUNCTION f_changes();
+
 DROP TABLE target, deferred;
 DROP FUNCTION before.f_none, "Odd schema"."F ""x""."(jsonb);
 DROP SCHEMA before, "Odd schema";
