@@ -279,11 +279,14 @@ delete_found(Locks *l, Found *f, bool wait)
 		bool done;
 
 		values[0] = PointerGetDatum(&l->slot->tts_tid);
+		/* a worker that is about to start a job has none */
+		PushActiveSnapshot(GetTransactionSnapshot());
 		jq_owner_begin(l->t, &state);
 		jq_owner_execute(l->t, "DELETE FROM %s.jobqueue_unique WHERE ctid = $1",
 						 1, types, values, NULL);
 		done = SPI_processed == 1;
 		jq_owner_end(&state);
+		PopActiveSnapshot();
 		return done;
 	}
 	/* while the page is pinned nothing else can come to its place */
@@ -306,10 +309,12 @@ insert_by_sql(JqTable *t, Datum *values, bool *nulls)
 
 	for (i = 0; i < NCOLS; i++)
 		flags[i] = nulls[i] ? 'n' : ' ';
+	PushActiveSnapshot(GetTransactionSnapshot());
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t, sql, NCOLS, types, values, flags);
 	done = SPI_processed == 1;
 	jq_owner_end(&state);
+	PopActiveSnapshot();
 	return done;
 }
 

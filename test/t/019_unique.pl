@@ -506,6 +506,17 @@ END
 	wait_drained();
 	is(ran(), 'three', 'it ran');
 	no_locks();
+	# locks that are let go of, and taken, when the job starts
+	sql(q{SELECT jobqueue_pause('p')});
+	enqueue('note', what => 'four', queue => 'p', unique_key => 'y', unique_until => 'executing');
+	my $later = enqueue('note', what => 'five', queue => 'p', unique_key => 'y', unique_until => 'executing', on_conflict => 'reschedule');
+	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $later"), 'scheduled', 'it waits for its lock');
+	sql(q{SELECT jobqueue_resume('p')});
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'four'});
+	sql(q{SELECT jobqueue_reschedule_where(NULL, 'scheduled', NULL, NULL, true)});
+	wait_drained();
+	is(ran(), 'three four five', 'they ran, too');
+	no_locks();
 	sql('DROP TRIGGER mine ON jobqueue_job; DROP INDEX mine; DROP TABLE log; DROP FUNCTION logged; DELETE FROM jobqueue_archive');
 	unique('executing', 'skip', what => 'plain again');
 	wait_drained();
