@@ -142,6 +142,7 @@ RESET ROLE;
 CALL wait_until($$ (SELECT sum(blocked) = 3 FROM jobqueue_status WHERE queue = 'default') $$);
 SET ROLE regress_jq_explain;
 SELECT why(:c) AS c;
+SELECT key, pid = pg_backend_pid() AS mine FROM jobqueue_keys ORDER BY key;
 RESET ROLE;
 SELECT jobqueue_cancel(:mine);
 SELECT why(:mine) AS mine;
