@@ -135,12 +135,14 @@ SELECT why(:leased) AS leased, why(:mine) AS mine;
 SELECT jobqueue_enqueue('SELECT 1', key => 'user:43') AS a, jobqueue_enqueue('SELECT 1', key => 'user:44') AS b \gset
 CALL wait_until($$ (SELECT sum(blocked) = 2 FROM jobqueue_status WHERE queue = 'default') $$);
 SELECT why(:a) AS a, why(:b) AS b;
+SELECT key, pid = pg_backend_pid() AS mine, waiting FROM jobqueue_keys WHERE key IN ('user:43', 'user:44') ORDER BY key;
 SET ROLE regress_jq_explain;
 SELECT jobqueue_enqueue('SELECT 1', key => 'user:44', priority => -1) AS c \gset
 RESET ROLE;
 CALL wait_until($$ (SELECT sum(blocked) = 3 FROM jobqueue_status WHERE queue = 'default') $$);
 SET ROLE regress_jq_explain;
 SELECT why(:c) AS c;
+SELECT key, pid = pg_backend_pid() AS mine FROM jobqueue_keys ORDER BY key;
 RESET ROLE;
 SELECT jobqueue_cancel(:mine);
 SELECT why(:mine) AS mine;

@@ -223,7 +223,7 @@ static bool
 element(Parser *s, const Field *f, JqCron *cron, uint64 *set)
 {
 	const char *start = s->p;
-	int first, last, by, i;
+	int first = f->min, last, by, i;
 
 	if (f == &fields[CRON_DAY] && (*s->p == 'L' || *s->p == 'l'))
 	{
@@ -278,6 +278,7 @@ element(Parser *s, const Field *f, JqCron *cron, uint64 *set)
 	}
 	if (!step(s, f, &by))
 		return false;
+	Assert(first >= 0 && last < 64 && by > 0);
 	for (i = first; i <= last; i += by)
 		*set |= UINT64CONST(1) << (f == &fields[CRON_WEEKDAY] ? i % 7 : i);
 	return true;

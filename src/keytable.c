@@ -320,6 +320,8 @@ jq_key_remove_holder(JqKey *k, const JqMyKey *my)
 		/* the next one takes its place */
 		uint32 next = h->next;
 
+		/* no place of the pool is at NULL
+		 * NOLINTNEXTLINE(clang-analyzer-core.NullDereference) */
 		*h = *JQ_HOLDER(next);
 		jq_pool_give_back(next);
 	}

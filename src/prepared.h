@@ -46,6 +46,7 @@ typedef struct JqPrepared
 	bool schedules;	 /* were made or changed */
 	bool after;		 /* jobs wait for others, or have ended */
 	bool databases;	 /* have come, or changed */
+	bool created;	 /* the extension */
 	int nlanes;
 	JqPreparedLane lanes[JQ_PREPARED_LANES];
 	int nquotas;

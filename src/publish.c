@@ -107,6 +107,7 @@ static JqRecycle *recycle;
 static int nrecycle;
 static int maxrecycle;
 static bool databases; /* some have come, or changed */
+static int created;	   /* nesting level at which the extension was, or 0 */
 static bool registered;
 static bool committed; /* push at the next AFTER_LOCKS */
 static char prepare_gid[256];
@@ -173,6 +174,7 @@ forget_all(void)
 	recycle = NULL;
 	nrecycle = maxrecycle = 0;
 	databases = false;
+	created = 0;
 	count_anew = false;
 	waiting_first = waiting_last = 0;
 	nended = 0;
@@ -463,6 +465,18 @@ jq_publish_databases(void)
 	databases = true;
 }
 
+/*
+ * The extension has been created: what memory still has of one that was here
+ * before, and may have gone unseen, must not meet its jobs, which begin again
+ * with the same numbers.
+ */
+void
+jq_publish_created(void)
+{
+	enter_level();
+	created = GetCurrentTransactionNestLevel();
+}
+
 void
 jq_publish_settings(const JqQueueRow *row)
 {
@@ -661,6 +675,18 @@ push_all(void)
 		jq_db_request(dbix, JQ_REQ_COUNT);
 }
 
+/* nobody else has a job of the extension that was created yet */
+static void
+forget_former(void)
+{
+	int dbix = jq_dir_db(MyDatabaseId, false);
+
+	if (dbix < 0)
+		return;
+	jq_dir_purge_db(MyDatabaseId);
+	jq_db_request(dbix, JQ_REQ_SETTINGS | JQ_REQ_LEASES);
+}
+
 /* the rows are where they are now: who waits, and for whom? */
 static void
 push_after(void)
@@ -749,6 +775,7 @@ prepare(void)
 	p.after = waiting_first != 0 || nended > 0 || after_unknown || deleted;
 	p.schedules = first_schedule != 0 && first_schedule != DT_NOEND;
 	p.databases = databases;
+	p.created = created > 0;
 	p.nrecycle = nrecycle <= JQ_PREPARED_RECYCLE ? nrecycle : 1; /* all */
 	for (i = 0; i < nrecycle && nrecycle <= JQ_PREPARED_RECYCLE; i++)
 		p.recycle[i] = recycle[i];
@@ -806,6 +833,8 @@ jq_publish_prepared(const JqPrepared *p)
 
 	for (i = 0; i < p->nrecycle; i++)
 		(void) jq_slot_stop_idle(p->recycle[i].db, p->recycle[i].role);
+	if (p->created)
+		forget_former();
 	if (p->databases)
 		jq_db_scan_wanted();
 	if (p->after && !p->all)
@@ -950,6 +979,10 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 	(void) arg;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 		jq_bookkeeping = false;
+	if (created >= nest && event == SUBXACT_EVENT_COMMIT_SUB)
+		created = nest - 1;
+	else if (created >= nest && event == SUBXACT_EVENT_ABORT_SUB)
+		created = 0;
 	if (nlevels == 0)
 		return;
 	top = &levels[nlevels - 1];
@@ -985,6 +1018,8 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 		return;
 	committed = false;
 	JQ_PAUSE("enqueue-before-publish");
+	if (created > 0)
+		forget_former();
 	let_go(0, 0, false);
 	for (i = 0; i < nrecycle; i++)
 		jq_slot_stop_idle(recycle[i].db, recycle[i].role);

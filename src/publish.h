@@ -73,6 +73,8 @@ extern void jq_publish_forget(Oid db);
 extern void jq_publish_recycle(Oid db, Oid role);
 /* databases have come, or take connections again: the launcher is to look */
 extern void jq_publish_databases(void);
+/* CREATE EXTENSION has made it */
+extern void jq_publish_created(void);
 
 /* was this job enqueued by the transaction that is still open? */
 extern bool jq_publish_is_mine(int64 id);

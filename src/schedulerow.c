@@ -64,10 +64,12 @@ jq_schedule_of_row(int n, MemoryContext context, JqSchedule *s)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	bool isnull;
+	Datum tid = column(n, 1, context, &isnull);
 	int i;
 
+	Assert(!isnull && tid != (Datum) 0);
 	memset(s, 0, sizeof(*s));
-	s->tid = *(ItemPointer) DatumGetPointer(column(n, 1, context, &isnull));
+	s->tid = *(ItemPointer) DatumGetPointer(tid);
 	s->id = DatumGetInt64(column(n, 2, context, &isnull));
 	s->name = TextDatumGetCString(column(n, 3, context, &isnull));
 	s->owner = DatumGetObjectId(column(n, 4, context, &isnull));

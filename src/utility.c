@@ -25,6 +25,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "commands/extension.h"
 #include "compat.h"
 #include "database.h"
 #include "executor/spi.h"
@@ -326,6 +327,9 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	bool updates =
 		IsA(stmt, AlterExtensionStmt) &&
 		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0;
+	bool creates =
+		IsA(stmt, CreateExtensionStmt) &&
+		strcmp(((CreateExtensionStmt *) stmt)->extname, "jobqueue") == 0;
 	List *volatile members = NIL;
 	volatile Oid db;
 
@@ -375,6 +379,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	db = RecoveryInProgress() ? InvalidOid : database_to_leave(stmt);
 	if (updates)
 		members = jq_grant_members();
+	creates = creates && !OidIsValid(get_extension_oid("jobqueue", true));
 	/* one's own can be copied, and nothing else */
 	if (OidIsValid(db) && (db != MyDatabaseId || IsA(stmt, CreatedbStmt)))
 		dbix = jq_db_leave(db);
@@ -433,6 +438,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		jq_publish_recycle(
 			get_database_oid(((AlterDatabaseStmt *) stmt)->dbname, false),
 			InvalidOid);
+	if (creates)
+		jq_publish_created();
 	if (updates)
 	{
 		CommandCounterIncrement();

@@ -142,6 +142,15 @@ property 'ALTER DATABASE RENAME beside idle workers' => sub {
 	is(ran(db => 'renamed'), 'after', 'jobs run after it');
 };
 
+property 'ALTER DATABASE SET TABLESPACE beside idle workers' => sub {
+	warm_up('renamed');
+	is(sql_error('ALTER DATABASE renamed SET TABLESPACE pg_default'), '', 'done');
+	forget(db => 'renamed');
+	enqueue('note', what => 'after', db => 'renamed');
+	wait_drained(db => 'renamed');
+	is(ran(db => 'renamed'), 'after', 'jobs run after it');
+};
+
 property 'DROP DATABASE beside idle workers' => sub {
 	warm_up('renamed');
 	is(sql_error('DROP DATABASE renamed', role => 'owner'), '', 'dropped');
@@ -169,13 +178,16 @@ property 'DROP DATABASE beside a running job' => sub {
 property 'DROP and CREATE EXTENSION beside idle workers' => sub {
 	warm_up('two');
 	enqueue('note', what => 'never', run_at => 'tomorrow', db => 'two');
+	# what a consumer has goes, too, and with it the key
+	sql("SELECT jobqueue_enqueue(NULL, queue => 'leased', key => 'leased')", db => 'two');
+	is(sql("SELECT count(*) FROM jobqueue_fetch('leased', wait => '1 min', lease => '1 hour')", db => 'two'), 1, 'leased');
 	sql('DROP EXTENSION jobqueue CASCADE', db => 'two');
 	is(sql("SELECT count(*) FROM pg_class WHERE relname LIKE 'jobqueue%'", db => 'two'),
 		0, 'nothing is left');
 	like(sql_error("SELECT jobqueue_enqueue('note')", db => 'two'), qr/does not exist/, 'gone');
 	sql('CREATE EXTENSION jobqueue SCHEMA jq', db => 'two');
 	sql("SELECT jobqueue_grant('owner', 'use')", db => 'two');
-	enqueue('note', what => 'again', db => 'two');
+	enqueue('note', what => 'again', key => 'leased', db => 'two');
 	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'again'}, 't', 'two');
 	wait_drained(db => 'two');
 	pass('jobs run again');
