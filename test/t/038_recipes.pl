@@ -44,7 +44,8 @@ sub read_recipes
 	return %blocks;
 }
 
-# without blank lines, and blanks at the end
+# Without blank lines, and blanks at the end. Which id a message to a service gets
+# depends on what the service has sent by then.
 sub squeezed
 {
 	my ($text) = @_;
@@ -52,6 +53,7 @@ sub squeezed
 	$text =~ s/[ \t]+$//mg;
 	$text =~ s/\n+/\n/g;
 	$text =~ s/^\n//;
+	$text =~ s/^( message\n-+\n) +\d+$/$1 N/m;
 	return $text;
 }
 
