@@ -94,16 +94,20 @@ SELECT count(jobqueue_enqueue(c, '1', queue => 'outside', key => 'in order', kee
 FROM unnest(ARRAY['VACUUM target', 'VACUUM (ANALYZE) target;', 'CREATE INDEX CONCURRENTLY target_a ON target (a)',
 	'REINDEX INDEX CONCURRENTLY target_a', 'DROP INDEX CONCURRENTLY target_a',
 	'CALL p_commits($1)', 'CALL p_fails()', 'VACUUM no_such_table']) c;
-SELECT jobqueue_enqueue(c, queue => 'outside', keep => '1 day') > 0 AS inside
+SELECT jobqueue_enqueue(c, queue => 'outside', key => 'in order', keep => '1 day') > 0 AS inside
 FROM unnest(ARRAY['ANALYZE target', 'REINDEX (CONCURRENTLY off) TABLE target']) c;
 CALL raises($$ SELECT jobqueue_enqueue('REINDEX (CONCURRENTLY maybe) TABLE target') $$);
 CALL drained();
 SELECT command, state, max_attempts, errors->0->>'error' AS error FROM jobqueue_jobs WHERE queue = 'outside' ORDER BY id;
 SELECT * FROM left_behind() AS what;
 -- which statements those are
+CREATE TABLE parted (a int) PARTITION BY RANGE (a);
+CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (10);
+CREATE INDEX parted_a ON parted (a);
 SELECT count(jobqueue_enqueue(c, queue => 'statements', run_at => 'tomorrow'))
 FROM unnest(ARRAY['CLUSTER;', 'CLUSTER target USING target_a', 'REINDEX SCHEMA public', 'REINDEX TABLE target',
-	'REINDEX (VERBOSE) INDEX target_a', 'ALTER TABLE target DETACH PARTITION part CONCURRENTLY',
+	'REINDEX TABLE parted', 'REINDEX INDEX public.parted_a', 'REINDEX INDEX parted_1_a_idx', 'CLUSTER parted USING parted_a',
+	'CLUSTER nowhere.parted USING parted_a', 'REINDEX TABLE nowhere', 'REINDEX (VERBOSE) INDEX target_a', 'ALTER TABLE target DETACH PARTITION part CONCURRENTLY',
 	'ALTER TABLE target DETACH PARTITION part', 'ALTER TABLE target ADD b int', 'ALTER DATABASE d SET TABLESPACE pg_default',
 	'ALTER DATABASE d CONNECTION LIMIT 1', 'ALTER SYSTEM RESET work_mem', 'CREATE DATABASE d', 'DROP DATABASE d',
 	'CREATE TABLESPACE t LOCATION ''/''', 'DROP TABLESPACE t', 'CREATE SUBSCRIPTION s CONNECTION '''' PUBLICATION p',
@@ -111,6 +115,20 @@ FROM unnest(ARRAY['CLUSTER;', 'CLUSTER target USING target_a', 'REINDEX SCHEMA p
 SELECT CASE max_attempts WHEN 1 THEN 'outside' ELSE 'in a block' END AS runs, command
 FROM jobqueue_jobs WHERE queue = 'statements' ORDER BY id;
 DELETE FROM jobqueue_job WHERE queue = 'statements';
+-- of partitioned tables each partition has a transaction of its own; later it may be another table
+SELECT count(jobqueue_enqueue(c, queue => 'parted', key => 'in order')) FROM unnest(ARRAY['REINDEX TABLE parted', 'REINDEX INDEX parted_a']) c;
+CALL drained();
+DROP TABLE parted;
+CREATE TABLE parted (a int);
+CREATE INDEX parted_a ON parted (a);
+SELECT jobqueue_enqueue('REINDEX TABLE parted', queue => 'parted', key => 'in order', run_at => 'tomorrow') > 0 AS id;
+SELECT jobqueue_enqueue('CLUSTER parted USING parted_a', queue => 'parted', key => 'in order', run_at => 'tomorrow') > 0 AS id;
+SELECT CASE max_attempts WHEN 1 THEN 'outside' ELSE 'in a block' END AS runs, command FROM jobqueue_jobs WHERE queue = 'parted' AND state = 'scheduled' ORDER BY id;
+-- also by hand, whatever the table is
+UPDATE jobqueue_job SET kind = 'x', run_at = now() WHERE queue = 'parted';
+CALL drained();
+SELECT outcome, error FROM jobqueue_recent WHERE queue = 'parted' ORDER BY id;
+DROP TABLE parted;
 -- a CALL among others is in their transaction, and may not commit
 SELECT jobqueue_enqueue('CALL p_commits($1); SELECT 1', '1', queue => 'outside', max_attempts => 1) > 0 AS id;
 CALL drained();
@@ -150,6 +168,22 @@ SELECT jobqueue_resume();
 CALL drained();
 SELECT command, state, result, errors->0->>'sqlstate' AS sqlstate, errors->0->>'error' AS error, errors->0->>'hint' AS hint
 FROM jobqueue_history WHERE queue = 'ends' ORDER BY id;
+
+-- what the look at enqueue cannot know: what the function has become
+SELECT jobqueue_quiesce();
+CREATE FUNCTION f_changes() RETURNS void LANGUAGE sql AS '';
+SELECT jobqueue_enqueue('f_changes', queue => 'changed', max_attempts => 1) > 0 AS id;
+-- twice, as texts are kept from the second time on; such a long one never
+SELECT jobqueue_enqueue('SELECT 1 /* ' || repeat('long ', 20000) || '*/', queue => 'long', keep => '1 day') > 0 AS id
+FROM generate_series(1, 3);
+DROP FUNCTION f_changes();
+CREATE FUNCTION f_changes() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+SELECT jobqueue_resume();
+CALL drained();
+SELECT left(command, 20) AS command, state, errors->0->>'sqlstate' AS sqlstate, errors->0->>'error' AS error, errors->0->>'hint' AS hint
+FROM jobqueue_history WHERE queue = 'changed' ORDER BY id;
+SELECT count(*), max(result::text) FROM jobqueue_history WHERE queue = 'long';
+DROP FUNCTION f_changes();
 
 DROP TABLE target, deferred;
 DROP FUNCTION before.f_none, "Odd schema"."F ""x""."(jsonb);

@@ -243,6 +243,12 @@ SELECT * FROM left_behind() AS what;
 SELECT state FROM jobqueue_jobs WHERE id = :later;
 SELECT jobqueue_cancel(:later);
 
+-- a cancelled one of another home is held when it comes back
+UPDATE jobqueue_archive SET home = 1 WHERE id = :later;
+SELECT jobqueue_retry(:later);
+SELECT state FROM jobqueue_jobs WHERE id = :later;
+SELECT jobqueue_cancel(:later);
+
 CALL drained();
 DROP PROCEDURE raises_for;
 DROP FUNCTION outcome, hangs, cancels_itself, once_bad, tells, runs;

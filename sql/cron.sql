@@ -48,7 +48,7 @@ SELECT cron, wrong(cron) FROM unnest(ARRAY[
 	'* * L-31 * *', '* * L- * *', '* L * * *', '* * Lx * *', '* * * * L', '* * * * 5L-6', '0 0 30 2 *', '0 0 31 4,6,9,11 *',
 	'0 0 30,31 feb *', '@reboot', '@', '@daily 5', '@täglich', 'ü * * * *', '15', '15 parsecs', '15 ms', '1 month', '2 years', '0 seconds',
 	'1.5 hours', '1 hour 30', '-5 minutes', '5 minutes ago', '5:7', '1:00:61', '5300 weeks', '4000000000 weeks',
-	'1 week x']) WITH ORDINALITY AS x (cron, n)
+	'1 week x', '1 day 5 /', '5000 weeks 5000 weeks 1 x']) WITH ORDINALITY AS x (cron, n)
 ORDER BY n;
 -- long numbers are what they say
 SELECT wrong('99999999999 seconds'), wrong('18446744073709551617 seconds');
@@ -88,6 +88,9 @@ SELECT jobqueue_cron_next('0 0 29 feb */7', '2024-03-01', 'UTC', 2);
 SELECT jobqueue_cron_next('0 0 1 1 *', '294275-06-01', 'UTC', 9);
 SELECT jobqueue_cron_next('5000 weeks', '294100-01-01', 'UTC', 9);
 SELECT jobqueue_cron_next('@yearly', '4713-01-01 BC', 'UTC');
+-- parts of a second, before 2000 and after
+SELECT jobqueue_cron_next('* * * * * *', t::timestamptz, 'UTC')
+FROM unnest('{1999-12-31 23:59:58.5,1999-12-31 23:59:59.999999,2000-01-01 00:00:00.5}'::text[]) t;
 
 -- the same as minute by minute, second by second, day by day with PostgreSQL's arithmetic
 SELECT setseed(0.5);

@@ -44,6 +44,15 @@ SELECT jobqueue_enqueue('SELECT 1/0', max_attempts => 2, run_at => '2999-01-01')
 UPDATE jobqueue_job SET attempt = 1, errors = '[{"error": "old"}, {"error": "no route to host"}]' WHERE id = :id;
 SELECT why(:id);
 SELECT jobqueue_cancel(:id);
+-- errors by hand
+SELECT jobqueue_enqueue('SELECT 1', max_attempts => 2, run_at => '2999-01-01', expires_at => '2999-01-02') AS id \gset
+UPDATE jobqueue_job SET attempt = 1, errors = '[]' WHERE id = :id;
+SELECT why(:id);
+UPDATE jobqueue_job SET errors = '["text"]' WHERE id = :id;
+SELECT why(:id);
+UPDATE jobqueue_job SET errors = '[{"error": 5}]' WHERE id = :id;
+SELECT why(:id);
+SELECT jobqueue_cancel(:id);
 -- the scheduler may have come first, or be about to cancel it
 SELECT jobqueue_enqueue('SELECT 1', expires_at => '2000-01-01') AS id \gset
 SELECT why(:id) ~ '^(expired at TIME, and will be cancelled|held by a transaction in pid N that acts on it, since TIME|transaction \d+, which has not ended, changes or deletes its row|cancelled at TIME: expired)$' AS expired;
@@ -106,6 +115,37 @@ SELECT why(:id);
 SELECT why(:runs);
 RESET ROLE;
 SELECT pg_advisory_unlock(4712);
+CALL drained();
+
+-- it waits for others
+SELECT array_agg(jobqueue_enqueue('SELECT 1', run_at => '2999-01-01', tags => '{first}') ORDER BY i) AS ids FROM generate_series(1, 12) i \gset
+SELECT jobqueue_enqueue('SELECT 1', after => (:'ids'::bigint[])[1:1]) AS one, jobqueue_enqueue('SELECT 1', after => (:'ids'::bigint[])[1:3]) AS three,
+	jobqueue_enqueue('SELECT 1', after => :'ids') AS many \gset
+SELECT why(:one) AS one, jobqueue_explain(:three) = 'waits for 3 jobs: ' || array_to_string(ids[1:3], ', ') AS three,
+	jobqueue_explain(:many) = 'waits for 12 jobs: ' || array_to_string(ids[1:3], ', ') || ', ...' AS many
+FROM (SELECT :'ids'::bigint[]) x (ids);
+SELECT jobqueue_cancel_where(NULL, NULL, 'first');
+CALL drained();
+-- a consumer has it, another one waits for its key
+SELECT jobqueue_enqueue(NULL, queue => 'fetched', key => 'user:43') AS leased \gset
+SELECT token FROM jobqueue_fetch('fetched', wait => '1 min', lease => '1 hour') \gset
+SELECT jobqueue_enqueue(NULL, queue => 'fetched', key => 'user:44') AS mine \gset
+SELECT count(*) FROM jobqueue_fetch('fetched', wait => '1 min');
+SELECT why(:leased) AS leased, why(:mine) AS mine;
+SELECT jobqueue_enqueue('SELECT 1', key => 'user:43') AS a, jobqueue_enqueue('SELECT 1', key => 'user:44') AS b \gset
+CALL wait_until($$ (SELECT sum(blocked) = 2 FROM jobqueue_status WHERE queue = 'default') $$);
+SELECT why(:a) AS a, why(:b) AS b;
+SET ROLE regress_jq_explain;
+SELECT jobqueue_enqueue('SELECT 1', key => 'user:44', priority => -1) AS c \gset
+RESET ROLE;
+CALL wait_until($$ (SELECT sum(blocked) = 3 FROM jobqueue_status WHERE queue = 'default') $$);
+SET ROLE regress_jq_explain;
+SELECT why(:c) AS c;
+RESET ROLE;
+SELECT jobqueue_cancel(:mine);
+SELECT why(:mine) AS mine;
+SELECT jobqueue_complete(:leased, token => :'token');
+CALL raises(format('DO $x$ BEGIN PERFORM jobqueue_release(%s); EXCEPTION WHEN query_canceled THEN NULL; END $x$', :mine));
 CALL drained();
 
 -- reads, at every level of isolation

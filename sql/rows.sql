@@ -37,6 +37,24 @@ CALL raises($$ INSERT INTO jobqueue_job (command, key) VALUES ('note', '') $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, key) VALUES ('note', repeat('k', 256)) $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES ('SELECT 1', 'q') $$);
 CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES ('SELECT 1', '') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES ('SELECT 1', 'n') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES (NULL, 's') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES ('note', 'f') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, kind) VALUES ('VACUUM', 's') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, attempt) VALUES ('note', -1) $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, max_attempts) VALUES ('note', 0) $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, errors) VALUES ('note', '{}') $$);
+CALL raises($$ INSERT INTO jobqueue_job (command, unique_key, unique_until, on_conflict) VALUES ('note', repeat('k', 256), 'e', 's') $$);
+INSERT INTO jobqueue_job (command, owner) VALUES ('note', NULL);
+INSERT INTO jobqueue_job (command, priority) VALUES ('note', NULL);
+-- for a consumer, and one that is not started in time
+INSERT INTO jobqueue_job (command, args, queue) VALUES (NULL, '{"what": "fetched"}', 'by_hand');
+SELECT id, args, key FROM jobqueue_fetch('by_hand', wait => '1 min') \gset
+SELECT :'args' AS args, jobqueue_complete(:id);
+INSERT INTO jobqueue_job (command, args, run_at, expires_at)
+VALUES ('note', '{"what": "too late"}', clock_timestamp() + interval '1 hour', clock_timestamp() + interval '10 ms');
+CALL drained();
+SELECT args, state, reason FROM jobqueue_history WHERE args->>'what' = 'too late';
 CALL raises($$ SELECT jobqueue_job_trigger() $$);
 -- changed while it waits: it runs as it is then
 SELECT jobqueue_quiesce();

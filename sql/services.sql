@@ -283,6 +283,19 @@ SELECT regexp_replace(last_error, '\d+', 'N') AS last_error FROM jobqueue_servic
 SELECT jobqueue_send('asks', '{"self": "asks"}') > 0 AS id;
 CALL drained();
 SELECT regexp_replace(last_error, '\d+', 'N') AS last_error FROM jobqueue_services WHERE name = 'asks';
+-- a strict handler is not called without a message, which only a row by hand can be;
+-- one that has become something else, and one that one may not call
+CREATE FUNCTION strict_one(state jsonb, message jsonb) RETURNS jsonb STRICT LANGUAGE sql AS $$ SELECT state $$;
+SELECT jobqueue_start_service('strict', 'strict_one', '{"n": 1}', 'transient', max_restarts => 10) > 0 AS id;
+INSERT INTO jobqueue_job (kind, command, key) SELECT 'm', 'strict', 'jobqueue_service:' || id FROM jobqueue_service WHERE name = 'strict';
+CALL drained();
+SELECT state, last_error FROM jobqueue_services WHERE name = 'strict';
+DROP FUNCTION strict_one;
+CREATE FUNCTION strict_one(state jsonb, message jsonb) RETURNS text LANGUAGE sql AS $$ SELECT '' $$;
+SELECT jobqueue_send('strict', '{}') > 0 AS id;
+CALL drained();
+SELECT state, last_error FROM jobqueue_services WHERE name = 'strict';
+DROP FUNCTION strict_one;
 -- keys of services are not for users
 CALL raises($$SELECT jobqueue_enqueue('SELECT 1', key => 'jobqueue_service:1')$$);
 CALL raises($$INSERT INTO jobqueue_job (command, key) VALUES ('SELECT 1', 'jobqueue_service:1')$$);
@@ -290,6 +303,7 @@ CALL raises($$INSERT INTO jobqueue_job (command, key) VALUES ('SELECT 1', 'jobqu
 CREATE ROLE regress_jq_owner;
 CREATE ROLE regress_jq_other;
 SELECT jobqueue_grant('regress_jq_owner', 'use'), jobqueue_grant('regress_jq_other', 'use');
+REVOKE EXECUTE ON FUNCTION counter FROM PUBLIC;
 CREATE FUNCTION who(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT to_jsonb(current_user::text) $$;
 SET ROLE regress_jq_owner;
 SELECT jobqueue_start_service('mine', 'who', '{}') > 0 AS id;
@@ -298,6 +312,7 @@ SELECT name FROM jobqueue_services;
 SET ROLE regress_jq_other;
 CALL raises($$SELECT jobqueue_send('mine', '{}')$$);
 CALL raises($$SELECT jobqueue_start_service('mine', 'who', '{}')$$);
+CALL raises($$SELECT jobqueue_start_service('other', 'counter', '{}')$$);
 CALL raises($$SELECT jobqueue_stop_service('mine')$$);
 CALL raises($$SELECT jobqueue_service_state('mine')$$);
 CALL raises($$SELECT jobqueue_whereis_service('mine')$$);

@@ -196,3 +196,19 @@ CALL drained();
 SELECT left_behind();
 SELECT jobqueue_purge('s', NULL);
 SELECT jobqueue_drop_queue('s');
+-- none of the settings that are to be captured has a value
+SET jobqueue.capture_settings = 'regress.nobody, regress.none';
+SELECT jobqueue_enqueue('SELECT 1', run_at => '2999-01-01') AS id \gset
+SELECT settings FROM jobqueue_job WHERE id = :id;
+RESET jobqueue.capture_settings;
+SELECT jobqueue_cancel(:id);
+-- each commit flushed at once
+ALTER SYSTEM SET jobqueue.flush_interval = 0;
+SELECT pg_reload_conf();
+CALL wait_until($$ current_setting('jobqueue.flush_interval') = '0' $$);
+SELECT count(jobqueue_enqueue('INSERT INTO ran (what) VALUES (''flushed'')')) FROM generate_series(1, 3);
+CALL drained();
+SELECT left_behind();
+ALTER SYSTEM RESET jobqueue.flush_interval;
+SELECT pg_reload_conf();
+CALL wait_until($$ current_setting('jobqueue.flush_interval') <> '0' $$);

@@ -291,6 +291,43 @@ CALL raises($$ INSERT INTO jobqueue_job (command, unique_key, unique_until, on_c
 SELECT jobqueue_enqueue('note', unique_key => NULL, unique_until => NULL, unique_for => NULL, on_conflict => NULL) IS NOT NULL AS ok;
 SELECT jobqueue_enqueue('note', unique_key => 'k', unique_until => NULL, unique_for => NULL, on_conflict => NULL) IS NOT NULL AS ok;
 CALL drained();
+DELETE FROM ran;
+DELETE FROM jobqueue_archive;
+
+-- a trigger of somebody else's on the table of locks sees each, and all holds as before
+CREATE TABLE locks (what text);
+CREATE FUNCTION sees_lock() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+	INSERT INTO public.locks VALUES (tg_op);
+	RETURN coalesce(NEW, OLD);
+END $$;
+CREATE TRIGGER sees BEFORE INSERT OR DELETE ON jobqueue_unique FOR EACH ROW EXECUTE FUNCTION sees_lock();
+SELECT jobqueue_quiesce();
+SELECT jobqueue_enqueue('note', '{"what": "seen"}', unique_key => 'seen') > 0 AS id;
+SELECT jobqueue_enqueue('note', '{"what": "refused"}', unique_key => 'seen') AS refused;
+SELECT jobqueue_resume();
+CALL drained();
+SELECT jobqueue_enqueue('note', '{"what": "for a moment"}', unique_key => 'seen', unique_until => 'expired', unique_for => '1 us') > 0 AS id;
+CALL drained();
+SELECT jobqueue_enqueue('note', '{"what": "taken over"}', unique_key => 'seen') > 0 AS id;
+CALL drained();
+SELECT * FROM left_behind() AS what;
+SELECT what, count(*) FROM locks GROUP BY 1 ORDER BY 1;
+SELECT count(*) FROM jobqueue_unique;
+DROP TRIGGER sees ON jobqueue_unique;
+DROP FUNCTION sees_lock();
+DROP TABLE locks;
+
+-- cancelled ones come back together, but for those whose key another one has by now
+SELECT jobqueue_quiesce();
+SELECT count(jobqueue_enqueue('note', jsonb_build_object('what', 'back'), unique_key => 'back ' || n, tags => '{back}'))
+FROM generate_series(1, 70) n;
+SELECT jobqueue_cancel_where(NULL, NULL, 'back');
+SELECT jobqueue_enqueue('note', '{"what": "another"}', unique_key => 'back 7') > 0 AS id;
+SELECT jobqueue_retry_where(NULL, NULL, 'back');
+SELECT jobqueue_resume();
+CALL drained();
+SELECT what, count(*) FROM left_behind() AS what GROUP BY 1 ORDER BY 1;
+SELECT count(*) FROM jobqueue_archive;
 
 DELETE FROM ran;
 DELETE FROM jobqueue_archive;

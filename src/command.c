@@ -13,6 +13,7 @@
 
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "command.h"
@@ -53,6 +54,7 @@ static MemoryContext cache_context;
 
 static uint32 generation = 1;
 static bool callbacks_registered;
+static bool rests_on_relation; /* the answer holds for now only */
 
 static void
 catalog_changed(Datum arg, int cacheid, uint32 hashvalue)
@@ -393,9 +395,35 @@ is_concurrent(List *options)
 	return on;
 }
 
+/* as it is now, and without a check of rights: that is the statement's */
+static bool
+is_partitioned(const RangeVar *rel)
+{
+	Oid oid;
+	char kind;
+
+	rests_on_relation = true;
+	if (rel->schemaname)
+		oid = get_relname_relid(rel->relname,
+								get_namespace_oid(rel->schemaname, true));
+	else
+		oid = RelnameGetRelid(rel->relname);
+	kind = OidIsValid(oid) ? get_rel_relkind(oid) : '\0';
+	return kind == RELKIND_PARTITIONED_TABLE ||
+		   kind == RELKIND_PARTITIONED_INDEX;
+}
+
+/* what a table or index of a statement is taken for */
+typedef enum Partitioned
+{
+	LOOK,
+	PARTITIONED,
+	NOT_PARTITIONED
+} Partitioned;
+
 /* a statement that does not run in a transaction block */
 static bool
-needs_outside(Node *stmt)
+needs_outside(Node *stmt, Partitioned how)
 {
 	switch (nodeTag(stmt))
 	{
@@ -409,12 +437,17 @@ needs_outside(Node *stmt)
 		{
 			ReindexStmt *r = (ReindexStmt *) stmt;
 
-			return is_concurrent(r->params) ||
-				   (r->kind != REINDEX_OBJECT_INDEX &&
-					r->kind != REINDEX_OBJECT_TABLE);
+			return is_concurrent(r->params) || r->relation == NULL ||
+				   how == PARTITIONED ||
+				   (how == LOOK && is_partitioned(r->relation));
 		}
 		case T_ClusterStmt:
-			return ((ClusterStmt *) stmt)->relation == NULL;
+		{
+			RangeVar *rel = ((ClusterStmt *) stmt)->relation;
+
+			return rel == NULL || how == PARTITIONED ||
+				   (how == LOOK && is_partitioned(rel));
+		}
 		case T_AlterTableStmt:
 		{
 			ListCell *lc;
@@ -449,7 +482,7 @@ needs_outside(Node *stmt)
 }
 
 static void
-resolve_sql(const char *command, JqCommand *answer)
+resolve_sql(const char *command, JqCommand *answer, Partitioned how)
 {
 	ErrorContextCallback context;
 	List *list;
@@ -490,7 +523,7 @@ resolve_sql(const char *command, JqCommand *answer)
 					 "COPY from or to a client is not allowed in the command of a job"),
 				 errhint(
 					 "Use COPY with a file or program, or INSERT ... SELECT.")));
-		if (!needs_outside(stmt))
+		if (!needs_outside(stmt, how))
 			continue;
 		if (list_length(list) == 1)
 			answer->kind = JQ_KIND_OUTSIDE;
@@ -504,13 +537,14 @@ resolve_sql(const char *command, JqCommand *answer)
 	}
 }
 
-char
-jq_command_kind(const char *command)
+bool
+jq_command_is(const char *command, char kind)
 {
 	JqCommand answer;
 
-	resolve_sql(command, &answer);
-	return answer.kind;
+	resolve_sql(command, &answer,
+				kind == JQ_KIND_OUTSIDE ? PARTITIONED : NOT_PARTITIONED);
+	return answer.kind == kind;
 }
 
 /* --------------------------------------------------------------- resolve */
@@ -535,13 +569,15 @@ jq_command_resolve(const char *command)
 			return &e->answer;
 	}
 
+	rests_on_relation = false;
 	if (is_bare_name(command))
 		resolve_function(command, &answer);
 	else
-		resolve_sql(command, &answer);
+		resolve_sql(command, &answer, LOOK);
 
 	uncached = answer;
-	if (strlen(command) > CACHE_MAX_TEXT || jq_command_generation() != now)
+	if (strlen(command) > CACHE_MAX_TEXT || rests_on_relation ||
+		jq_command_generation() != now)
 		return &uncached;
 	if (cache_context == NULL)
 		cache_context =

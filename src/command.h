@@ -20,8 +20,11 @@ typedef struct JqCommand
  */
 extern const JqCommand *jq_command_resolve(const char *command);
 
-/* the kind of a text that is not a bare name; ERROR if it is no SQL */
-extern char jq_command_kind(const char *command);
+/*
+ * Can the text, no bare name, be of that kind?  It can be of two where it rests on
+ * what a table was.  ERROR if it is no SQL.
+ */
+extern bool jq_command_is(const char *command, char kind);
 
 /* how the signature of the handler of a service ends */
 #define JQ_HANDLER_ARGS "(pg_catalog.jsonb,pg_catalog.jsonb)"

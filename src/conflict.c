@@ -494,12 +494,7 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 	uint32 next;
 
 	if (!taken && !jq_fetched_reserve_key(id))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-			 errmsg("too many keys are held by fetched jobs"),
-			 errhint(
-				 "Complete some first, or increase jobqueue.max_ready_jobs.")));
+		return JQ_UNIQUE_FULL;
 	while (!taken && holder == 0) /* else it was given free just now */
 	{
 		switch (jq_keylock_take_for_claim(MyDatabaseId, digest, len, id,

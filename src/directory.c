@@ -575,6 +575,7 @@ found:
 	l->passed = JQ_POS_NOTHING;
 	pg_atomic_init_u32(&l->nparked, 0);
 	pg_atomic_init_u32(&l->nkeys, 0);
+	l->wants_key = 0;
 	pg_atomic_init_u64(&l->pass, 0);
 	l->want_refill = !loaded;
 	l->cut = JQ_POS_ALL;

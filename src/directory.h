@@ -157,9 +157,10 @@ typedef struct JqLane
 	uint32 nclaimed;
 	/* keys of claims of consumers */
 	pg_atomic_uint32 nkeys;
-	int64 spilled; /* ready rows beyond the frontier, of which those
+	int64 wants_key; /* of consumers: a job that needs one more; 0: none */
+	int64 spilled;	 /* ready rows beyond the frontier, of which those
 						 * before count_pos are counted */
-	int64 held;	   /* rows of another home, as far as counted */
+	int64 held;		 /* rows of another home, as far as counted */
 	JqPos count_pos;
 	JqPos passed; /* refills have passed over rows of keys up to here */
 	uint32 head[JQ_LEVELS];

@@ -204,8 +204,16 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 		for (i = 0; i < n; i++)
 		{
 			JqGiven *g = &given[got];
+			JqLook look = jq_fetch_look(t, &taken[i], r->leased, &g->row);
 
-			if (jq_fetch_look(t, &taken[i], r->leased, &g->row) != JQ_LOOK_GIVE)
+			if (look == JQ_LOOK_FULL)
+			{
+				/* those behind it are not to pass it */
+				while (++i < n)
+					jq_fetchxact_drop(taken[i].id, JQ_THEN_LANE);
+				break;
+			}
+			if (look != JQ_LOOK_GIVE)
 				continue;
 			g->id = taken[i].id;
 			describe(r, g);
@@ -240,8 +248,8 @@ jq_fetch_nothing(const JqFetchRequest *r)
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("too many jobs are fetched"),
 			 errdetail(
-				 "There may be %d at a time, of one queue as many as it leaves to others.",
-				 jq_fetched_max()),
+				 "There may be %d at a time, with %d keys, of one queue as many as it leaves to others.",
+				 jq_fetched_max(), jq_fetched_max_keys()),
 			 errhint(
 				 "Complete some first, or increase jobqueue.max_ready_jobs.")));
 }

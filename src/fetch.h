@@ -49,6 +49,7 @@ extern void jq_fetch_await(const JqFetchRequest *r, TimestampTz until);
 typedef enum JqLook
 {
 	JQ_LOOK_GIVE,	/* the consumer may have it */
+	JQ_LOOK_FULL,	/* there is no room for its unique_key; it went back */
 	JQ_LOOK_DROPPED /* it is not ours any more, or ends with the transaction */
 } JqLook;
 

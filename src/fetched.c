@@ -216,6 +216,14 @@ jq_fetched_register_exit(void)
 	jq_have_fetched = true;
 }
 
+/* they are not needed after all */
+static void
+unreserve(int keys)
+{
+	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
+	pg_atomic_fetch_sub_u32(&jq_shared->fetched_keys, keys);
+}
+
 /*
  * Room for one more claim of a queue that has so many: it is counted from now on.
  * A queue may have as many as it leaves to others; so none can take them all.
@@ -256,39 +264,37 @@ reserve_key(JqLane *l)
 	return true;
 }
 
+/* a claim and its keys; all of it, or nothing */
 static bool
-reserve_both(JqLane *l, bool key)
+reserve_all(JqLane *l, int keys)
 {
+	int i;
+
 	if (!reserve((int) l->nclaimed))
 		return false;
-	if (!key || reserve_key(l))
-		return true;
-	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
-	return false;
+	for (i = 0; i < keys; i++)
+		if (!reserve_key(l))
+		{
+			unreserve(i);
+			return false;
+		}
+	return true;
 }
 
 /* the same; if not, whoever ends a claim from now on wakes us */
 static bool
-reserve_or_wait(JqLane *l, bool key)
+reserve_or_wait(JqLane *l, int keys)
 {
-	if (reserve_both(l, key))
+	if (reserve_all(l, keys))
 		return true;
 	(void) pg_atomic_exchange_u32(&jq_shared->fetched_full, 1);
-	return reserve_both(l, key);
-}
-
-/* they are not needed after all */
-static void
-unreserve(bool key)
-{
-	pg_atomic_fetch_sub_u32(&jq_shared->nfetched, 1);
-	if (key)
-		pg_atomic_fetch_sub_u32(&jq_shared->fetched_keys, 1);
+	return reserve_all(l, keys);
 }
 
 /* lane lock held exclusively, room reserved: the entry becomes a claim */
 static void
-insert(int lane, uint32 ix, const JqPlace *place, int pid, JqFetchedState state)
+insert(int lane, uint32 ix, const JqPlace *place, int pid, JqFetchedState state,
+	   int keys)
 {
 	JqLane *l = &jq_lanes[lane];
 	JqFetched key;
@@ -309,12 +315,13 @@ insert(int lane, uint32 ix, const JqPlace *place, int pid, JqFetchedState state)
 	f->lane = lane;
 	f->pid = pid;
 	f->place = *place;
-	f->nkeys = JQ_ENTRY(ix)->keylen > 0 ? 1 : 0;
+	f->nkeys = keys;
+	f->has_spare = keys > (JQ_ENTRY(ix)->keylen > 0 ? 1 : 0);
 	f->started_at = GetCurrentTimestamp();
 	strlcpy(f->queue, l->queue, sizeof(f->queue));
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	l->nclaimed++;
-	pg_atomic_fetch_add_u32(&l->nkeys, JQ_ENTRY(ix)->keylen > 0 ? 1 : 0);
+	pg_atomic_fetch_add_u32(&l->nkeys, keys);
 }
 
 /* lock the consumers' lane of that queue; -1: there is no place for it */
@@ -373,6 +380,7 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 		uint32 next = JQ_NIL;
 		uint32 ix;
 		JqEntry *e;
+		int keys;
 
 		tries++;
 		if (!jq_limit_take(lane, place, false))
@@ -394,7 +402,8 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 										  brought);
 			continue;
 		}
-		*full = !reserve_or_wait(l, t->keylen > 0);
+		keys = (t->keylen > 0 ? 1 : 0) + (e->id == l->wants_key ? 1 : 0);
+		*full = !reserve_or_wait(l, keys);
 		if (*full)
 		{
 			jq_lane_untake(l, ix);
@@ -409,7 +418,7 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 
 			if (r != JQ_KEY_TAKEN)
 			{
-				unreserve(true);
+				unreserve(keys);
 				gave_back = true;
 			}
 			if (r == JQ_KEY_BUSY || r == JQ_KEY_GONE)
@@ -427,7 +436,9 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 		t->lane = lane;
 		if (next != JQ_NIL)
 			jq_lane_take_back(next);
-		insert(lane, ix, place, MyProcPid, JQ_FETCHED_TAKING);
+		if (t->id == l->wants_key)
+			l->wants_key = 0;
+		insert(lane, ix, place, MyProcPid, JQ_FETCHED_TAKING, keys);
 		*place = JQ_NO_PLACE;
 		n++;
 		jq_fetchxact_taken(t->id);
@@ -489,18 +500,29 @@ bool
 jq_fetched_reserve_key(int64 id)
 {
 	JqFetched *f;
+	int lane;
 	bool ok;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(MyDatabaseId, id);
 	Assert(f != NULL && f->state == JQ_FETCHED_TAKING);
-	ok = reserve_key(&jq_lanes[f->lane]);
-	if (ok)
+	lane = f->lane;
+	ok = f->has_spare;
+	f->has_spare = false;
+	if (!ok && reserve_key(&jq_lanes[lane]))
 	{
 		f->nkeys++;
-		pg_atomic_fetch_add_u32(&jq_lanes[f->lane].nkeys, 1);
+		pg_atomic_fetch_add_u32(&jq_lanes[lane].nkeys, 1);
+		ok = true;
 	}
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	if (!ok)
+	{
+		/* the lane stays what it is while the job is claimed */
+		LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+		jq_lanes[lane].wants_key = id;
+		LWLockRelease(jq_lane_lock(lane));
+	}
 	return ok;
 }
 
@@ -539,6 +561,7 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	bool ok = true;
 	uint32 next;
 	uint32 ix;
+	int keys = (item->keylen > 0 ? 1 : 0) + (digest_len > 0 ? 1 : 0);
 	int lane;
 
 	if (jq_fetched_has(MyDatabaseId, item->id))
@@ -555,18 +578,15 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	{
 		if (lane >= 0)
 			LWLockRelease(jq_lane_lock(lane));
-		unreserve(false);
+		unreserve(0);
 		return false;
 	}
 	/* more than there may be, if that has been lowered: there is room for them */
-	if (item->keylen > 0)
-		pg_atomic_fetch_add_u32(&jq_shared->fetched_keys, 1);
-	if (digest_len > 0)
-		pg_atomic_fetch_add_u32(&jq_shared->fetched_keys, 1);
+	pg_atomic_fetch_add_u32(&jq_shared->fetched_keys, keys);
 	/* it has a place, whatever the limit is now */
 	place.queue = jq_lanes[lane].queue_ix;
 	pg_atomic_fetch_add_u32(&jq_queues[place.queue].limit.running, 1);
-	insert(lane, ix, &place, 0, JQ_FETCHED_HELD);
+	insert(lane, ix, &place, 0, JQ_FETCHED_HELD, keys);
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(MyDatabaseId, item->id);
 	f->leased = true;
@@ -578,8 +598,7 @@ jq_fetched_restore(const JqItem *item, const char *queue, Oid owner,
 	f->started_at = started_at;
 	f->digest_len = digest_len;
 	memcpy(f->digest, digest, digest_len);
-	f->nkeys += digest_len > 0 ? 1 : 0;
-	pg_atomic_fetch_add_u32(&jq_lanes[lane].nkeys, digest_len > 0 ? 1 : 0);
+	f->has_spare = false;
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	/* no job runs yet; sessions may have the key, or wait for it: it has it, too */
 	if (item->keylen > 0)

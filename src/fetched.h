@@ -84,6 +84,7 @@ typedef struct JqFetched
 	TimestampTz ready_at;
 	JqPlace place;
 	uint8 nkeys;	  /* places in the key table that are counted for it */
+	bool has_spare;	  /* one of them is for its unique_key, if it needs one */
 	uint8 digest_len; /* of its unique_key while it executes; 0 = none */
 	char digest[JQ_DIGEST_MAX];
 	char queue[JQ_QUEUE_NAME_MAX + 1]; /* * */
@@ -142,7 +143,10 @@ extern void jq_fetched_describe(int64 id, Oid owner, int attempt,
 								TimestampTz enqueued_at, TimestampTz ready_at,
 								const pg_uuid_t *token,
 								TimestampTz leased_until);
-/* it is to have one more key; false: there is no room */
+/*
+ * It is to have one more key.  false: there is no room; give it back to its lane,
+ * where it is not taken again before there is.
+ */
 extern bool jq_fetched_reserve_key(int64 id);
 extern void jq_fetched_set_digest(int64 id, const char *digest, int len);
 

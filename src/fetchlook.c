@@ -138,27 +138,30 @@ end_refused(JqTable *t, const JqTaken *job, const JqRow *row,
 }
 
 /* may it start, as far as its unique_key is concerned? */
-static bool
-starts_unique(JqTable *t, const JqTaken *job, const char *queue,
-			  const JqRow *row, bool leased)
+static JqLook
+look_at_unique(JqTable *t, const JqTaken *job, const char *queue,
+			   const JqRow *row, bool leased)
 {
 	JqRefusal refusal;
 
 	if (JQ_ROW_NULL(row, JQ_COL_UNIQUE_KEY))
-		return true;
+		return JQ_LOOK_GIVE;
 	switch (jq_unique_start_fetched(t, row, leased, &refusal))
 	{
 		case JQ_UNIQUE_GO:
 		case JQ_UNIQUE_AGAIN:
-			return true;
+			return JQ_LOOK_GIVE;
 		case JQ_UNIQUE_LATER:
 			hold_doubtful(job, queue, InvalidTransactionId);
 			break;
+		case JQ_UNIQUE_FULL:
+			jq_fetchxact_drop(job->id, JQ_THEN_LANE);
+			return JQ_LOOK_FULL;
 		case JQ_UNIQUE_REFUSED:
 			end_refused(t, job, row, &refusal);
 			break;
 	}
-	return false;
+	return JQ_LOOK_DROPPED;
 }
 
 /* it stays in the table; when its role is resumed the lane is read anew */
@@ -241,8 +244,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 						 DT_NOBEGIN + 1));
 		return JQ_LOOK_DROPPED;
 	}
-	if (waits_for_order(t, job, queue) ||
-		!starts_unique(t, job, queue, row, leased))
+	if (waits_for_order(t, job, queue))
 		return JQ_LOOK_DROPPED;
-	return JQ_LOOK_GIVE;
+	return look_at_unique(t, job, queue, row, leased);
 }

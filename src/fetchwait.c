@@ -85,7 +85,6 @@ static void
 put_job(JsonbParseState **state, const JqFetchRequest *r, const JqGiven *g)
 {
 	const JqRow *row = &g->row;
-	char enqueued_at[MAXDATELEN + 1];
 
 	pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
 	put_key(state, "id");
@@ -115,9 +114,10 @@ put_job(JsonbParseState **state, const JqFetchRequest *r, const JqGiven *g)
 	put_key(state, "tags");
 	put_tags(state, row);
 	put_key(state, "enqueued_at");
-	JsonEncodeDateTime(enqueued_at, JQ_ROW(row, JQ_COL_ENQUEUED_AT),
-					   TIMESTAMPTZOID, NULL);
-	put_string(state, WJB_VALUE, enqueued_at);
+	/* no buffer of ours: the text is only taken when all is put together */
+	put_string(state, WJB_VALUE,
+			   JsonEncodeDateTime(NULL, JQ_ROW(row, JQ_COL_ENQUEUED_AT),
+								  TIMESTAMPTZOID, NULL));
 	put_key(state, "token");
 	put_string(state, WJB_VALUE,
 			   r->leased ? DatumGetCString(

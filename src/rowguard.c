@@ -231,7 +231,7 @@ check_command(char kind, const char *command)
 			  strcmp(paren, "(pg_catalog.jsonb)") == 0);
 	}
 	else
-		ok = jq_command_kind(command) == kind;
+		ok = jq_command_is(command, kind);
 	if (!ok)
 		refuse(
 			"command",

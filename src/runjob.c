@@ -35,6 +35,7 @@
 #include "access/xact.h"
 #include "attempt.h"
 #include "command.h"
+#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "database.h"
@@ -328,7 +329,7 @@ run_outside(JqRow *row)
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	/* the row may have been written by hand */
 	parsed = pg_parse_query(text);
-	if (list_length(parsed) != 1 || jq_command_kind(text) != JQ_KIND_OUTSIDE)
+	if (list_length(parsed) != 1 || !jq_command_is(text, JQ_KIND_OUTSIDE))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_DATA_CORRUPTED),
@@ -528,6 +529,7 @@ jq_attempt_in_batch(JqAttempt *a)
 	a->commit_level = synchronous_commit;
 	/* what it has set ends with it, SET LOCAL or not */
 	AtEOXact_GUC(false, nest);
+	ResetSequenceCaches();
 	stop_timeout();
 	CommandCounterIncrement();
 	jq_current_job.id = 0;

@@ -11,10 +11,12 @@
  *
  * Leftovers.  After each job the session is as it was before, whatever the job
  * did: settings, temporary objects, prepared statements, cursors, session
- * advisory locks, sequence state.  Cleaning costs more than a small job, so it
- * is done only if the job did something that can outlive a transaction.  That
- * is noticed where it happens: utility statements, and calls of the few
- * functions that change session state.
+ * advisory locks, the seed of random(), the replication origin.  Cleaning costs
+ * more than a small job, so it is done only if the job did something that can
+ * outlive a transaction.  That is noticed where it happens: utility statements,
+ * and calls of the few functions that change session state.  What sequences have
+ * given is forgotten after each job: identity columns and jobqueue_enqueue() use
+ * them without a call of a function, and to forget costs nothing.
  */
 #include "postgres.h"
 
@@ -30,12 +32,15 @@
 #include "commands/async.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
+#include "common/pg_prng.h"
 #include "compat.h"
 #include "lockkey.h"
 #include "nodes/parsenodes.h"
+#include "replication/origin.h"
 #include "session.h"
 #include "storage/lock.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
@@ -62,6 +67,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 		switch (objectId)
 		{
 			case F_SET_CONFIG:
+			case F_SETSEED:
+			case F_PG_REPLICATION_ORIGIN_SESSION_SETUP:
 			case F_NEXTVAL:
 			case F_SETVAL_REGCLASS_INT8:
 			case F_SETVAL_REGCLASS_INT8_BOOL:
@@ -96,7 +103,10 @@ jq_session_note_utility(Node *stmt)
 	switch (nodeTag(stmt))
 	{
 		case T_VariableSetStmt:
-			if (!((VariableSetStmt *) stmt)->is_local)
+			/* what follows from a seed is not taken back */
+			if (!((VariableSetStmt *) stmt)->is_local ||
+				(((VariableSetStmt *) stmt)->name != NULL &&
+				 pg_strcasecmp(((VariableSetStmt *) stmt)->name, "seed") == 0))
 				dirty = true;
 			break;
 		case T_ConstraintsSetStmt:
@@ -241,10 +251,22 @@ jq_session_set_commit(int level, bool whole_job)
 
 /* -------------------------------------------------------------- leftovers */
 
+static void
+forget_origin(void)
+{
+	if (replorigin_session_origin == InvalidRepOriginId)
+		return;
+	replorigin_session_reset();
+	replorigin_session_origin = InvalidRepOriginId;
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+}
+
 void
 jq_session_clean(void)
 {
 	transaction_dirty = false;
+	ResetSequenceCaches();
 	if (!dirty)
 		return;
 	jq_lockkey_end_of_job();
@@ -252,6 +274,7 @@ jq_session_clean(void)
 	/* an error on the way leaves a session that cannot be used any more */
 	PG_TRY();
 	{
+		forget_origin(); /* the commit below is not its */
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -264,7 +287,8 @@ jq_session_clean(void)
 		Async_UnlistenAll();
 		LockReleaseAll(USER_LOCKMETHOD, true);
 		ResetTempTableNamespace();
-		ResetSequenceCaches();
+		(void) DirectFunctionCall1(setseed, Float8GetDatum(pg_prng_double(
+												&pg_global_prng_state)));
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}

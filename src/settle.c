@@ -97,6 +97,23 @@ settle_suspect(void *arg)
 							 suspect->id)));
 }
 
+/* it does not run, and crash the server again, before its crash is recorded */
+static void
+hold_suspect(void *arg)
+{
+	JqSuspect *suspect = arg;
+	JqTable *t = jq_sched_begin();
+	TransactionId xid;
+	JqRow row;
+
+	if (t != NULL && jq_row_fetch(t, suspect->id, NULL, NULL, &row, &xid,
+								  NULL) == JQ_FETCH_FOUND)
+		(void) jq_claim_hold_doubtful(MyDatabaseId, jq_row_lane_role(&row),
+									  jq_row_cstring(&row, JQ_COL_QUEUE),
+									  suspect->id, InvalidTransactionId);
+	jq_sched_commit();
+}
+
 void
 jq_sched_settle_suspects(TimestampTz unused)
 {
@@ -105,7 +122,21 @@ jq_sched_settle_suspects(TimestampTz unused)
 
 	(void) unused;
 	for (i = 0; i < n; i++)
-		(void) safely(settle_suspect, &list[i], 0);
+		if (!safely(settle_suspect, &list[i], JQ_REQ_FAILED))
+			(void) safely(hold_suspect, &list[i], JQ_REQ_FAILED);
+}
+
+/* the job has crashed the server, and that could not be recorded yet */
+static void
+settle_if_suspect(int64 id)
+{
+	int n, i;
+	JqSuspect *list = jq_inflight_suspects(MyDatabaseId, &n);
+
+	for (i = 0; i < n; i++)
+		if (list[i].id == id)
+			settle_suspect(&list[i]);
+	pfree(list);
 }
 
 /* ------------------------------------------------- failing, doubtful claims */
@@ -159,6 +190,7 @@ settle_doubtful(void *arg)
 		jq_sched_again_in(age < 1000 ? 20 : age < 10000 ? 100 : 1000);
 		return;
 	}
+	settle_if_suspect(h->id);
 	t = jq_sched_begin();
 	if (t != NULL)
 		fetch = jq_row_fetch(t, h->id, NULL, NULL, &row, &xid, NULL);

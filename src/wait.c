@@ -50,10 +50,12 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
+#include "utils/wait_event.h"
 #include "waiter.h"
 #include "waitgraph.h"
 #include "worker.h"
 
+#define MAX_CONFIRM_MS 100 /* between two looks at what standbys have */
 #define MAX_IDS 1000
 #define SOON_MS 10 /* its end is about to be told; doubled up to */
 #define SOON_MAX_MS 1000
@@ -137,6 +139,38 @@ is_confirmed(XLogRecPtr lsn)
 	return ok;
 }
 
+static void
+confirmation_context(void *arg)
+{
+	(void) arg;
+	errcontext("waiting for a standby to confirm the end of the job");
+}
+
+/*
+ * SyncRepWaitForLSN() is for who has written the record: no two may wait there for
+ * the same one, and any number of sessions wait for the end of a job.
+ */
+static void
+await_confirmation(XLogRecPtr lsn)
+{
+	ErrorContextCallback context;
+	long ms;
+
+	context.callback = confirmation_context;
+	context.arg = NULL;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+	for (ms = 1; !is_confirmed(lsn); ms = Min(ms * 2, MAX_CONFIRM_MS))
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+						 WAIT_EVENT_SYNC_REP);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	error_context_stack = context.previous;
+}
+
 /* all up to there; invalid: all that there is; model: FLUSH_TELL */
 static void
 make_durable(XLogRecPtr lsn)
@@ -145,16 +179,7 @@ make_durable(XLogRecPtr lsn)
 		lsn = end_of_wal();
 	JQ_PAUSE("wait-before-flush");
 	XLogFlush(lsn);
-	HOLD_INTERRUPTS();
-	SyncRepWaitForLSN(lsn, true);
-	RESUME_INTERRUPTS();
-	CHECK_FOR_INTERRUPTS();
-	/* a cancel ends that with a warning */
-	if (!is_confirmed(lsn))
-		ereport(ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("the end of the job is not confirmed by a standby"),
-				 errhint("Wait for it again.")));
+	await_confirmation(lsn);
 }
 
 static void

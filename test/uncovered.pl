@@ -7,7 +7,9 @@
 #
 # LIST: a comment is the reason for the entries below it. An entry is a file (* =
 # any), a function in it (* = any) and, optionally, a part of the line; without it
-# the entry stands for the whole function.
+# the entry stands for the whole function. With " ..." after the part, it stands
+# also for what follows that line (which may have run, be it a condition or only a
+# comment), up to the next line that was run.
 
 use strict;
 use warnings;
@@ -22,7 +24,8 @@ while (my $line = <$in>)
 	next if $line =~ /^\s*(#|$)/;
 	my ($file, $function, $text) = split / /, $line, 3;
 	die "$list: \"$line\"?\n" unless defined $function;
-	my $entry = { line => $line, function => $function, text => $text, n => 0 };
+	my $on = defined $text && $text =~ s/ \.\.\.$//;
+	my $entry = { line => $line, function => $function, text => $text, on => $on, n => 0 };
 	push @{ $entries{$file} }, $entry;
 	push @order, $entry;
 }
@@ -32,6 +35,7 @@ my ($explained, $left) = (0, 0);
 foreach my $report (@reports)
 {
 	my ($file, $function) = ('', '');
+	my $on;    # the entry that stands for what follows
 
 	open my $in, '<', $report or die "$report: $!";
 	while (my $row = <$in>)
@@ -41,11 +45,20 @@ foreach my $report (@reports)
 		$file = "src/$1" if $text =~ m{^Source:(?:.*/)?(.*)};
 		next if $number == 0;
 		$function = $1 if $text =~ /^([a-z]\w*)\(/;
-		next unless $count =~ /^#####/;
 		my ($entry) = grep {
 			($_->{function} eq '*' || $_->{function} eq $function)
 			  && (!defined $_->{text} || index($text, $_->{text}) >= 0)
 		} @{ $entries{$file} || [] }, @{ $entries{'*'} || [] };
+		if ($entry && $entry->{on})
+		{
+			$on = $entry;
+		}
+		elsif ($on && $count =~ /^\d/)
+		{
+			$on = undef;
+		}
+		next unless $count =~ /^#####/;
+		$entry ||= $on;
 		if ($entry)
 		{
 			$entry->{n}++;

@@ -17,7 +17,7 @@ if [ "${1:-}" = -k ]; then
 	shift
 fi
 pattern=${1:-.}
-model=jobs
+model="jobs"
 "$here/../setup.sh" model
 work=$(mktemp -d)
 if [ -n "$keep" ]; then
@@ -136,7 +136,7 @@ starve='-DC0=1 -DC1=2 -DLANE1=2 -DCAP=1'
 	check leased_cancel ok -DNC=1 -DLEASE -DNCANCEL=1
 	check leased_crash ok -DNC=1 -DLEASE -DNCRASH=1
 	echo '--- one rule switched off'
-	model=jobs
+	model="jobs"
 	check no_R1 caught $three -DNO_R1
 	check no_R4 caught $three -DNO_R4
 	check no_R5 caught $three -DNO_R5

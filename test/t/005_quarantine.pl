@@ -7,7 +7,7 @@ use lib $FindBin::RealBin;
 use JobqueueTest;
 use Test::More;
 
-new_node('quarantine');
+new_node('quarantine', conf => "max_prepared_transactions = 2\n");
 
 # The shell that COPY starts is a child of the worker.
 sql(<<'END');
@@ -114,6 +114,26 @@ END
 	wait_drained();
 	is(ran(), '0 0 0', 'all ran, without a crash to their name');
 	is(sql('SELECT max(attempt) FROM ran'), 1, 'and were not charged');
+	forget();
+};
+
+property 'a crash that cannot be recorded yet is, before the job runs again; others go on' => sub {
+	my $before = crash_count();
+	my $offset = crash_offset();
+	sql("SELECT jobqueue_pause('default')");
+	my $id = enqueue('crash', max_attempts => 100);
+	sql("BEGIN; SELECT FROM jobqueue_job WHERE id = $id FOR UPDATE; PREPARE TRANSACTION 'held'");
+	sql("SELECT jobqueue_resume('default')");
+	wait_crash_restart($offset);
+	enqueue('note', what => "n$_") foreach (1 .. 3);
+	wait_for("SELECT count(*) = 3 FROM ran");
+	is(crash_count() - $before, 1, 'one crash');
+	is(sql("SELECT crashes FROM jobqueue_job WHERE id = $id"), 0, 'which is not in its row');
+	$offset = crash_offset();
+	sql("ROLLBACK PREPARED 'held'");
+	wait_crash_restart($offset);
+	wait_state($id, 'dead');
+	is(crash_count() - $before, 2, 'after two crashes it is dead');
 	forget();
 };
 

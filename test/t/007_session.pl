@@ -102,7 +102,8 @@ EXCEPTION WHEN object_not_in_prerequisite_state THEN
 	RETURN 'none';
 END $$;
 END
-	foreach my $use ('use_sequence', q{SELECT nextval('seq')})
+	sql('CREATE TABLE numbered (n int GENERATED ALWAYS AS IDENTITY, x int); GRANT INSERT ON numbered TO PUBLIC');
+	foreach my $use ('use_sequence', q{SELECT nextval('seq')}, 'INSERT INTO numbered (x) VALUES (1)', q{SELECT jobqueue_enqueue('look')})
 	{
 		enqueue($use, role => 'worker');
 		my $id = enqueue('last', role => 'worker', keep => '1 hour');
@@ -111,6 +112,39 @@ END
 		is(sql("SELECT result #>> '{}' FROM jobqueue_history WHERE id = $id"),
 			'none', "after $use");
 	}
+};
+
+property 'a seed of random() leaves nothing to the next job' => sub {
+	foreach my $how ('SELECT setseed(0.5)', 'SET seed = 0.5', 'SET LOCAL seed = 0.5', q{SELECT set_config('seed', '0.5', false)})
+	{
+		my %seen;
+
+		foreach (1 .. 2)
+		{
+			enqueue($how, role => 'worker');
+			my $id = enqueue('SELECT random()', role => 'worker', keep => '1 hour');
+			wait_state($id, 'completed');
+			wait_drained();
+			$seen{ sql("SELECT result FROM jobqueue_history WHERE id = $id") }++;
+		}
+		is(keys %seen, 2, "two numbers after $how");
+	}
+};
+
+property 'a replication origin leaves nothing to the next job' => sub {
+	sql(<<'END');
+SELECT pg_replication_origin_create('origin');
+GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup(text), pg_replication_origin_session_is_setup() TO worker;
+END
+	foreach my $then ('', '; SELECT 1 / 0')
+	{
+		enqueue("SELECT pg_replication_origin_session_setup('origin')$then", role => 'worker', max_attempts => 1);
+		my $id = enqueue('SELECT pg_replication_origin_session_is_setup()', role => 'worker', keep => '1 hour');
+		wait_state($id, 'completed');
+		wait_drained();
+		is(sql("SELECT result FROM jobqueue_history WHERE id = $id"), 'false', "gone$then");
+	}
+	sql(q{SELECT pg_replication_origin_drop('origin')});
 };
 
 property 'search_path of the enqueuer holds' => sub {

@@ -181,6 +181,27 @@ property 'a constraint that one job has made immediate is deferred for the next'
 	is(sql('SELECT count(*) FROM jobqueue_history'), 0, 'no error');
 };
 
+property 'lastval() finds nothing of the job before in the batch' => sub {
+	fresh();
+	sql('CREATE TABLE numbered (n int GENERATED ALWAYS AS IDENTITY, x int)');
+	sql(<<'END');
+CREATE FUNCTION last() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	before bigint := 0;
+BEGIN
+	BEGIN
+		before := lastval();
+	EXCEPTION WHEN object_not_in_prerequisite_state THEN
+		NULL;
+	END;
+	INSERT INTO numbered (x) VALUES (before);
+END $$;
+END
+	enqueue_together((q{'last'}) x 3);
+	wait_drained();
+	is(sql('SELECT max(x), count(*), count(DISTINCT xmin::text) FROM numbered'), '0|3|1', 'in one batch');
+};
+
 property 'jobs that are not for a batch run as ever among those that are' => sub {
 	fresh();
 	my @ids = enqueue_together(

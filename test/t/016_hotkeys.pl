@@ -329,8 +329,8 @@ hot_property 'numbers of a hot key in two queues' => sub {
 	bulk(200, key => "'hot'", queue => "'b'");
 	wait_rest('SELECT sum(ready) FROM jobqueue_status', 0);
 	nearly(sql('SELECT waiting FROM jobqueue_keys'), 500, 'waiting');
-	is(sql("SELECT queue, blocked FROM jobqueue_status WHERE queue IN ('a', 'b') ORDER BY 1"),
-		"a|300\nb|200", 'each queue has its own');
+	nearly(sql("SELECT blocked FROM jobqueue_status WHERE queue = 'a'"), 300, 'its own in a');
+	nearly(sql("SELECT blocked FROM jobqueue_status WHERE queue = 'b'"), 200, 'its own in b');
 	open_gate($gate);
 	wait_drained();
 	check_order();

@@ -309,6 +309,18 @@ property 'consumers have rights on queues' => sub {
 	$s->quit;
 };
 
+property 'jobqueue_fetch_wait() gives what is true of each job' => sub {
+	# each enqueued at a time of its own
+	sql(qq{SELECT jobqueue_enqueue(NULL, $_, queue => 'all')})
+		foreach 'NULL', q{'{"n": [1, null]}', key => 'k', tags => '{a,"b c"}'}, q{'"text"', priority => 7}, q{'8', key => 'l'};
+	my $jobs = sql("CALL jobqueue_fetch_wait('all', 10, lease => '1 h')");
+	is(sql(qq{SELECT jsonb_agg(jsonb_build_object('id', id, 'args', args, 'key', key, 'attempt', attempt + 1,
+			'priority', priority, 'tags', tags, 'enqueued_at', enqueued_at, 'token', l.token) ORDER BY priority, id)
+		FROM jobqueue_job j JOIN jobqueue_lease l ON l.job = j.id WHERE queue = 'all'}), $jobs, 'as the rows say it');
+	is(sql(q{SELECT count(DISTINCT enqueued_at) FROM jobqueue_job WHERE queue = 'all'}), '4', 'which are not the same');
+	sql('SELECT jobqueue_complete(job, token => token) FROM jobqueue_lease');
+};
+
 property 'jobqueue_fetch_wait() holds no snapshot while it waits' => sub {
 	my $s = session();
 	my $pid = $s->query_safe('SELECT pg_backend_pid()');

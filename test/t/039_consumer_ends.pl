@@ -254,6 +254,30 @@ property 'nor does it take all keys that claims may have' => sub {
 	sql('DELETE FROM jobqueue_archive');
 };
 
+property 'of jobs whose unique_keys find no room a fetch gives those that do, in order' => sub {
+	# 16 in all, of a queue as many as it leaves to others
+	my @ids = map { sql(qq{SELECT jobqueue_enqueue(NULL, queue => 'greedy', unique_key => 'u$_', unique_until => 'while_executing')}) } 1 .. 20;
+	my $fetch = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM jobqueue_fetch('greedy', 20)";
+	my ($s, $o, $w) = (session(), session(), session());
+	is($s->query_safe($fetch), "@ids[0 .. 7]", 'half of what there is');
+	like(sql_error($fetch), qr/too many jobs are fetched/, 'no room for more');
+	sql(q{SELECT jobqueue_enqueue(NULL, queue => 'modest', key => 'm', unique_key => 'm', unique_until => 'while_executing')});
+	my ($modest) = split / /, $o->query_safe(q{SELECT id FROM jobqueue_fetch('modest')});
+	send_wait($w, 'greedy');
+	$s->query_safe("SELECT jobqueue_complete($_)") foreach @ids[0, 1];
+	is(got($w), $ids[8], 'now there is room beside the other queue, for one that waited');
+	$o->query_safe("SELECT jobqueue_complete($modest)");
+	is($w->query_safe($fetch), $ids[9], 'what the other queue had');
+	$s->query_safe("SELECT jobqueue_complete($_)") foreach @ids[2 .. 7];
+	is($s->query_safe($fetch), "@ids[10 .. 15]", 'the next ones');
+	$s->query_safe("SELECT jobqueue_complete($_)") foreach @ids[10 .. 15];
+	is($s->query_safe($fetch), "@ids[16 .. 19]", 'the rest');
+	$_->quit foreach $s, $o, $w;
+	wait_for(q{SELECT count(*) = 0 FROM jobqueue_running});
+	sql('SELECT jobqueue_cancel(id) FROM jobqueue_jobs');
+	sql('DELETE FROM jobqueue_archive');
+};
+
 paused_property 'no room for one queue does not keep a consumer of another from a job' => sub {
 	sql("SELECT count(jobqueue_enqueue(NULL, queue => 'greedy')) FROM generate_series(1, 40)");
 	my ($s, $o) = (session(), session());

@@ -279,7 +279,8 @@ sub wait_up
 # the server cannot start before the last of its processes has gone
 sub kill_postmaster
 {
-	my @pids = split /\n/, `pgrep -P @{[ node()->{_pid} ]}`;
+	my $pid = node()->{_pid};
+	my @pids = ($pid, split /\n/, `pgrep -P $pid`);
 	my $end = time + 5;
 
 	node()->kill9;
@@ -295,6 +296,8 @@ sub start_again
 	{
 		die "the server does not start\n" if time > $end;
 		usleep(50_000);
+		# one that does not die at once may have been taken for the new one
+		node()->{_pid} = undef;
 	}
 }
 
@@ -347,6 +350,8 @@ sub promotion
 	my $new = PostgreSQL::Test::Cluster->new($name);
 	my @map = (@places ? ('-T', "$places[0]=$places[1]") : (), @wal ? ('--waldir', $wal[1]) : ());
 
+	# a process that is frozen may hold a lock that everybody needs
+	let_go();
 	if (@places)
 	{
 		system('rm', '-rf', $places[1]);
@@ -619,7 +624,7 @@ foreach my $kind (sort keys %faults)
 # done to tables at the same time, and for parallel queries whose leader has gone,
 # and warnings that are not known.
 my $known_error = qr/tuple concurrently (?:updated|deleted)|could not attach to per-session DSM segment|could not open relation with OID|cache lookup failed for index|cannot reindex invalid index/;
-my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice|more queues (?:have settings|and roles)|cannot reindex invalid index|is not a PostgreSQL (?:backend|server) process/;
+my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice|more queues (?:have settings|and roles)|cannot reindex invalid index|is not a PostgreSQL (?:backend|server) process|could not send signal to process \d+: No such process/;
 
 sub odd_lines
 {
@@ -654,7 +659,7 @@ sub read_log
 		# functions of the process expect that it did
 		$orphan{$_} = 1 foreach $text =~ /\[(\d+)\].*postmaster exited during a parallel transaction$/mg;
 		$text =~ s/^TRAP:(.*pgstat.*PID: (\d+)\))$/$orphan{$2} ? $1 : $&/gme;
-		$text =~ s/^.*\[(\d+)\] .*(?:LLVMJitContext in use count|AbortTransaction while in ABORT state).*\n/$orphan{$1} ? '' : $&/gme;
+		$text =~ s/^.*\[(\d+)\] .*(?:LLVMJitContext in use count|Abort(?:Sub)?Transaction while in ABORT state).*\n/$orphan{$1} ? '' : $&/gme;
 		# who finds no room for WAL ends, and the server starts anew
 		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device$/mg;
 		$text =~ s/PANIC(: .*No space left on device)$/panic$1/mg;

@@ -103,7 +103,9 @@ BEGIN
 	IF key IS NOT NULL THEN
 		PERFORM had('key:' || key, CASE queue WHEN 'keyed' THEN 's' ELSE 'x' END, who, since);
 	END IF;
-	IF queue = 'lim' THEN
+	-- jobqueue_run takes no place of its queue; consumers do
+	IF queue = 'lim' AND (who NOT LIKE 'job%'
+		OR (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()) <> 'client backend') THEN
 		PERFORM had('queue:' || queue, 's', who, since);
 	END IF;
 END $$;
