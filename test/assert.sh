@@ -181,9 +181,9 @@ case ${SANITIZE:-} in
 		kind=address
 		# Processes free nothing when they end; the depth of the stack is
 		# measured on the stack; a test's kill -SEGV is no finding.
-		options=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1
-		options+=:handle_segv=0:handle_sigbus=0:handle_sigfpe=0
-		export ASAN_OPTIONS=$options${ASAN_OPTIONS:+:$ASAN_OPTIONS}
+		asan=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1
+		asan+=:handle_segv=0:handle_sigbus=0:handle_sigfpe=0
+		export ASAN_OPTIONS=$asan${ASAN_OPTIONS:+:$ASAN_OPTIONS}
 		export UBSAN_OPTIONS=print_stacktrace=1${UBSAN_OPTIONS:+:$UBSAN_OPTIONS}
 		export COPT=${COPT--fsanitize=undefined}
 		export SUITE_TIMEOUT=${SUITE_TIMEOUT:-3600} TAP_TIMEOUT=${TAP_TIMEOUT:-3600}
