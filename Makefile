@@ -10,7 +10,7 @@
 #                       SEED=n repeats the choices of a run)
 #   make test-versions  all tests, with PostgreSQL 15, 17 and 18 (VERSIONS="17")
 #   make test-assert    all tests, with PostgreSQL built with assertions
-#                       (VERSIONS="15 18"; DISCARD_CACHES=1)
+#                       (VERSIONS="15 18"; DISCARD_CACHES=1; SANITIZE=address)
 #   make bench          how fast it is, beside plain SQL (BENCH="--short")
 #   make model          check the model of the protocol (test/model, Spin)
 #   make lint           what static analyzers say (test/lint.sh)
@@ -118,7 +118,8 @@ test-versions:
 
 test-assert:
 	@SUITE='$(SUITE)' TESTS='$(TESTS)' \
-		DISCARD_CACHES='$(DISCARD_CACHES)' test/assert.sh $(VERSIONS)
+		DISCARD_CACHES='$(DISCARD_CACHES)' SANITIZE='$(SANITIZE)' \
+		test/assert.sh $(VERSIONS)
 
 bench:
 	@$(RUN_ENV) test/bench/run $(BENCH)

@@ -7,8 +7,13 @@
 # stays.
 #
 # Environment:
+#   SANITIZE=address  a server, and the library, with gcc's AddressSanitizer, the
+#                 library with UndefinedBehaviorSanitizer, too. The first is told
+#                 what PostgreSQL allocates, so that it also sees the use of what
+#                 pfree() or the end of a memory context took back, and of pages
+#                 that are not pinned. Takes three times as long
 #   JQ_VERSIONS   where the builds are kept, default /var/cache/jobqueue-versions:
-#                 remove JQ_VERSIONS/N-assert to build the newest anew
+#                 remove N-assert and N-address there to build the newest anew
 #   MIRROR        a mirror of Debian; default: the one that apt is set up with
 #   BUILD_ONLY=1  build, say where, and run nothing
 #   SUITE, TESTS, JOBS, DISCARD_CACHES, DIR as for run.sh
@@ -118,7 +123,11 @@ get_source()
 build_server()
 {
 	local version=$1 prefix=$2 log=$2.log source
-	local -a options=(--enable-cassert --enable-debug --enable-tap-tests
+	local flags='-O1 -g -fno-omit-frame-pointer'
+	# Debian's source has its modules below /usr/lib, where a server that was put
+	# elsewhere does not find them, unless their directory has such a name.
+	local -a options=(--libdir="$prefix/lib/postgresql"
+		--enable-cassert --enable-debug --enable-tap-tests
 		--without-icu --without-readline)
 
 	work=$(mktemp -d)
@@ -130,9 +139,17 @@ build_server()
 	get_source "$version" 2>"$log" || return 1
 	source=$(dirname "$work/postgresql-$version"-*/configure)
 	[ "$version" -lt 17 ] || options+=(--enable-injection-points)
+	if [ "${SANITIZE:-}" = address ]; then
+		flags+=' -fsanitize=address -fno-optimize-sibling-calls'
+		# what the server is built with, the library is, too
+		mkdir -p "$prefix/include" "$prefix.new$prefix/include"
+		cp -r "$top/test/memcheck" "$prefix/include"
+		cp -r "$top/test/memcheck" "$prefix.new$prefix/include"
+		options+=(CPPFLAGS="-DUSE_VALGRIND -I$prefix/include/memcheck")
+	fi
 	echo "PostgreSQL $version: building $prefix, see $log" >&2
 	if ! (cd "$source" &&
-		./configure --prefix="$prefix" "${options[@]}" CFLAGS='-O1 -g -fno-omit-frame-pointer' &&
+		./configure --prefix="$prefix" "${options[@]}" CFLAGS="$flags" &&
 		make -j"${MAKE_JOBS:-$(nproc)}" -s &&
 		make -s install DESTDIR="$prefix.new") >>"$log" 2>&1; then
 		tail -n 20 "$log" >&2
@@ -157,10 +174,27 @@ for version in "${versions[@]}"; do
 	[[ $version =~ ^[0-9]+$ ]] || die "usage: assert.sh [15 17 18]"
 done
 clean_environment
+kind=assert
+case ${SANITIZE:-} in
+	'') ;;
+	address)
+		kind=address
+		# Processes free nothing when they end; the depth of the stack is
+		# measured on the stack; a test's kill -SEGV is no finding.
+		asan=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1
+		asan+=:handle_segv=0:handle_sigbus=0:handle_sigfpe=0
+		export ASAN_OPTIONS=$asan${ASAN_OPTIONS:+:$ASAN_OPTIONS}
+		export UBSAN_OPTIONS=print_stacktrace=1${UBSAN_OPTIONS:+:$UBSAN_OPTIONS}
+		export COPT=${COPT--fsanitize=undefined}
+		export SUITE_TIMEOUT=${SUITE_TIMEOUT:-3600} TAP_TIMEOUT=${TAP_TIMEOUT:-3600}
+		;;
+	*) die "SANITIZE is address, or nothing" ;;
+esac
+
 for version in "${versions[@]}"; do
-	prefix=$cache/$version-assert
+	prefix=$cache/$version-$kind
 	echo
-	echo "=== PostgreSQL $version, with assertions"
+	echo "=== PostgreSQL $version, $kind"
 	mkdir -p "$cache" 2>/dev/null || true
 	if ! exec 9>"$prefix.lock"; then
 		not_tested "$version" "no right to write to $cache (JQ_VERSIONS)"

@@ -100,7 +100,8 @@ choose()
 
 # What a server never writes in a test without a crash, whether or not a
 # test's output shows it.
-bad_log='TRAP:|PANIC:|was terminated by signal|reference leak|refcount leak|snapshot .* still active|resource was not closed|corrupted|stuck spinlock'
+sanitizer='ERROR: AddressSanitizer|[0-9]: runtime error: '
+bad_log="$sanitizer"'|TRAP:|PANIC:|was terminated by signal|reference leak|refcount leak|snapshot .* still active|resource was not closed|corrupted|stuck spinlock'
 
 # regress_like SUITE PROGRAM INPUTDIR NAME ...
 regress_like()
@@ -249,6 +250,11 @@ tap()
 	fi
 	passed=$((passed + ok))
 	failed=$((failed + bad))
+	# also of a process whose end no test minds
+	if grep -lE "$sanitizer" "$dir"/tap/tmp_check/log/*.log 2>/dev/null; then
+		fail "tap: a sanitizer found something"
+		grep -hE -A40 "$sanitizer" "$dir"/tap/tmp_check/log/*.log | head -n 200
+	fi
 	for name in $names; do
 		failed_names+=("tap $name")
 		for result in "$dir/tap/tmp_check/log/regress_log_$name" \

@@ -77,15 +77,24 @@ property 'a lease that is over is a failed attempt, its token is of no use' => s
 };
 
 property 'a lease does not end under a running complete' => sub {
-	my ($a, $b) = (put('l'), put('l'));
-	my ($ia, $ta) = lease('l', '1 s');
-	my ($ib, $tb) = lease('l', '1 s');
 	my ($s, $o) = (session(), session());
-	$s->query_safe("BEGIN; SELECT jobqueue_complete($a, token => '$ta')");
-	$o->query_safe("BEGIN; SELECT jobqueue_complete($b, token => '$tb')");
+	my ($a, $b) = (put('l'), put('l'));
+	# nothing is between the two that could last
+	my $begin = sub {
+		my ($of) = @_;
+		my $token = $of->query_safe(<<'END');
+SELECT id, token FROM jobqueue_fetch('l', lease => '2 s') \gset
+BEGIN;
+SELECT jobqueue_complete(:id, token => :'token') \g /dev/null
+\echo :token
+END
+		return $token;
+	};
+	my $ta = $begin->($s);
+	$begin->($o);
 	# a third one ends after both
 	put('l', key => 'last');
-	lease('l', '1 s');
+	lease('l', '2 s');
 	wait_for("SELECT count(*) = 1 FROM jobqueue_job WHERE key = 'last' AND attempt = 1");
 	is(sql("SELECT count(*) FROM jobqueue_job WHERE attempt > 0"), '1', 'neither of the two is lost');
 	like(sql_error("SELECT jobqueue_complete($a, token => '$ta')"), qr/another transaction has to do/, 'nobody else touches it');
