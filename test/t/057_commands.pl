@@ -435,7 +435,7 @@ my @tokens = (
 	'COMMIT', 'ROLLBACK', 'BEGIN', 'BEGIN ATOMIC', 'END', 'SAVEPOINT s', 'VACUUM', 'CONCURRENTLY', 'CALL', 'SELECT 1', 'EXPLAIN ', 'EXPLAIN ANALYZE ', 'PREPARE p AS ', 'TO STDOUT', 'AND CHAIN',
 	"\xc3\xa9", "\xe6\x97\xa5", "\xc2\xa0", "\xe2\x80\xa8", "\xef\xbb\xbf");
 my @bytes = ("\xff", "\xc3", "\xf0\x9f\x98", "\x80", "\x01", "\x7f", "\x1b");
-my @names = ('f', 'p', 'fz.p', ' look ', 'rec', 'opens', 'next', '"f"', '"f', '"f""', 'f"', '""', 'f.', '.f', 'f..g', 'a.b.c.d', 'commit', 'vacuum', ' VACUUM ', 'checkpoint', 'analyze', 'end', 'x' x 100, 'Fz . Next', "\"f\"\n", "f\0x", "\xc3\xa9", 'f$', '$f', '_', '1f', 'f()', 'f f', 'f;', 'f--', 'f/**/', "pg_catalog.now");
+my @names = ('f', 'p', 'fz.p', ' look ', 'rec', 'opens', 'next', '"f"', '"f', '"f""', 'f"', '""', 'f.', '.f', 'f..g', 'a.b.c.d', 'commit', 'vacuum', ' VACUUM ', 'checkpoint', 'analyze', 'end', 'x' x 100, 'Fz . Next', "\"f\"\n", "\xc3\xa9", 'f$', '$f', '_', '1f', 'f()', 'f f', 'f;', 'f--', 'f/**/', "pg_catalog.now");
 
 my @corpus;
 if ($ENV{JQ_CORPUS})
