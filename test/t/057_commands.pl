@@ -761,7 +761,8 @@ sub log_findings
 	while (my $line = <$fh>)
 	{
 		next unless $line =~ /TRAP:|PANIC:|(?:ERROR|FATAL):  XX|terminated by signal|leak|still active|not closed|corrupt|stuck|FATAL:/;
-		next if $line =~ /FATAL:  57P0[13]|tuple concurrently/;
+		next if $line =~ /FATAL:  57P0[13]|tuple concurrently|(?:QUERY|CONTEXT|STATEMENT):/;
+		next if $line !~ /TRAP|terminated by signal|(?:WARNING|ERROR|FATAL|PANIC): /;
 		my $what = $line;
 		$what =~ s/^.*?(ERROR|FATAL|PANIC|TRAP)/$1/;
 		$what =~ s/\d+/N/g;
