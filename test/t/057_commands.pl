@@ -499,7 +499,7 @@ sub large
 	my $n = pick(1000, 30000, 1_000_000);
 
 	return pick(
-		'SELECT 1' . (' ' x $n) . ';', '/*' . ('*' x $n) . '*/ SELECT 1', ('/*' x $n) . ('*/' x $n) . 'SELECT 1', 'SELECT ' . ('(' x $n) . '1' . (')' x $n),
+		'SELECT 1' . (' ' x $n) . ';', '/*' . ('*' x $n) . '*/ SELECT 1', ('/*' x ($n / 100)) . ('*/' x ($n / 100)) . 'SELECT 1', 'SELECT ' . ('(' x $n) . '1' . (')' x $n),
 		(';' x $n) . 'SELECT 1', 'SELECT ' . quoted("x" x $n), 'SELECT $t$' . (';COMMIT' x ($n / 7)) . '$t$', "-- " . ('c' x $n) . "\nVACUUM t", 'SELECT ' . join(',', (1) x ($n > 3000 ? 3000 : $n)),
 		'SELECT ' . join('+', (1) x ($n / 10)), 'SELECT 1;' x ($n / 1000), 'SELECT "' . ('i' x $n) . '"', '"' . ('i' x $n) . '"', ('i' x $n), ('SELECT ' x ($n / 10)), 'SELECT $' . ('9' x $n), "SELECT '" . ("''" x ($n / 2)), ('x.' x $n) . 'y', ('NOT ' x ($n / 4)) . '1');
 }
@@ -628,7 +628,7 @@ sub in_block
 
 # ---- the cases -------------------------------------------------------------------
 
-my $is_name = qr/^\s*(?:"(?:[^"]|"")+"|[A-Za-z_\x80-\xff][A-Za-z0-9_\$\x80-\xff]*)\s*(?:\.\s*(?:"(?:[^"]|"")+"|[A-Za-z_\x80-\xff][A-Za-z0-9_\$\x80-\xff]*)\s*)*\z/;
+my $is_name = qr/^\s*(?:"(?:[^"]++|"")+"|[A-Za-z_\x80-\xff][A-Za-z0-9_\$\x80-\xff]*)\s*(?:\.\s*(?:"(?:[^"]++|"")+"|[A-Za-z_\x80-\xff][A-Za-z0-9_\$\x80-\xff]*)\s*)*\z/;
 my $control = qr/^(?:BEGIN|START TRANSACTION|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE TRANSACTION|COMMIT PREPARED|ROLLBACK PREPARED)$/;
 my (%clean, %pid, %verdicts);
 my $count = 0;
@@ -745,7 +745,7 @@ END
 	return if "$says $error" =~ /57014|57P01|54001|53\d\d\d|40P01/;
 	return if $says eq '25001' && $error eq '25001';
 	return if $error =~ /^(?:0A000|25001|2D000|22P05|JQ|P0)/ && $says ne $error && $said =~ /background|cannot be executed|transaction|discard|u0000|Unicode|enough/;
-	return if $text =~ /jobqueue_(?:snooze|discard|progress|current|unlock|run|wait|enqueue|lock|xact_lock)|jobqueue\.inline|NAMES|client_encoding|statement_timeout|lastval|currval|stack_depth|advisory|set_config|random|lo_/i && $says ne $error;
+	return if $text =~ /jobqueue_(?:snooze|discard|progress|current|unlock|run|wait|enqueue|lock|xact_lock)|jobqueue\.inline|NAMES|client_encoding|statement_timeout|lastval|currval|pg_temp|stack_depth|advisory|set_config|random|lo_/i && $says ne $error;
 	finding($db, $n, $text, "ends as $end $error $said; in a session: $says $words") if $says ne $error;
 }
 
