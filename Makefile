@@ -15,7 +15,8 @@
 #   make model          check the model of the protocol (test/model, Spin)
 #   make lint           what static analyzers say (test/lint.sh)
 #   make fuzz           random input under sanitizers (SECONDS_EACH=60), then
-#                       random SQL for as long (SEED=n repeats its choices)
+#                       random SQL and random commands, each for as long
+#                       (SEED=n repeats their choices)
 #   make coverage       which lines the tests run (DIR= keeps the report)
 #   make format         clang-format all C files; format-check only looks
 #
@@ -136,8 +137,8 @@ SECONDS_EACH ?= 60
 
 fuzz:
 	@$(RUN_ENV) SECONDS_EACH='$(SECONDS_EACH)' WORK='$(WORK)' test/fuzz/run.sh
-	@$(RUN_ENV) SUITE=tap TESTS=056_fuzz KEEP='$(KEEP)' JQ_SEED='$(SEED)' \
-		JQ_SECONDS='$(SECONDS_EACH)' \
+	@$(RUN_ENV) SUITE=tap TESTS='056_fuzz 057_commands' KEEP='$(KEEP)' \
+		JOBS=1 JQ_SEED='$(SEED)' JQ_SECONDS='$(SECONDS_EACH)' \
 		TAP_TIMEOUT=$$(($(SECONDS_EACH) * 3 + 900)) test/run.sh
 
 coverage:

@@ -100,6 +100,9 @@ CALL raises($$ SELECT jobqueue_enqueue('REINDEX (CONCURRENTLY maybe) TABLE targe
 CALL drained();
 SELECT command, state, max_attempts, errors->0->>'error' AS error FROM jobqueue_jobs WHERE queue = 'outside' ORDER BY id;
 SELECT * FROM left_behind() AS what;
+-- a quote that is not closed makes no name
+CALL raises($$ SELECT jobqueue_enqueue('"') $$);
+CALL raises($$ SELECT jobqueue_enqueue('public."f""') $$);
 -- which statements those are
 CREATE TABLE parted (a int) PARTITION BY RANGE (a);
 CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (10);

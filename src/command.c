@@ -155,14 +155,21 @@ is_bare_name(const char *s)
 	{
 		if (*s == '"')
 		{
-			s++;
-			if (*s == '"')
+			const char *begin = ++s;
+			bool closed = false;
+
+			while (*s && !closed)
+				if (*s != '"')
+					s++;
+				else if (s[1] == '"')
+					s += 2;
+				else
+				{
+					closed = true;
+					s++;
+				}
+			if (!closed || s == begin + 1)
 				return false; /* "" is no name */
-			for (; *s; s++)
-				if (*s == '"' && *++s != '"')
-					break;
-			if (s[-1] != '"')
-				return false;
 		}
 		else if (isalpha((unsigned char) *s) || *s == '_' || IS_HIGHBIT_SET(*s))
 			while (isalnum((unsigned char) *s) || *s == '_' || *s == '$' ||
