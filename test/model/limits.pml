@@ -37,7 +37,7 @@
 #endif
 /* -DLONG: a job of lane 0 that ends when all others have
  * -DSTARTED: all workers are there from the beginning, and stay; 0 and 1 run a job
- * of their lanes */
+ * of their lanes, and the next one of 0 is the long one */
 #define LANE(w)	((w) % NL)
 
 /* state[]: of a slot */
@@ -463,8 +463,13 @@ start:
 runs:	got = false;
 #ifdef LONG
 		if
+#ifndef STARTED
 		:: d_step { l == 0 && !has_long -> has_long = true }; done == J0 + J1 - 1
 		:: true
+#else
+		:: d_step { w == 0 && done > 0 && !has_long -> has_long = true }; done == J0 + J1 - 1
+		:: else
+#endif
 		fi;
 #endif
 		done++;
