@@ -222,7 +222,9 @@ jq_keylock_dropped(Oid db, const char *key, int len, bool brought)
 	uint32 hash;
 	bool ask;
 
-	if (pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+	/* what was brought is counted by a key that is not spilled any more, too;
+	 * model: DROPPED */
+	if (!brought && pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
 		return false;
 	k = jq_key_find(db, key, len, &hash);
 	if (k != NULL && brought && k->brought > 0)

@@ -225,7 +225,8 @@ lane_forget(JqLane *l, uint32 ix)
 		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
 	lane_spill_row(l, JQ_ENTRY_POS(ix));
 	if (JQ_ENTRY(ix)->keylen > 0 &&
-		pg_atomic_read_u32(&jq_shared->spilled_keys) > 0)
+		((JQ_ENTRY(ix)->flags & JQ_E_BROUGHT) ||
+		 pg_atomic_read_u32(&jq_shared->spilled_keys) > 0))
 	{
 		char key[JQ_KEY_MAX + 1];
 		int len = jq_entry_key(ix, key);

@@ -102,7 +102,8 @@ tokens(const JqLimit *m, int64 now)
 	return Max((now + m->burst_ns - full_after(m, now, 0)) / m->interval_ns, 0);
 }
 
-/* the launcher is to look when the next token comes; there is none now */
+/* the launcher is to look when the next token comes; there is none now;
+ * model: ARM */
 static void
 arm(JqLimit *m)
 {
@@ -262,7 +263,8 @@ serve(int queue_ix, int me)
 			serve_again = queue_ix;
 			break;
 		}
-		leave(m, lane); /* a full barrier: see jq_limit_wakes */
+		leave(m, lane); /* a full barrier: see jq_limit_wakes;
+						 * model: LEAVE_FIRST */
 		if (lane == me)
 			return true;
 		if (*(volatile uint32 *) &l->nready == 0 || jq_lane_stopped(l))
@@ -310,7 +312,8 @@ may_keep(JqLimit *m, int lane, JqPlace *place)
 {
 	uint32 max = pg_atomic_read_u32(&m->max_running);
 
-	/* a limit that was lowered: those that run go on, and that is all */
+	/* a limit that was lowered: those that run go on, and that is all;
+	 * model: KEEP */
 	if (max > 0 && pg_atomic_read_u32(&m->running) > max)
 		return false;
 	if (!place->called && other_waits(m, lane))
@@ -367,6 +370,7 @@ jq_limit_take(int lane, JqPlace *place, bool in_batch)
 	Assert(place->queue < 0 || place->queue == queue_ix);
 	if (!jq_limited(m))
 	{
+		/* counted all the same; model: COUNTED */
 		if (place->queue < 0)
 		{
 			place->queue = queue_ix;
@@ -420,7 +424,8 @@ jq_limit_start(JqPlace *place)
 	m = &jq_queues[place->queue].limit;
 	LWLockAcquire(jq_limit_lock(place->queue), LW_EXCLUSIVE);
 	drop_token(m, place);
-	/* that the next one comes is perhaps not seen to, see arm() */
+	/* that the next one comes is perhaps not seen to, see arm();
+	 * model: START_SERVES */
 	if (m->first >= 0 && m->wake_at == 0)
 		(void) serve(place->queue, -1);
 	LWLockRelease(jq_limit_lock(place->queue));

@@ -122,6 +122,7 @@ set(int dbix, JqQueue *q, const JqQueueRow *row)
 /*
  * The settings of a queue (-1: of all) have changed: whoever is in a section of
  * one of its lanes is waited for, and what may run now is seen to.
+ * model: SET_TELLS
  */
 static void
 tell_lanes(Oid db, int queue_ix)

@@ -278,7 +278,8 @@ waits_for_order(JqAttempt *a, JqTable *t, TimestampTz *put_off)
 		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
 							   a->queue, pos, run_at);
 		JQ_PAUSE("order-noted");
-		/* it may have ended before the key knew of it: nobody would say so */
+		/* it may have ended before the key knew of it: nobody would say so;
+		 * model: ORDER_LOOK */
 		if (tried_before(a, t, &again, &run_at) && jq_pos_cmp(again, pos) == 0)
 			return true;
 		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,

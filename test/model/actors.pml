@@ -9,6 +9,21 @@
 #define ESCAPE(c)
 #endif
 
+/* j: the smallest, or largest, job of a set, taken out of it; within a d_step */
+inline lowest(m)
+{
+	j = 0;
+	do :: !HAS(m, j) -> j++ :: else -> break od;
+	m = m & ~(1 << j)
+}
+
+inline highest(m)
+{
+	j = NJ - 1;
+	do :: !HAS(m, j) -> j-- :: else -> break od;
+	m = m & ~(1 << j)
+}
+
 /* ----------------------------------------------------------------- client */
 #define MANY(m)	((m) != 1 && (m) != 2 && (m) != 4 && (m) != 8)
 
@@ -52,24 +67,19 @@ proctype client(byte c, mine)
 				:: else
 				fi;
 #endif
-				j = NJ;									/* in whatever order */
-				do
-				:: j > 0 ->
-					j--;
-					if
-					:: HAS(pend, j) ->
-						d_step {
-							printf("client %d publishes %d, F=%d\n", c, j, F[LANE(j)]);
-							if
-							:: HAS(DELAY, j) -> arm(j)
-							:: else -> publish(j, 0)
-							fi
-						}
-					:: else
-					fi
+				do										/* in whatever order */
+				:: d_step {
+						pend != 0 ->
+						highest(pend);
+						printf("client %d publishes %d, F=%d\n", c, j, F[LANE(j)]);
+						if
+						:: HAS(DELAY, j) -> arm(j)
+						:: else -> publish(j, 0)
+						fi;
+						j = 0 }
 				:: else -> break
 				od;
-	skip;
+				skip;
 #ifndef NO_HOLD_BACK
 				d_step {
 					pub = pub | mine;
@@ -177,6 +187,17 @@ proctype canceller()
 			}
 		:: d_step { xmax[CANCEL] = 0; printf("cancel rolled back\n") }
 		fi;
+#ifndef RESCHEDULE
+		d_step {									/* jq_lane_remove: if it stands there still */
+			if
+			:: done_ && (ent[CANCEL] & IN) ->
+				b_ = ent[CANCEL]; ent[CANCEL] = 0;
+				relieve(LANE(CANCEL), b_, true); dropped(CANCEL, b_);
+				wants(LANE(CANCEL)); if :: b_ -> need = true :: else fi
+			:: else
+			fi
+		};
+#endif
 		d_step { if :: held[CANCEL] == BYSESS -> held[CANCEL] = 0 :: else fi };
 		if
 		:: done_ ->
@@ -270,12 +291,12 @@ proctype session()
 		d_step {
 #ifndef NO_GIVE_BACK
 			if
-			:: sline == 1 -> sline = 0; sturn = false; unpark(false)
+			:: sline == 1 -> sline = 0; sturn = false; stable = false; unpark(false)
 			:: else -> sline = 0; if :: holder == SESS -> release() :: else fi
 			fi
 #else
 			if
-			:: sline == 1 -> sline = 0; sturn = false
+			:: sline == 1 -> sline = 0; sturn = false; stable = false
 			:: sline != 1 && sline != 2 && holder == SESS -> release()
 			:: else -> sline = 0
 			fi
@@ -330,7 +351,7 @@ inline claim(l)				/* claim_next: all in one hold of the lane's lock */
 #ifndef NO_SKIP_CLAIMED
 		:: OUT(x_) ->
 			printf("worker %d passes %d over\n", me, x_);
-			b_ = c_; relieve(l, b_, true); dropped(x_)
+			b_ = c_; relieve(l, b_, true); dropped(x_, b_)
 #endif
 		:: else ->
 			k_ = 1; b_ = c_;
@@ -339,7 +360,7 @@ inline claim(l)				/* claim_next: all in one hold of the lane's lock */
 			:: KEY(x_) ->
 				p_ = x_;
 				ktake(p_, l, b_);
-				if :: k_ == 1 -> holder = me + 1; sturn = false :: else fi
+				if :: k_ == 1 -> holder = me + 1; sturn = false; stable = false :: else fi
 			:: else
 			fi;
 #endif
@@ -576,11 +597,11 @@ start:
 /* -------------------------------------------------------------- scheduler */
 proctype scheduler()
 {
-	byte ep, res, ref, from, to, room, l, j;
+	byte ep, res, ref, from, to, room, l, j, ph;
 	bool all;
 
 start:
-	ep = ncrash; res = 0; ref = 0; from = 0; to = 0; room = 0; l = 0; j = 0; all = false;
+	ep = ncrash; res = 0; ref = 0; from = 0; to = 0; room = 0; l = 0; j = 0; ph = 0; all = false;
 	{
 		do
 		::	/* refill of the lanes that want it */
@@ -590,9 +611,8 @@ start:
 #endif
 				l = 0 };
 			do
-			:: l < NL ->
-				/* open it, ... */
-				d_step {
+			::	d_step {							/* open it, ... */
+					ph == 0 && l < NL ->
 					wants(l);
 					if
 					:: b_ ->
@@ -606,84 +626,69 @@ start:
 						od;
 #endif
 						if
-						:: u_ >= CAP -> starved[l] = true; room = 0
+						:: u_ >= CAP -> starved[l] = true; l++
 						:: else ->
 							filling[l] = true;
 							cut[l] = NJ;
-							from = F[l]; room = CAP - u_
+							from = F[l]; room = CAP - u_; ph = 1
 						fi
-					:: else -> room = 0
+					:: else -> l++
 					fi
-				};
-				if
-				:: room > 0 ->
-					/* ... only then the snapshot; read from the frontier on */
-					d_step {
-						to = NJ; i_ = from; res = 0;
-						do
-						:: i_ < NJ ->
-							if
-							:: row[i_] == LIVE && at[i_] == 0 && LANE(i_) == l && !(KEY(i_) && kspilled && i_ >= kF) ->
-								if
-								:: room == 0 -> to = i_; break
-								:: else -> res = res | (1 << i_); room--
-								fi
-							:: else
-							fi;
-							i_++
-						:: else -> break
-						od;
-						room = 0;
-						printf("refill of %d reads %d up to %d\n", l, res, to) };
-					/* then put it into the lane, */
-					j = from; from = 0;
+				}
+			::	/* ... only then the snapshot; read from the frontier on */
+				d_step {
+					ph == 1 ->
+					to = NJ; i_ = from; res = 0;
 					do
-					:: j < NJ && j < cut[l] ->
+					:: i_ < NJ ->
 						if
-						:: HAS(res, j) ->
-							d_step {
-								if
-								:: j < cut[l] ->
-#ifndef NO_REFILL_SKIP
-									if :: !OUT(j) -> offer(l, j, 0); if :: o_ == 1 -> wake(GROUP(l)) :: else fi :: else fi;
-#else
-									offer(l, j, 0); if :: o_ == 1 -> wake(GROUP(l)) :: else fi;
-#endif
-									p_ = (j + 1 < cut[l] -> j + 1 : cut[l]);
-									if :: F[l] < p_ -> F[l] = p_ :: else fi
-								:: else
-								fi
-							}
+						:: row[i_] == LIVE && at[i_] == 0 && LANE(i_) == l && !(KEY(i_) && kspilled && i_ >= kF) ->
+							if
+							:: room == 0 -> to = i_; break
+							:: else -> res = res | (1 << i_); room--
+							fi
 						:: else
 						fi;
-						j++
+						i_++
 					:: else -> break
 					od;
-	skip;
-					/* and close it */
-					d_step {
-						F[l] = (to < cut[l] -> to : cut[l]); filling[l] = false; cut[l] = NJ;
-						trim(l);
-						ready(l); low[l] = r_ / 2;
-						printf("refill of %d ends, F=%d\n", l, F[l]);
-						if :: r_ > 0 -> wake(GROUP(l)); wake(GROUP(l)) :: else fi;
-						wants(l);
+					room = 0; from = 0; ph = 2;
+					printf("refill of %d reads %d up to %d\n", l, res, to) }
+			::	/* then put it into the lane, */
+				d_step {
+					ph == 2 && (res & ((1 << cut[l]) - 1)) != 0 ->
+					lowest(res);
+#ifndef NO_REFILL_SKIP
+					if :: !OUT(j) -> offer(l, j, 0); if :: o_ == 1 -> wake(GROUP(l)) :: else fi :: else fi;
+#else
+					offer(l, j, 0); if :: o_ == 1 -> wake(GROUP(l)) :: else fi;
+#endif
+					p_ = (j + 1 < cut[l] -> j + 1 : cut[l]);
+					if :: F[l] < p_ -> F[l] = p_ :: else fi;
+					j = 0
+				}
+			::	/* and close it */
+				d_step {
+					ph == 2 && (res & ((1 << cut[l]) - 1)) == 0 ->
+					F[l] = (to < cut[l] -> to : cut[l]); filling[l] = false; cut[l] = NJ;
+					trim(l);
+					ready(l); low[l] = r_ / 2;
+					printf("refill of %d ends, F=%d\n", l, F[l]);
+					if :: r_ > 0 -> wake(GROUP(l)); wake(GROUP(l)) :: else fi;
+					wants(l);
 #ifndef NO_R4
-						if :: b_ -> need = true :: else fi;
+					if :: b_ -> need = true :: else fi;
 #endif
-						res = 0; to = 0; j = 0
-					}
-				:: else
-				fi;
-				l++
-			:: else -> break
-			od;
-	skip;
-			d_step {
+					res = 0; to = 0; ph = 0; l++
+				}
+			::	d_step {
+					ph == 0 && l == NL ->
 #ifdef NO_CLEAR_FIRST
-				need = false;
+					need = false;
 #endif
-				l = 0 }
+					l = 0 };
+				break
+			od
 
 		::	/* due rows */
 			d_step { rdue || armed ->
@@ -704,22 +709,17 @@ start:
 				};
 				all = false;
 				printf("due: %d\n", res) };
-			j = 0;
 			do
-			:: j < NJ ->
-				if
-				:: HAS(res, j) ->
-					d_step {
-						if
-						:: !OUT(j) ->
-							publish_due(j);
-							if :: p_ == 0 -> ref = ref | (1 << j) :: else fi
-						:: else
-						fi
-					}
-				:: else
-				fi;
-				j++
+			:: d_step {
+					res != 0 ->
+					lowest(res);
+					if
+					:: !OUT(j) ->
+						publish_due(j);
+						if :: p_ == 0 -> ref = ref | (1 << j) :: else fi
+					:: else
+					fi;
+					j = 0 }
 			:: else -> break
 			od;
 			if
@@ -740,12 +740,9 @@ start:
 						:: else
 						fi
 					}; skip };
-				j = 0;
 				/* and the lane is told */
 				do
-				:: j < NJ ->
-					d_step { if :: HAS(ref, j) -> publish(j, 0) :: else fi };
-					j++
+				:: d_step { ref != 0 -> lowest(ref); publish(j, 0); j = 0 }
 				:: else -> break
 				od;
 				skip
@@ -799,25 +796,21 @@ start:
 					pusher = true
 #endif
 				};
-				room = 0; j = NJ;				/* rows read in order; any will do */
+				room = 0;						/* rows read in order; any will do */
 				do
-				:: j > 0 ->
-					j--;
-					d_step {
-						if
-						:: HAS(res, j) ->
-							publish(j, AT_FLAG(j));
-							if :: p_ == 0 -> room++ :: else fi
-						:: else
-						fi
-					}
+				:: d_step {
+						res != 0 ->
+						highest(res);
+						publish(j, AT_FLAG(j) | BR);
+						if :: p_ == 0 -> room++ :: else fi;
+						j = 0 }
 				:: else -> break
 				od;
-	skip;
+				skip;
 				d_step {
 					kfill = false;
 					brought = (brought > room -> brought - room : 0);
-					if :: kF == NJ -> kspilled = false; kwant = false; brought = 0 :: else fi };
+					if :: kF == NJ -> kspilled = false; kwant = false :: else fi };
 				d_step {
 					pusher = false; unpark(false);
 					rkeys = true; all = false; res = 0; to = 0; j = 0; room = 0 }

@@ -81,6 +81,7 @@
 #define IN		1
 #define EDUE	2			/* its row has a run_at: no refill would find it */
 #define UNP		4			/* unparked: waiters of its lane count on it */
+#define BR		8			/* its key counts it until a worker meets it */
 /* held[]: claims that no slot stands for */
 #define BYSESS	1
 #define FAILING	2
@@ -112,7 +113,8 @@ byte held[NJ], hx[NJ];			/* hx: DOUBT: who had deleted it */
 byte par[NJ];
 byte holder;
 byte sline;						/* a session: 0, 1 in line, 2 has been given it */
-bool sturn, kwake;				/* its turn comes; the launcher is to look */
+bool sturn, stable, kwake;		/* its turn comes (for rows of the table alone); the
+								 * launcher is to look */
 bool kspilled, kwant, kfill, pusher;
 byte kF, kcut, kfrom, brought;
 /* ---- slots ---- */
@@ -127,6 +129,7 @@ bool inrun[NW];					/* a transaction of a job that has the key */
 bool killed[NW], skilled;
 hidden byte a_, b_, c_, f_, g_, h_, i_, k_, n_, o_, p_, q_, r_, s_, t_, u_, v_, w_, x_, y_, z_;
 
+hidden byte intab_;
 hidden byte due_, served_, wanted_, runs_;
 hidden byte lanes_;
 
@@ -146,6 +149,13 @@ hidden byte lanes_;
 #define ANY(l)		(READY(l, 0) || READY(l, 1) || READY(l, 2))
 #else
 #define ANY(l)		(READY(l, 0) || READY(l, 1) || READY(l, 2) || READY(l, 3))
+#endif
+#if NJ == 2
+#define BROUGHT		((ent[0] & BR) || (ent[1] & BR))
+#elif NJ == 3
+#define BROUGHT		((ent[0] & BR) || (ent[1] & BR) || (ent[2] & BR))
+#else
+#define BROUGHT		((ent[0] & BR) || (ent[1] & BR) || (ent[2] & BR) || (ent[3] & BR))
 #endif
 #define FIRST(l)	(ANY(l) && hb[l] == 0)
 /* each lane is of a role of its own, unless -DONEROLE */
@@ -223,7 +233,7 @@ proctype crasher()			/* signal 9, power loss: no hook runs */
 				want[i_] = false; F[i_] = NJ
 #endif
 			};
-			holder = 0; sline = 0; sturn = false; kwake = false; kspilled = false; kwant = false;
+			holder = 0; sline = 0; sturn = false; stable = false; kwake = false; kspilled = false; kwant = false;
 			kfill = false; pusher = false; kF = NJ; kcut = NJ; kfrom = 0; brought = 0;
 			shold = false; skilled = false;
 #ifndef NO_START_UNKNOWN

@@ -6,7 +6,7 @@
  *
  * A d_step is one hold of LWLocks, one snapshot, or one commit becoming visible.
  *
- * -DNO_x breaks rule x.
+ * -DNO_x breaks rule x; -DFAR: the moments until which orders last do not come.
  */
 #ifndef NJ
 #define NJ		2			/* jobs of the key, numbered in their order */
@@ -74,6 +74,11 @@ inline holders()			/* n_: how many; m_: what they allow */
 #define LIMIT	1
 #define ORDER	2
 #define TURN	3
+#ifndef FAR
+#define MOMENT(c)	((c) == ORDER || (c) == TURN)
+#else
+#define MOMENT(c)	((c) == TURN)
+#endif
 
 inline closed(x)			/* c_: jq_key_closed */
 {
@@ -128,7 +133,7 @@ inline unpark()				/* jq_key_unpark: the first of each lane that may have it */
 				fi
 			:: c_ == ISOPEN && wanted_ -> passed = true
 			:: c_ == LIMIT -> wanted_ = 1
-			:: c_ == ORDER || c_ == TURN -> wake = true
+			:: c_ == ORDER || c_ == TURN -> wake = wake || MOMENT(c_)
 			fi
 		:: else
 		fi
@@ -143,7 +148,7 @@ inline take(me, x)			/* take; u_: it has the key */
 	if
 	:: c_ != ISOPEN ->
 		parked[x] = true;
-		if :: c_ != LIMIT -> wake = true :: else fi
+		if :: c_ == ORDER || c_ == TURN -> wake = wake || MOMENT(c_) :: else fi
 	:: else ->
 		behind(x);
 		if
@@ -170,7 +175,7 @@ inline take(me, x)			/* take; u_: it has the key */
 					closed(w_);
 					if
 					:: c_ == ISOPEN -> behind(w_); if :: b_ == 0 -> parked[w_] = false; inlane[w_] = true; unp[w_] = true :: else fi
-					:: c_ == ORDER || c_ == TURN -> wake = true
+					:: c_ == ORDER || c_ == TURN -> wake = wake || MOMENT(c_)
 					:: else
 					fi
 				:: else
@@ -261,13 +266,18 @@ proctype worker(byte me)
 		:: j < NJ
 		fi;
 		/* the row: is there another one that is to run before? */
+look:	skip;
 		d_step { before(j); o = b_ };
 		if
 		:: o != 0 ->
 			/* noted in the key; then it looks again, as that may have ended */
 			d_step { if :: ord[o - 1] != 1 -> ord[o - 1] = 2 :: else fi; wake = true };
 #ifndef NO_ORDER_LOOK
-			d_step { before(j); if :: b_ != o -> o = 0; ord[o] = ord[o] :: else fi };
+			d_step { before(j); b_ = (b_ == o -> 0 : o); o = o * (b_ == 0) + (NJ + b_) * (b_ != 0) };
+			if
+			:: o > NJ -> d_step { ord[o - NJ - 1] = 0; o = 0; unpark() }; goto look
+			:: o <= NJ
+			fi;
 #endif
 			/* it goes back into its lane, then its key goes */
 			d_step { out[j] = false };
@@ -353,7 +363,9 @@ end:	do
 	:: d_step {
 			wake -> wake = false;
 			turn_on = false;
+#ifndef FAR
 			ALL(i_) { if :: ord[i_] == 2 -> ord[i_] = 0 :: else fi };
+#endif
 			unpark()
 		}
 	od

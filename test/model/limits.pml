@@ -35,6 +35,9 @@
 #ifndef NEXIT
 #define NEXIT	0			/* workers that leave */
 #endif
+/* -DLONG: a job of lane 0 that ends when all others have
+ * -DSTARTED: all workers are there from the beginning, and stay; 0 and 1 run a job
+ * of their lanes, and the next one of 0 is the long one */
 #define LANE(w)	((w) % NL)
 
 /* state[]: of a slot */
@@ -57,7 +60,7 @@ bool claim[NW];
 bool wanted[NL], gcalled[NL], poke;
 
 byte done, nexit;
-bool lingered;
+bool lingered, has_long;
 bool set;					/* the new limit is in force, as far as its setter knows */
 
 #define LIMITED		(max != 0 || RATE != 0)
@@ -384,9 +387,7 @@ inline end_claim(w, l)				/* jq_claim_end; settle() */
 	:: claim[w] -> acquire(lanelock[l]); claim[w] = false; release(lanelock[l])
 	:: !claim[w]
 	fi;
-#ifndef NO_SETTLE
 	give(w)
-#endif
 }
 
 proctype worker(byte w)
@@ -396,6 +397,9 @@ proctype worker(byte w)
 	MINE;
 
 	l = LANE(w);
+#ifdef STARTED
+	if :: w < 2 -> goto runs :: else fi;
+#endif
 start:
 	state[w] == START ->
 	d_step { state[w] = BUSY; latch[w] = false };
@@ -456,7 +460,18 @@ start:
 		release(limlock);
 		wake_called();
 #endif
-		got = false;
+runs:	got = false;
+#ifdef LONG
+		if
+#ifndef STARTED
+		:: d_step { l == 0 && !has_long -> has_long = true }; done == J0 + J1 - 1
+		:: true
+#else
+		:: d_step { w == 0 && done > 0 && !has_long -> has_long = true }; done == J0 + J1 - 1
+		:: else
+#endif
+		fi;
+#endif
 		done++;
 		/* its claim ends when the next one is taken */
 		goto next;
@@ -655,7 +670,18 @@ proctype monitor()					/* nothing can move any more */
 init {
 	atomic {
 		run monitor();
+#if MAX1 != MAX0
+		run setter();
+#endif
+#ifndef STARTED
 		run launcher();
+#else
+		for (i_ : 0 .. NW - 1) {
+			state[i_] = (i_ < 2 -> BUSY : START);
+			place[i_] = (i_ < 2); claim[i_] = (i_ < 2)
+		};
+		running = 2;
+#endif
 		run worker(0);
 #if NW > 1
 		run worker(1);
@@ -663,15 +689,16 @@ init {
 #if NW > 2
 		run worker(2);
 #endif
+#ifdef STARTED
+		run client(0, J0 - 1);
+#else
 		run client(0, J0);
-#if NL > 1 && J1
+#endif
+#if NL > 1 && J1 && !defined(STARTED)
 		run client(1, J1);
 #endif
 #if RATE
 		run clock();
-#endif
-#if MAX1 != MAX0
-		run setter();
 #endif
 	}
 }

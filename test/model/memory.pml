@@ -29,9 +29,6 @@ inline ready(l)				/* r_: l->nready, t_: its largest entry, or NJ */
 	r_ = 0; t_ = NJ;
 	ALL(i_) {
 		if :: (ent[i_] & IN) && LANE(i_) == l -> r_++; t_ = i_ :: else fi
-#ifdef NO_R3
-		; if :: (par[i_] & IN) && LANE(i_) == l -> r_++ :: else fi
-#endif
 	}
 }
 
@@ -87,12 +84,16 @@ inline nwaiting()			/* n_ */
 	skip
 }
 
-inline dropped(x)			/* jq_keylock_dropped */
+inline dropped(x, fl)		/* jq_keylock_dropped */
 {
 #if KEYED
 	if
+#ifndef NO_DROPPED
+	:: KEY(x) && (kspilled || ((fl) & BR)) ->
+#else
 	:: KEY(x) && kspilled ->
-		if :: brought > 0 -> brought-- :: else fi;
+#endif
+		if :: ((fl) & BR) && brought > 0 -> brought-- :: else fi;
 		nwaiting();
 		if :: holder == 0 && n_ == 0 -> wantsk() :: else fi
 	:: else
@@ -106,7 +107,7 @@ inline forget(x, fl)		/* lane_forget */
 {
 	if :: (fl) & EDUE -> rdue = true :: else fi;
 	lower(LANE(x), x);
-	dropped(x)
+	dropped(x, fl)
 }
 
 inline insert(x, fl)		/* lane_insert; o_: 1 new, 2 was there */
@@ -114,9 +115,9 @@ inline insert(x, fl)		/* lane_insert; o_: 1 new, 2 was there */
 	if
 	:: ent[x] & IN ->
 #ifndef NO_TWIN_DUE
-		ent[x] = ent[x] | ((fl) & (UNP | EDUE));
+		ent[x] = ent[x] | ((fl) & (UNP | EDUE | BR));
 #else
-		ent[x] = ent[x] | ((fl) & UNP);
+		ent[x] = ent[x] | ((fl) & (UNP | BR));
 #endif
 		o_ = 2
 	:: else -> ent[x] = IN | (fl); o_ = 1
@@ -186,7 +187,7 @@ inline offer(l, x, fl)		/* lane_offer; o_: 0 refused, 1 accepted, 2 known */
 				if
 				:: t_ == x -> o_ = 2;
 #ifndef NO_TWIN_DUE
-					ent[x] = ent[x] | ((fl) & (UNP | EDUE))
+					ent[x] = ent[x] | ((fl) & (EDUE | BR))
 #endif
 				:: t_ == NJ || t_ < x -> lower(l, x); o_ = 0
 				:: t_ != NJ && t_ > x -> evict(l); trim(l)
@@ -273,7 +274,7 @@ inline wait_for(x, fl)		/* wait_for: park it, or the key answers for it */
 
 inline ktake(x, l, fl)		/* take; k_: 1 taken */
 {
-	if :: brought > 0 -> brought-- :: else fi;
+	if :: ((fl) & BR) && brought > 0 -> brought-- :: else fi;
 	k_ = 0;
 	if
 #ifndef NO_PUSHER
@@ -321,16 +322,18 @@ inline take_back(x, fl)		/* jq_lane_take_back, jq_lane_took_back */
 inline serve(blocked)		/* jq_key_session_serve */
 {
 	if
-	:: holder != 0 || pusher -> sturn = false
+	:: holder != 0 || pusher -> sturn = false; stable = false
 	:: else ->
+		due_ = due_ && sturn;
+		/* it waits for what the table brought as long as there is some, no longer */
+		assert((brought > 0) == BROUGHT);
+		intab_ = brought > 0 || (kspilled && SPOS >= kF);
+		if :: !intab_ && !(blocked) && stable -> sturn = false; stable = false :: else fi;
+		if :: ((blocked) || intab_) && !sturn -> sturn = true; stable = true :: else fi;
+		if :: blocked -> stable = false :: else fi;
 		if
-		:: ((blocked) || (kspilled && SPOS >= kF) || brought > 0) && !sturn ->
-			sturn = true; kwake = true
-		:: else ->
-			if
-			:: sturn && !due_ -> kwake = true
-			:: else -> holder = SESS; sline = 2; sturn = false
-			fi
+		:: sturn && !due_ -> kwake = true
+		:: else -> holder = SESS; sline = 2; sturn = false; stable = false
 		fi
 	fi
 }
@@ -374,7 +377,7 @@ inline unpark(due)
 
 inline release()			/* advance: the holder lets it go */
 {
-	holder = 0; sturn = false;
+	holder = 0; sturn = false; stable = false;
 	unpark(false)
 }
 

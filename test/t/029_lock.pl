@@ -293,6 +293,42 @@ property 'a job that no worker can take keeps no session waiting' => sub {
 	forget();
 };
 
+property 'a session does not wait for a job of its key that has been cancelled' => sub {
+	my $s = session();
+	my $gate = close_gate(1);
+
+	# one more than memory keeps for a key; then no worker is left
+	set_conf('jobqueue.max_workers' => 1);
+	ask($s, "SELECT jobqueue_lock('a')");
+	sql("SELECT count(jobqueue_enqueue('note', key => 'a', queue => 'x' || i % 2, priority => 10)) FROM generate_series(1, 64) i");
+	wait_for('SELECT sum(blocked) = 64 FROM jobqueue_status');
+	my $job = enqueue('note', key => 'a', queue => 'y', priority => 10);
+	wait_for('SELECT sum(blocked) = 65 FROM jobqueue_status');
+	sql("SELECT jobqueue_pause('x0'), jobqueue_pause('x1')");
+	enqueue('gate', gate => 1, what => 'gate');
+	wait_at_gate();
+	# the table alone has it: it is brought, and stands in its lane
+	ask($s, "SELECT jobqueue_unlock('a')");
+	wait_for("SELECT ready = 1 FROM jobqueue_status WHERE queue = 'y'");
+	set_conf('jobqueue.testing_key_turn' => '1ms');
+	ask($s, "SELECT jobqueue_lock('a')");
+	sql("SELECT jobqueue_cancel($job)");
+	set_conf('jobqueue.testing_key_turn' => undef);
+	my $s1 = session();
+	my $pid = pid($s1);
+	send_sql($s1, "SELECT jobqueue_lock('a')");
+	wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Extension'");
+	ask($s, "SELECT jobqueue_unlock('a')");
+	is(sql("SELECT jobqueue_whereis('a')"), $pid, 'it has the key at once');
+	answer($s1);
+	ask($s1, "SELECT jobqueue_unlock('a')");
+	set_conf('jobqueue.max_workers' => undef);
+	sql("SELECT jobqueue_resume('x0'), jobqueue_resume('x1')");
+	open_gate($gate);
+	wait_drained();
+	forget();
+};
+
 property 'a session wants a key for itself' => sub {
 	sql("SELECT jobqueue_configure('shared', key_limit => 3)");
 	my $gate = close_gate(1);
