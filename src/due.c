@@ -149,13 +149,46 @@ jq_sched_publish_due(TimestampTz from)
 	} while (n == JQ_SCHED_BATCH);
 }
 
+/* running or not */
+static int64
+count_expired(TimestampTz from, TimestampTz to)
+{
+	Oid types[3] = {INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+	Datum values[3];
+	JqTable *t = jq_sched_begin();
+	JqOwnerState state;
+	int64 n = 0;
+
+	if (t != NULL)
+	{
+		bool isnull;
+
+		values[0] = Int64GetDatum(t->home);
+		values[1] = TimestampTzGetDatum(from);
+		values[2] = TimestampTzGetDatum(to);
+		jq_owner_begin(t, &state);
+		jq_owner_execute(t,
+						 "SELECT count(*) FROM %s.jobqueue_job"
+						 " WHERE expires_at >= $2 AND expires_at <= $3"
+						 " AND home = $1",
+						 3, types, values, NULL);
+		n = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+										SPI_tuptable->tupdesc, 1, &isnull));
+		jq_owner_end(&state);
+	}
+	jq_sched_commit();
+	return n;
+}
+
 void
 jq_sched_end_expired(TimestampTz from)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz last = Min(from, expiry_seen);
+	TimestampTz begin = Min(from, expiry_seen);
+	TimestampTz last = begin;
 	int64 last_id = PG_INT64_MIN;
-	bool all = true;
+	int64 running = 0;
+	int64 left;
 	int n;
 
 	expiry_looked = now;
@@ -198,13 +231,14 @@ jq_sched_end_expired(TimestampTz from)
 		jq_owner_end(&state);
 		for (i = 0; i < n; i++)
 		{
+			JqHoldResult held = jq_claim_hold(MyDatabaseId, rows[i].lane_role,
+											  rows[i].queue, rows[i].item.id);
+
 			/* what runs was started in time */
-			if (jq_claim_hold(MyDatabaseId, rows[i].lane_role, rows[i].queue,
-							  rows[i].item.id) != JQ_HOLD_DONE)
-			{
-				all = false;
+			if (held == JQ_HOLD_RUNNING)
+				running++;
+			if (held != JQ_HOLD_DONE)
 				continue;
-			}
 			jq_publish_held(rows[i].lane_role, rows[i].queue, &rows[i].item,
 							rows[i].run_at);
 			jq_archive(t, rows[i].item.id, "cancelled", "expired", 0,
@@ -220,8 +254,12 @@ jq_sched_end_expired(TimestampTz from)
 		MemoryContextReset(jq_sched_context);
 		CHECK_FOR_INTERRUPTS();
 	} while (n == JQ_SCHED_BATCH);
-	if (all)
+	left = count_expired(begin, now);
+	if (left == 0)
 		expiry_seen = now;
+	/* rows that others have locked, or act on, are looked at again in a while */
+	else if (left > running)
+		jq_db_expiry(jq_sched_dbix, now + USECS_PER_SEC);
 }
 
 static TimestampTz

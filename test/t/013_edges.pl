@@ -120,6 +120,22 @@ END
 	$gate->quit;
 };
 
+property 'a job that expires while its row is locked ends when that is free' => sub {
+	my $s = session();
+	my ($locked, $held) = map { sql("SELECT jobqueue_enqueue('mark', run_at => 'tomorrow', expires_at => clock_timestamp() + interval '1 s')") } 1 .. 2;
+	$s->query_safe("BEGIN; SELECT FROM jobqueue_job WHERE id = $locked FOR UPDATE");
+	my $o = session();
+	$o->query_safe("BEGIN; SELECT jobqueue_reprioritize($held, 3)");
+	# the scheduler comes to those before it comes to this one
+	my $other = sql("SELECT jobqueue_enqueue('mark', run_at => 'tomorrow', expires_at => clock_timestamp() + interval '1.2 s', keep => '1 h')");
+	wait_state($other, 'cancelled');
+	is(sql("SELECT count(*) FROM jobqueue_job WHERE id IN ($locked, $held)"), 2, 'they are passed over');
+	$_->query_safe('ROLLBACK') foreach $s, $o;
+	wait_for("SELECT count(*) = 2 FROM jobqueue_recent WHERE id IN ($locked, $held) AND outcome = 'cancelled'");
+	$_->quit foreach $s, $o;
+	sql('DELETE FROM jobqueue_archive');
+};
+
 property 'no query of the scheduler is compiled, whatever the settings are' => sub {
 	return pass('this server has no JIT compilation') if sql('SELECT pg_jit_available()') ne 't';
 	my %conf = (jit => 'on', jit_above_cost => 0, log_min_messages => 'debug1', log_line_prefix => '%b|');
