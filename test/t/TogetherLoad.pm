@@ -734,9 +734,14 @@ SQL
 		$tries++;
 		$longest = time - $from if time - $from > $longest;
 		last if $left =~ /^0$/m;
-		# who waited so long that nothing more could be tried has something else
-		die sprintf("does not drain: %s left, the longest of %d tries took %.1f s\n", $left =~ /(\d+)\s*\z/, $tries, $longest)
-		  if time > $end;
+		if (time > $end)
+		{
+			diag sql("SELECT id, queue, owner, key, command IS NULL, priority, run_at, jobqueue_explain(id) FROM jobqueue_job");
+			diag sql('SELECT * FROM jobqueue_keys');
+			sleep $ENV{JQ_STAY} if $ENV{JQ_STAY};
+			# who waited so long that nothing more could be tried has something else
+			die sprintf("does not drain: %s left, the longest of %d tries took %.1f s\n", $left =~ /(\d+)\s*\z/, $tries, $longest);
+		}
 		usleep(50_000);
 	}
 	note sprintf 'drained in %.1f s', time - $begin;
