@@ -660,6 +660,10 @@ sub read_log
 		$orphan{$_} = 1 foreach $text =~ /\[(\d+)\].*postmaster exited during a parallel transaction$/mg;
 		$text =~ s/^TRAP:(.*pgstat.*PID: (\d+)\))$/$orphan{$2} ? $1 : $&/gme;
 		$text =~ s/^.*\[(\d+)\] .*(?:LLVMJitContext in use count|Abort(?:Sub)?Transaction while in ABORT state).*\n/$orphan{$1} ? '' : $&/gme;
+		# likewise who has committed, and waits for the checkpointer to take files that
+		# are to be removed
+		$text =~ s/^.*(?:AbortTransaction while in COMMIT state|cannot abort transaction \d+, it was already committed).*\n//gm
+		  if $text =~ /unexpected postmaster exit|postmaster exited/;
 		# who finds no room for WAL ends, and the server starts anew
 		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device$/mg;
 		$text =~ s/PANIC(: .*No space left on device)$/panic$1/mg;
