@@ -213,6 +213,7 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 					jq_fetchxact_drop(taken[i].id, JQ_THEN_LANE);
 				break;
 			}
+			r->ends |= look == JQ_LOOK_ENDS;
 			if (look != JQ_LOOK_GIVE)
 				continue;
 			g->id = taken[i].id;
@@ -242,7 +243,8 @@ jq_fetch_nothing(const JqFetchRequest *r)
 				 errmsg("queue \"%s\" is paused", r->queue),
 				 errhint("It gives jobs again after jobqueue_resume('%s').",
 						 r->queue)));
-	if (r->full)
+	/* its commit makes room, and ends what was in the way */
+	if (r->full && !r->ends)
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
@@ -367,7 +369,7 @@ fetch(JqFetchRequest *r, JqGiven *given)
 	{
 		/* it may have been rebuilt while we slept */
 		n = jq_fetch_now(jq_table_required(), r, given);
-		if (n > 0)
+		if (n > 0 || (r->full && r->ends))
 			return n;
 		if (GetCurrentTimestamp() >= until)
 		{

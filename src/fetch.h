@@ -20,6 +20,7 @@ typedef struct JqFetchRequest
 	pg_uuid_t token;
 	TimestampTz until; /* of the lease, once jobs have been taken */
 	bool full;		   /* there was a job, but no room for its claim */
+	bool ends;		   /* jobs that are not given end with this transaction */
 } JqFetchRequest;
 
 /* a job that is given to the consumer */
@@ -48,9 +49,10 @@ extern void jq_fetch_await(const JqFetchRequest *r, TimestampTz until);
 
 typedef enum JqLook
 {
-	JQ_LOOK_GIVE,	/* the consumer may have it */
-	JQ_LOOK_FULL,	/* there is no room for its unique_key; it went back */
-	JQ_LOOK_DROPPED /* it is not ours any more, or ends with the transaction */
+	JQ_LOOK_GIVE,	 /* the consumer may have it */
+	JQ_LOOK_FULL,	 /* there is no room for its unique_key; it went back */
+	JQ_LOOK_DROPPED, /* it is not ours any more */
+	JQ_LOOK_ENDS	 /* the transaction ends it, and holds its claim so long */
 } JqLook;
 
 /* is the job that was just taken to be given to the consumer? */

@@ -75,8 +75,8 @@ put_off(JqTable *t, const JqTaken *job, TimestampTz until)
  * Has the job to wait for another one of its key that failed?  As a worker does
  * it: then the key knows, and the job is parked when its turn comes again.
  */
-static bool
-waits_for_order(JqTable *t, const JqTaken *job, const char *queue)
+static JqLook
+look_at_order(JqTable *t, const JqTaken *job, const char *queue)
 {
 	JqQueueSettings s;
 	JqPos pos, again;
@@ -84,14 +84,14 @@ waits_for_order(JqTable *t, const JqTaken *job, const char *queue)
 
 	jq_queue_settings(jq_lanes[job->lane].queue_ix, &s);
 	if (!s.ordered || job->keylen == 0)
-		return false;
+		return JQ_LOOK_GIVE;
 	while (jq_row_tried_before(t, queue, job->key, job->keylen, job->pos, &pos,
 							   &run_at))
 	{
 		if (jq_keylock_crowded())
 		{
 			put_off(t, job, Max(run_at, GetCurrentTimestamp() + USECS_PER_SEC));
-			return true;
+			return JQ_LOOK_ENDS;
 		}
 		jq_keylock_order_begin(MyDatabaseId, job->key, job->keylen, queue, pos,
 							   run_at);
@@ -102,11 +102,11 @@ waits_for_order(JqTable *t, const JqTaken *job, const char *queue)
 			jq_pos_cmp(again, pos) == 0)
 		{
 			jq_fetchxact_drop(job->id, JQ_THEN_LANE);
-			return true;
+			return JQ_LOOK_DROPPED;
 		}
 		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, pos.id);
 	}
-	return false;
+	return JQ_LOOK_GIVE;
 }
 
 /* another job has its unique_key: as its on_conflict says */
@@ -159,7 +159,7 @@ look_at_unique(JqTable *t, const JqTaken *job, const char *queue,
 			return JQ_LOOK_FULL;
 		case JQ_UNIQUE_REFUSED:
 			end_refused(t, job, row, &refusal);
-			break;
+			return JQ_LOOK_ENDS;
 	}
 	return JQ_LOOK_DROPPED;
 }
@@ -198,6 +198,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 	TransactionId xid = InvalidTransactionId;
 	TimestampTz run_at;
 	JqItem item;
+	JqLook look;
 	ItemPointerData tid = job->tid;
 
 	/* the lane stays what it is while the job is claimed */
@@ -244,7 +245,8 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 						 DT_NOBEGIN + 1));
 		return JQ_LOOK_DROPPED;
 	}
-	if (waits_for_order(t, job, queue))
-		return JQ_LOOK_DROPPED;
+	look = look_at_order(t, job, queue);
+	if (look != JQ_LOOK_GIVE)
+		return look;
 	return look_at_unique(t, job, queue, row, leased);
 }

@@ -195,6 +195,7 @@ jq_fetch_wait(PG_FUNCTION_ARGS)
 			break;
 		}
 		begin_anew();
+		r.ends = false;
 		jq_fetch_await(&r, until);
 	}
 	SPI_finish();

@@ -278,6 +278,26 @@ property 'of jobs whose unique_keys find no room a fetch gives those that do, in
 	sql('DELETE FROM jobqueue_archive');
 };
 
+property 'jobs that are not to start are ended, where these alone find no room' => sub {
+	my $insert = "SELECT jobqueue_enqueue(NULL, queue => 'greedy', unique_key => 'u', unique_until => 'while_executing'";
+	my $s = session();
+	my $id = sql("$insert)");
+	is(fetch($s, 'greedy'), $id, 'its unique_key is held');
+	sql("$insert, key => 'k' || i, on_conflict => 'reject') FROM generate_series(1, 20) i");
+	foreach my $call ('jobqueue_fetch', 'jobqueue_fetch_wait')
+	{
+		my $left = sql(q{SELECT count(*) FROM jobqueue_jobs WHERE state = 'ready'});
+		is(sql($call eq 'jobqueue_fetch' ? "SELECT count(*) FROM $call('greedy', 20)" : "CALL $call('greedy', 20, '0')"), $call eq 'jobqueue_fetch' ? 0 : '[]', "$call: none is given, and that is no error");
+		cmp_ok(sql(q{SELECT count(*) FROM jobqueue_jobs WHERE state = 'ready'}), '<', $left, 'some have ended');
+	}
+	is(fetch($s, 'greedy', ", '1 min'"), '', 'nor does it wait with those that it ends');
+	sql("SELECT count(*) FROM jobqueue_fetch('greedy', 20)") foreach 1 .. 2;
+	is(sql("SELECT count(*) FROM jobqueue_jobs WHERE state = 'ready'"), '0', 'all have ended');
+	$s->query_safe("SELECT jobqueue_complete($id)");
+	$s->quit;
+	clean();
+};
+
 paused_property 'no room for one queue does not keep a consumer of another from a job' => sub {
 	sql("SELECT count(jobqueue_enqueue(NULL, queue => 'greedy')) FROM generate_series(1, 40)");
 	my ($s, $o) = (session(), session());
