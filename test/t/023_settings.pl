@@ -324,10 +324,17 @@ sub stop_scheduler
 }
 
 # a scheduler prunes as it starts
+# it is delayed in any case: the moment is that of the enqueue
+sub enqueue_soon
+{
+	my ($what) = @_;
+	return sql(qq{SELECT jobqueue_enqueue('note', '{"what": "$what"}', run_at => clock_timestamp() + interval '0.3 s')});
+}
+
 sub new_scheduler
 {
 	stop_scheduler();
-	enqueue('note', what => 'wake', run_at => sql("SELECT clock_timestamp() + interval '0.2 s'"));
+	enqueue_soon('wake');
 }
 
 property 'keep and keep_dead: the history is pruned' => sub {
@@ -369,7 +376,7 @@ paused_property 'a long history is pruned beside other work' => sub {
 	caught('prune-part');
 	is(sql('SELECT count(*) FROM jobqueue_archive'), 25000, 'a part is gone');
 	arm('due-after-look');
-	enqueue('note', what => 'due', run_at => sql("SELECT clock_timestamp() + interval '0.5 s'"));
+	enqueue_soon('due');
 	wait_for("SELECT count(*) = 0 FROM jobqueue_job WHERE run_at > clock_timestamp()");
 	release('prune-part');
 	caught('due-after-look');
