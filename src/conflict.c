@@ -492,6 +492,7 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 	bool taken = len == 0;
 	bool ask = false;
 	uint32 next;
+	JqUniqueStart result;
 
 	if (!taken && !jq_fetched_reserve_key(id))
 		return JQ_UNIQUE_FULL;
@@ -520,7 +521,15 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 			return JQ_UNIQUE_LATER;
 		return refuse(row, holder, true, refusal);
 	}
-	return start_lock(t, row, refusal);
+	result = start_lock(t, row, refusal);
+	if (result == JQ_UNIQUE_REFUSED && len > 0)
+	{
+		/* its claim lasts to the end of the transaction; another one that is
+		 * fetched with it, and has the lock, is to start */
+		jq_fetched_set_digest(id, digest, 0);
+		jq_keylock_release_of_claim(MyDatabaseId, digest, len, id);
+	}
+	return result;
 }
 
 /* what its lock in the table has to do with its start */

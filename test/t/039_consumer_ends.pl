@@ -278,6 +278,24 @@ property 'of jobs whose unique_keys find no room a fetch gives those that do, in
 	sql('DELETE FROM jobqueue_archive');
 };
 
+property 'of two jobs of a unique_key that are fetched together the one that has its lock starts' => sub {
+	my %unique = (unique_key => 'u', unique_until => 'until_and_while_executing');
+	my $s = session();
+	my $first = put('q', %unique);
+	my $later = put('q', %unique, on_conflict => 'reschedule');
+	is(fetch($s, 'q'), $first, 'the first has both');
+	$s->query_safe("SELECT jobqueue_complete($first)");
+	my $other = put('q', %unique);
+	is(sql("SELECT jobqueue_reschedule($later, NULL)"), 't', 'one that waits for the lock comes before the one that has it');
+	is(fetch($s, 'q'), $other, 'and does not keep it from starting');
+	$s->query_safe("SELECT jobqueue_complete($other)");
+	sql("SELECT jobqueue_reschedule($later, NULL)");
+	is(fetch($s, 'q'), $later, 'then it may');
+	$s->query_safe("SELECT jobqueue_complete($later)");
+	$s->quit;
+	clean();
+};
+
 property 'jobs that are not to start are ended, where these alone find no room' => sub {
 	my $insert = "SELECT jobqueue_enqueue(NULL, queue => 'greedy', unique_key => 'u', unique_until => 'while_executing'";
 	my $s = session();
