@@ -324,10 +324,10 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	JqPrepared prepared;
 	bool publish = false;
 	bool forget = false;
-	bool updates =
+	volatile bool updates =
 		IsA(stmt, AlterExtensionStmt) &&
 		strcmp(((AlterExtensionStmt *) stmt)->extname, "jobqueue") == 0;
-	bool creates =
+	volatile bool creates =
 		IsA(stmt, CreateExtensionStmt) &&
 		strcmp(((CreateExtensionStmt *) stmt)->extname, "jobqueue") == 0;
 	List *volatile members = NIL;
