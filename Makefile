@@ -75,7 +75,8 @@ EXTRA_CLEAN = $(OBJS:.o=.d) src/.buildflags results output_iso log tmp_check \
 	tmp_check_iso tmp_check_regress regression.diffs regression.out
 
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
-ifneq ($(wildcard $(PGXS)),)
+SERVER_H := $(wildcard $(shell $(PG_CONFIG) --includedir-server 2>/dev/null)/postgres.h)
+ifneq ($(and $(wildcard $(PGXS)),$(SERVER_H)),)
 include $(PGXS)
 
 # Objects depend on the headers they really read (-MMD) and on how they are
