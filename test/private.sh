@@ -16,6 +16,7 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=
 run_user=
+unreadable=		# the directory that we are in, where it is so for that user
 base_pg_config=	# of the installation that is copied
 pg_config=		# of the copy
 bindir=
@@ -103,8 +104,12 @@ as_user()
 		else
 			drop=(runuser -u "$run_user" --)
 		fi
-		"${drop[@]}" env HOME="$dir/tmp" USER="$run_user" \
-			LOGNAME="$run_user" TMPDIR="$tmp" "$@"
+		(
+			# PostgreSQL's programs go back to where they were started
+			[ "$PWD" != "$unreadable" ] || cd "$dir"
+			exec "${drop[@]}" env HOME="$dir/tmp" USER="$run_user" \
+				LOGNAME="$run_user" TMPDIR="$tmp" "$@"
+		)
 	else
 		env TMPDIR="$tmp" "$@"
 	fi
@@ -123,6 +128,7 @@ make_dir()
 	mkdir -p "$dir/tmp"
 	if [ -n "$run_user" ]; then
 		chown "$run_user" "$dir" "$dir/tmp"
+		as_user test -x "$PWD" || unreadable=$PWD
 		if ! as_user test -w "$dir/tmp"; then
 			[ $# -eq 0 ] || die "user $run_user cannot write to $dir"
 			rm -rf "$dir"
