@@ -43,6 +43,13 @@ clean_environment()
 	umask 022
 }
 
+# has_headers pg_config: are the files to build extensions there? Debian has PGXS
+# in the client's package, and the headers of the server in one of their own.
+has_headers()
+{
+	[ -f "$("$1" --pgxs)" ] && [ -f "$("$1" --includedir-server)/postgres.h" ]
+}
+
 # Which server: PG_CONFIG, PG_PREFIX, PGVERSION, or the newest that has the
 # files to build extensions.
 find_base_pg_config()
@@ -57,7 +64,7 @@ find_base_pg_config()
 		echo "/usr/lib/postgresql/$PGVERSION/bin/pg_config"
 	else
 		while read -r candidate; do
-			if [ -x "$candidate" ] && [ -f "$("$candidate" --pgxs)" ]; then
+			if [ -x "$candidate" ] && has_headers "$candidate"; then
 				echo "$candidate"
 				return
 			fi
@@ -157,7 +164,7 @@ make_root()
 	from=$("$base_pg_config" --bindir)
 	[ ! -x "$from/pg_config" ] || base_pg_config=$from/pg_config
 	[ -x "$from/postgres" ] || die "no PostgreSQL server in $from"
-	[ -f "$("$base_pg_config" --pgxs)" ] ||
+	has_headers "$base_pg_config" ||
 		die "the server headers of $from are missing"
 	id="$base_pg_config $("$from/postgres" --version)"
 	pg_config=$dir/root$from/pg_config

@@ -94,18 +94,19 @@ look()
 	if [ -n "${PG_CONFIG:-}${PG_PREFIX:-}" ]; then
 		pg=$(find_base_pg_config) || true
 		[ -x "$pg" ] || die "no pg_config at ${PG_CONFIG:-$PG_PREFIX/bin}"
-		[ -f "$("$pg" --pgxs)" ] || need "PGXS ($("$pg" --pgxs))"
+		has_headers "$pg" ||
+			need "PGXS ($("$pg" --pgxs)) or headers ($("$pg" --includedir-server))"
 		[ -x "$("$pg" --bindir)/initdb" ] || need "$("$pg" --bindir)/initdb"
 	else
 		local v=${PGVERSION:-$(distribution_version)}
 		local base=/usr/lib/postgresql/$v
 
 		if ! pg=$(find_base_pg_config) || [ ! -x "$pg" ] ||
-			[ ! -f "$("$pg" --pgxs)" ] ||
+			! has_headers "$pg" ||
 			[ ! -x "$("$pg" --bindir)/initdb" ]; then
 			[ -x "$base/bin/initdb" ] || need "a PostgreSQL server" \
 				"postgresql-${v:-}"
-			[ -f "$base/lib/pgxs/src/makefiles/pgxs.mk" ] ||
+			{ [ -x "$base/bin/pg_config" ] && has_headers "$base/bin/pg_config"; } ||
 				need "the PostgreSQL server headers" \
 					"postgresql-server-dev-${v:-}"
 		fi
