@@ -26,6 +26,14 @@ die()
 	exit 1
 }
 
+# finish() of the script that calls this is called when it ends, however it does.
+finish_at_exit()
+{
+	trap finish EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+}
+
 # The caller's connection settings must not leak into private servers, nor
 # the flags of the make that started us into the one we start.
 clean_environment()
