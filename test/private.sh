@@ -254,7 +254,7 @@ build()
 			PG_CONFIG="$pg_config" "$@" install >>"$log" 2>&1 || status=$?
 	fi
 	if [ "$status" != 0 ]; then
-		grep -v '^gcc \|^/bin/\|^/usr/bin/' "$log" >&2 || cat "$log" >&2
+		grep -v '^[^ ]*gcc \|^/bin/\|^/usr/bin/' "$log" >&2 || cat "$log" >&2
 		return "$status"
 	fi
 	grep -A4 'warning:' "$log" >&2 || true
