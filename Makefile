@@ -74,9 +74,10 @@ PROVE_TESTS ?= test/t/*.pl
 EXTRA_CLEAN = $(OBJS:.o=.d) src/.buildflags results output_iso log tmp_check \
 	tmp_check_iso tmp_check_regress regression.diffs regression.out
 
+# Debian has PGXS in the client's package, the headers in one of their own.
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
-SERVER_H := $(wildcard $(shell $(PG_CONFIG) --includedir-server 2>/dev/null)/postgres.h)
-ifneq ($(and $(wildcard $(PGXS)),$(SERVER_H)),)
+POSTGRES_H := $(shell $(PG_CONFIG) --includedir-server 2>/dev/null)/postgres.h
+ifneq ($(and $(wildcard $(PGXS)),$(wildcard $(POSTGRES_H))),)
 include $(PGXS)
 
 # Objects depend on the headers they really read (-MMD) and on how they are

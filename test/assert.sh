@@ -26,8 +26,9 @@ set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=test/private.sh
 . "$here/private.sh"
+# shellcheck source=test/debian.sh
+. "$here/debian.sh"
 
-cache=${JQ_VERSIONS:-/var/cache/jobqueue-versions}
 versions=("$@")
 [ $# -gt 0 ] || versions=(15)
 output=$(mktemp)
@@ -42,26 +43,7 @@ finish()
 	[ -z "$work" ] || rm -rf "$work"
 }
 
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-# releases VERSION: those of Debian that have it, or may have
-releases()
-{
-	case $1 in
-		15) echo bookworm ;;
-		17) echo trixie ;;
-		*) echo forky sid ;;
-	esac
-}
-
-apt_mirror()
-{
-	# shellcheck disable=SC2016
-	apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' \
-		'Origin: Debian' 'Label: Debian' 2>/dev/null | sort -u | head -n 1
-}
+finish_at_exit
 
 # What is needed to build a server, installed by root where it is missing.
 packages()
@@ -214,7 +196,7 @@ for version in "${versions[@]}"; do
 	ran=0
 	env -u PG_CONFIG -u PGVERSION PG_PREFIX="$prefix" \
 		"$here/run.sh" 2>&1 | tee "$output" || ran=$?
-	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$output" | tail -n 1 || true)
+	line=$(test_result "$output")
 	if [ -z "$line" ]; then
 		not_tested "$version" "the tests did not run to their end"
 		continue

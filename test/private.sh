@@ -27,6 +27,14 @@ die()
 	exit 1
 }
 
+# finish() of the script that calls this is called when it ends, however it does.
+finish_at_exit()
+{
+	trap finish EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+}
+
 # The caller's connection settings must not leak into private servers, nor
 # the flags of the make that started us into the one we start.
 clean_environment()
@@ -44,8 +52,8 @@ clean_environment()
 	umask 022
 }
 
-# has_headers PG_CONFIG: the files to build extensions; Debian has the makefile in
-# another package than the headers
+# has_headers pg_config: are the files to build extensions there? Debian has PGXS
+# in the client's package, and the headers of the server in one of their own.
 has_headers()
 {
 	[ -f "$("$1" --pgxs)" ] && [ -f "$("$1" --includedir-server)/postgres.h" ]
@@ -106,7 +114,7 @@ as_user()
 		fi
 		(
 			# PostgreSQL's programs go back to where they were started
-			[ "$PWD" != "$unreadable" ] || cd "$dir"
+			[ "$PWD" != "$unreadable" ] || cd "$dir" || exit
 			exec "${drop[@]}" env HOME="$dir/tmp" USER="$run_user" \
 				LOGNAME="$run_user" TMPDIR="$tmp" "$@"
 		)
@@ -252,7 +260,7 @@ build()
 			PG_CONFIG="$pg_config" "$@" install >>"$log" 2>&1 || status=$?
 	fi
 	if [ "$status" != 0 ]; then
-		grep -v '^gcc \|^/bin/\|^/usr/bin/' "$log" >&2 || cat "$log" >&2
+		grep -v '^[^ ]*gcc \|^/bin/\|^/usr/bin/' "$log" >&2 || cat "$log" >&2
 		return "$status"
 	fi
 	grep -A4 'warning:' "$log" >&2 || true

@@ -300,9 +300,7 @@ case ${SUITE:-} in
 esac
 
 "$top/test/setup.sh" test
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+finish_at_exit
 if [ -n "$given_dir" ]; then
 	make_dir "$given_dir"
 else

@@ -95,7 +95,7 @@ look()
 		pg=$(find_base_pg_config) || true
 		[ -x "$pg" ] || die "no pg_config at ${PG_CONFIG:-$PG_PREFIX/bin}"
 		has_headers "$pg" ||
-			need "$("$pg" --pgxs) or $("$pg" --includedir-server)/postgres.h"
+			need "PGXS ($("$pg" --pgxs)) or headers ($("$pg" --includedir-server))"
 		[ -x "$("$pg" --bindir)/initdb" ] || need "$("$pg" --bindir)/initdb"
 	else
 		local v=${PGVERSION:-$(distribution_version)}

@@ -17,8 +17,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=test/private.sh
 . "$here/private.sh"
+# shellcheck source=test/debian.sh
+. "$here/debian.sh"
 
-cache=${JQ_VERSIONS:-/var/cache/jobqueue-versions}
 passed=0
 failed=0
 out=	# what a step leaves for the next one
@@ -226,21 +227,6 @@ prepare()
 
 # ---- outside ----------------------------------------------------------------
 
-# in_folder VERSION command ...
-in_folder()
-{
-	local folder=$cache/$1
-	shift
-
-	# shellcheck disable=SC2016
-	unshare -mpf --kill-child bash -c '
-		mount -t proc proc "$1/proc" && mount -t tmpfs tmpfs "$1/dev/shm" &&
-			exec chroot "$@"' bash "$folder" \
-		env -u PG_CONFIG -u PG_PREFIX -u TMPDIR -u JQ_USER \
-		PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-		HOME=/root "$@" </dev/null
-}
-
 # carry VERSION ROOT TO: the relocated server below ROOT as real files, with what it is
 # linked with (but for the C library, which is compatible), and a way to call it
 carry()
@@ -306,13 +292,12 @@ done
 
 finish()
 {
+	leave_folder
 	stop_all_servers
 	[ -z "$dir" ] || rm -rf "$dir"
 }
 
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+finish_at_exit
 make_dir
 out=$dir/out
 as_user mkdir "$out"
@@ -336,14 +321,14 @@ for ((step = 1; step < ${#versions[@]}; step++)); do
 		dir=$to run_user=
 		sync_source
 	)
-	in_folder "$version" /jobqueue/source/test/upgrade.sh --inside \
+	in_folder "$cache/$version" /jobqueue/source/test/upgrade.sh --inside \
 		"${versions[step - 1]}" "$version" "${modes[(step - 1) % 2]}" \
 		"${versions[step + 1]:-}" "${versions[0]}"
 	read -r ok bad <"$to/upgrade/result"
 	passed=$((passed + ok))
 	failed=$((failed + bad))
 	if [ -n "${versions[step + 1]:-}" ]; then
-		in_folder "$version" /jobqueue/source/test/upgrade.sh --carry \
+		in_folder "$cache/$version" /jobqueue/source/test/upgrade.sh --carry \
 			"$version" /jobqueue/upgrade/work/root /jobqueue/upgrade/next
 		rm -rf "$to/upgrade/old"
 		mv "$to/upgrade/next" "$to/upgrade/old"

@@ -27,37 +27,24 @@ set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=test/private.sh
 . "$here/private.sh"
+# shellcheck source=test/debian.sh
+. "$here/debian.sh"
 
-cache=${JQ_VERSIONS:-/var/cache/jobqueue-versions}
 packages=make,gcc,libc6-dev,libipc-run-perl
 versions=("$@")
 [ $# -gt 0 ] || versions=(15 17 18)
 output=$(mktemp)
-child=
 summary=()
 status=0
 
 # shellcheck disable=SC2317
 finish()
 {
-	# the namespace's first process dies with this one, and all others with it
-	[ -z "$child" ] || kill -KILL "$child" 2>/dev/null || true
+	leave_folder
 	rm -f "$output"
 }
 
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-# releases VERSION: those of Debian that have it, or may have
-releases()
-{
-	case $1 in
-		15) echo bookworm ;;
-		17) echo trixie ;;
-		*) echo forky sid ;;
-	esac
-}
+finish_at_exit
 
 is_here()
 {
@@ -65,14 +52,6 @@ is_here()
 		[ "$(id -u)" = 0 ] && command -v apt-cache >/dev/null &&
 			apt-cache show "postgresql-server-dev-$1" >/dev/null 2>&1
 	}
-}
-
-# of Debian itself, whatever else there may be
-apt_mirror()
-{
-	# shellcheck disable=SC2016
-	apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' \
-		'Origin: Debian' 'Label: Debian' 2>/dev/null | sort -u | head -n 1
 }
 
 # Prints what is missing to make or enter a folder, or nothing.
@@ -133,7 +112,7 @@ conclude()
 {
 	local line
 
-	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$2" | tail -n 1 || true)
+	line=$(test_result "$2")
 	if [ -z "$line" ]; then
 		not_tested "$1" "the tests did not run to their end"
 		return
@@ -149,27 +128,16 @@ not_tested()
 	[ "$status" != 0 ] || status=2
 }
 
-# run_in_folder VERSION: run.sh on a copy of this tree. It runs as the first
-# process of its namespace.
+# run_in_folder VERSION: run.sh on a copy of this tree
 run_in_folder()
 {
-	local folder=$cache/$1 result=0
+	local folder=$cache/$1
 
 	dir=$folder/jobqueue run_user=
 	mkdir -p "$dir"
 	sync_source
-	# shellcheck disable=SC2016
-	unshare -mpf --kill-child bash -c '
-		mount -t proc proc "$1/proc" && mount -t tmpfs tmpfs "$1/dev/shm" &&
-			exec chroot "$@"' bash "$folder" \
-		env -u PG_CONFIG -u PG_PREFIX -u TMPDIR -u JQ_USER -u NODE_PATH \
-		PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-		HOME=/root PGVERSION="$1" DIR=/jobqueue/work \
-		/jobqueue/source/test/run.sh </dev/null &
-	child=$!
-	wait "$child" || result=$?
-	child=
-	return "$result"
+	in_folder "$folder" env PGVERSION="$1" DIR=/jobqueue/work \
+		/jobqueue/source/test/run.sh
 }
 
 for version in "${versions[@]}"; do

@@ -161,9 +161,7 @@ proof()	# text, number that must be 0
 # ---------------------------------------------------------------------------
 
 "$top/test/setup.sh" build
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+finish_at_exit
 make_dir
 data=$dir/data
 demo_begin=$(now_ms)
