@@ -180,6 +180,14 @@ jq_consumer_may_have(const char *queue)
 	return lane >= 0 && jq_lane_has_first(lane);
 }
 
+bool
+jq_consumer_is_behind(const char *queue)
+{
+	int lane = jq_dir_lane(MyDatabaseId, JQ_CONSUMER_ROLE, queue, true);
+
+	return lane >= 0 && jq_lane_is_behind(lane);
+}
+
 void
 jq_consumer_wake(int group, int n)
 {

@@ -27,6 +27,8 @@ extern bool jq_consumer_called(void);
 extern void jq_consumer_leave(void);
 /* might there be a job in its lane? */
 extern bool jq_consumer_may_have(const char *queue);
+/* memory has none, and is about to be told what the table has */
+extern bool jq_consumer_is_behind(const char *queue);
 
 /* ---- of consumers of a group, for those who wake workers; see slot.c ---- */
 

@@ -62,6 +62,9 @@ extern PGDLLIMPORT WaitEventSet *FeBeWaitSet;
 #define JQ_CLIENT_SOCKET_POS 0
 
 #define MAX_WAIT_US USECS_PER_MINUTE
+/* how much longer while the table is read, and how often that is looked at */
+#define MAX_READ_US (5 * USECS_PER_SEC)
+#define READ_STEP_US 2000
 #define TAKE_AT_ONCE 64
 
 /* -------------------------------------------------------------- arguments */
@@ -230,8 +233,8 @@ take(JqTable *t, JqFetchRequest *r, JqGiven *given)
 	return got;
 }
 
-void
-jq_fetch_nothing(const JqFetchRequest *r)
+static void
+complain_of_nothing(const JqFetchRequest *r)
 {
 	int dbix = jq_dir_db(MyDatabaseId, false);
 	int ix = dbix >= 0 ? jq_dir_queue(dbix, r->queue, false) : -1;
@@ -256,14 +259,37 @@ jq_fetch_nothing(const JqFetchRequest *r)
 				 "Complete some first, or increase jobqueue.max_ready_jobs.")));
 }
 
+static bool
+is_open(void)
+{
+	int dbix = jq_dir_db(MyDatabaseId, true);
+
+	return jobqueue_enabled && dbix >= 0 && !jq_db_is_quiesced(dbix);
+}
+
 /* if there was no room for us: not before there may be some */
 static bool
 may_take(const JqFetchRequest *r)
 {
-	int dbix = jq_dir_db(MyDatabaseId, true);
+	return is_open() && !(r->full && jq_fetched_full()) &&
+		   jq_consumer_may_have(r->queue);
+}
 
-	return jobqueue_enabled && dbix >= 0 && !jq_db_is_quiesced(dbix) &&
-		   !(r->full && jq_fetched_full()) && jq_consumer_may_have(r->queue);
+bool
+jq_fetch_again(const JqFetchRequest *r, TimestampTz until, TimestampTz *next)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	*next = until;
+	if (now < until)
+		return true;
+	/* what was enqueued long ago must not seem to be missing */
+	*next = now + READ_STEP_US;
+	if (now < until + MAX_READ_US && is_open() &&
+		(r->behind || jq_consumer_is_behind(r->queue)))
+		return true;
+	complain_of_nothing(r);
+	return false;
 }
 
 /*
@@ -350,8 +376,11 @@ write_leases(JqTable *t, const JqFetchRequest *r, const JqGiven *given, int n)
 int
 jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given)
 {
-	int n = take(t, r, given);
+	int n;
 
+	/* what is read while we look may be there a moment later */
+	r->behind = jq_consumer_is_behind(r->queue);
+	n = take(t, r, given);
 	if (n > 0)
 		call_for_help(r);
 	if (n > 0 && r->leased)
@@ -363,6 +392,7 @@ static int
 fetch(JqFetchRequest *r, JqGiven *given)
 {
 	TimestampTz until = GetCurrentTimestamp() + r->wait_us;
+	TimestampTz next;
 	int n;
 
 	for (;;)
@@ -371,12 +401,9 @@ fetch(JqFetchRequest *r, JqGiven *given)
 		n = jq_fetch_now(jq_table_required(), r, given);
 		if (n > 0 || (r->full && r->ends))
 			return n;
-		if (GetCurrentTimestamp() >= until)
-		{
-			jq_fetch_nothing(r);
+		if (!jq_fetch_again(r, until, &next))
 			return 0;
-		}
-		jq_fetch_await(r, until);
+		jq_fetch_await(r, next);
 	}
 }
 

@@ -20,6 +20,7 @@ typedef struct JqFetchRequest
 	pg_uuid_t token;
 	TimestampTz until; /* of the lease, once jobs have been taken */
 	bool full;		   /* there was a job, but no room for its claim */
+	bool behind;	   /* what there is was not all in memory */
 	bool ends;		   /* jobs that are not given end with this transaction */
 } JqFetchRequest;
 
@@ -36,9 +37,12 @@ extern void jq_fetch_request(FunctionCallInfo fcinfo, JqFetchRequest *r,
 							 const char *function);
 /* Take up to max jobs.  Returns how many there are. */
 extern int jq_fetch_now(JqTable *t, JqFetchRequest *r, JqGiven *given);
-/* there were none, and it is time to return: ERROR if there was no room,
- * or the queue is paused */
-extern void jq_fetch_nothing(const JqFetchRequest *r);
+/*
+ * There were none, and the call may last until then: when to look again.  false:
+ * it is time to return; ERROR if there was no room, or the queue is paused.
+ */
+extern bool jq_fetch_again(const JqFetchRequest *r, TimestampTz until,
+						   TimestampTz *next);
 /*
  * Sleep until there may be a job, or it is that late; jq_fetch_now is to follow.
  * If an error comes in between, the abort lets go what we were given.

@@ -155,6 +155,7 @@ jq_fetch_wait(PG_FUNCTION_ARGS)
 	MemoryContext old;
 	JqFetchRequest r;
 	TimestampTz until;
+	TimestampTz next;
 	JqGiven *given;
 	TupleDesc desc;
 	Jsonb *jobs;
@@ -189,14 +190,11 @@ jq_fetch_wait(PG_FUNCTION_ARGS)
 		PopActiveSnapshot();
 		if (n > 0)
 			break;
-		if (GetCurrentTimestamp() >= until)
-		{
-			jq_fetch_nothing(&r);
+		if (!jq_fetch_again(&r, until, &next))
 			break;
-		}
 		begin_anew();
 		r.ends = false;
-		jq_fetch_await(&r, until);
+		jq_fetch_await(&r, next);
 	}
 	SPI_finish();
 	MemoryContextSwitchTo(caller);

@@ -10,7 +10,9 @@
  * reads the next rows from the index of keys and publishes them to their lanes.
  * "brought" is how many of those no worker has met yet (JQ_E_BROUGHT): as long
  * as there are some, the key is not read on, and sessions that stand behind them
- * wait.  The rules are those of a lane's refill (lane.c):
+ * wait.  It may be less than they are (never more): a key with several lanes is
+ * read on while some of the last ones are unmet.  Then it is read on sooner, and a
+ * session may be given the key before rows that are on their way.  The rules are those of a lane's refill (lane.c):
  *
  *	forget	lowers frontier and cut to the row (min)
  *	refill	begin: filling, cut = ALL; then the snapshot; read: frontier =

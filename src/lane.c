@@ -666,6 +666,27 @@ jq_lane_has_first(int lane)
 	return has;
 }
 
+bool
+jq_lane_is_behind(int lane)
+{
+	JqLane *l = &jq_lanes[lane];
+	uint32 stopped;
+	bool behind;
+
+	LWLockAcquire(jq_lane_lock(lane), LW_SHARED);
+	stopped = pg_atomic_read_u32(&jq_queues[l->queue_ix].stopped);
+	if ((stopped & JQ_STOPPED_PAUSED) || l->role_paused || l->starved)
+		behind = false;
+	else if (stopped != 0)
+		behind = true;
+	else
+		behind = !jq_pos_is_all(l->frontier) &&
+				 (l->head[0] == JQ_NIL ||
+				  jq_pos_cmp(JQ_ENTRY_POS(l->head[0]), l->frontier) >= 0);
+	LWLockRelease(jq_lane_lock(lane));
+	return behind;
+}
+
 /* model: TAKE_KNOWN */
 uint32
 jq_lane_take_first(JqLane *l)

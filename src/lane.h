@@ -63,6 +63,9 @@ extern uint32 jq_lane_take_first(JqLane *l);
 /* Is there one? */
 extern bool jq_lane_has_first(int lane);
 
+/* Is there none because the scheduler has still to read the tables? */
+extern bool jq_lane_is_behind(int lane);
+
 /* Lane lock held: it is not to run at all. */
 extern void jq_lane_drop(JqLane *l, uint32 ix);
 /*

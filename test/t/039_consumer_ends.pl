@@ -155,6 +155,23 @@ property 'cancel of a leased job that is about to be completed, and is not' => s
 	clean();
 };
 
+paused_property 'what was enqueued is fetched while the table is read, without a wait' => sub {
+	arm('refill-after-snapshot');
+	sql('SELECT jobqueue_sweep()');
+	caught('refill-after-snapshot');
+	my $id = put('q');
+	my $s = session();
+	my $pid = $s->query_safe('SET client_min_messages = warning; CREATE TEMP TABLE got (id bigint); SELECT pg_backend_pid()');
+	send_sql($s, "INSERT INTO got SELECT id FROM jobqueue_fetch('q')");
+	wait_for("SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $pid");
+	release('refill-after-snapshot');
+	is($s->query_safe('SELECT id FROM got'), $id, 'it is there');
+	$s->query_safe("SELECT jobqueue_complete($id)");
+	is(fetch($s, 'q'), '', 'and there is no more');
+	$s->quit;
+	clean();
+};
+
 property 'a job that was cancelled while its failure was about to commit does not run again' => sub {
 	my $id = put('q');
 	my $s = session();
