@@ -273,8 +273,8 @@ element(Parser *s, const Field *f, JqCron *cron, uint64 *set)
 					"A range goes up; write 22-23,0-4 for one that goes beyond the end.",
 					"range of the %s ends before it begins", f->name);
 		}
-		else if (*s->p == '/')
-			last = f == &fields[CRON_WEEKDAY] ? 6 : f->max; /* from there on */
+		else if (*s->p == '/') /* from there on */
+			last = f == &fields[CRON_WEEKDAY] ? Max(first, 6) : f->max;
 	}
 	if (!step(s, f, &by))
 		return false;

@@ -126,7 +126,7 @@ perl_files()
 if wanted scripts; then
 	mapfile -t scripts < <(grep -rlE '^#!/(usr/)?bin/(env )?(ba)?sh' --include='*.sh' \
 		--include=run --include=structures test .ci)
-	check shellcheck shellcheck -x -P SCRIPTDIR "${scripts[@]}" test/private.sh
+	check shellcheck shellcheck -x -P SCRIPTDIR "${scripts[@]}" test/private.sh test/debian.sh
 	check perl perl_files
 fi
 exit $status

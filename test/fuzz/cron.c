@@ -204,7 +204,7 @@ one_element(Oracle *o, int f, const char *s, int len)
 	{
 		if (!one_value(f, s, body, &from))
 			return false;
-		to = slash ? top : from;
+		to = slash && from < top ? top : from;
 	}
 	for (i = from; i <= to; i += by)
 		o->set[f][f == 5 ? i % 7 : i] = true;

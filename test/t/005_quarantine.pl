@@ -33,6 +33,27 @@ sub crash_count
 	return scalar(() = $log =~ /was terminated by signal 9/g);
 }
 
+# Lets jobs run that crash the server, which may take the answer with it.
+sub let_crash
+{
+	my ($sql) = @_;
+	my $offset = crash_offset();
+
+	node()->psql('postgres', $sql);
+	wait_crash_restart($offset);
+}
+
+# a job that does, and the restart after it
+sub enqueue_crash
+{
+	my ($command, %opt) = @_;
+
+	sql("SELECT jobqueue_pause('crash')");
+	my $id = enqueue($command, queue => 'crash', %opt);
+	let_crash("SELECT jobqueue_resume('crash')");
+	return $id;
+}
+
 property
   'a function that crashes the server is dead after two crashes while the jobs beside it finish'
   => sub {
@@ -40,11 +61,9 @@ property
 	my @beside =
 	  map { enqueue('gate', gate => 1, what => "b$_", max_attempts => 1) } (1 .. 4);
 	wait_at_gate(4);
-	my $offset = crash_offset();
-	my $crasher = enqueue('crash', max_attempts => 100);
-
 	# the session that holds the gate goes with the first crash
-	wait_crash_restart($offset);
+	my $crasher = enqueue_crash('crash', max_attempts => 100);
+
 	wait_state($crasher, 'dead');
 	wait_drained();
 	is(crash_count(), 2, 'it crashed the server twice');
@@ -59,10 +78,8 @@ property
 
 property 'a dead crasher can be retried' => sub {
 	my $before = crash_count();
-	my $offset = crash_offset();
-	my $id = enqueue('crash_if', key => 'crash');
+	my $id = enqueue_crash('crash_if', key => 'crash');
 
-	wait_crash_restart($offset);
 	wait_state($id, 'dead');
 	is(crash_count() - $before, 2, 'two crashes');
 	sql('UPDATE switch SET crash = false');
@@ -119,19 +136,15 @@ END
 
 property 'a crash that cannot be recorded yet is, before the job runs again; others go on' => sub {
 	my $before = crash_count();
-	my $offset = crash_offset();
 	sql("SELECT jobqueue_pause('default')");
 	my $id = enqueue('crash', max_attempts => 100);
 	sql("BEGIN; SELECT FROM jobqueue_job WHERE id = $id FOR UPDATE; PREPARE TRANSACTION 'held'");
-	sql("SELECT jobqueue_resume('default')");
-	wait_crash_restart($offset);
+	let_crash("SELECT jobqueue_resume('default')");
 	enqueue('note', what => "n$_") foreach (1 .. 3);
 	wait_for("SELECT count(*) = 3 FROM ran");
 	is(crash_count() - $before, 1, 'one crash');
 	is(sql("SELECT crashes FROM jobqueue_job WHERE id = $id"), 0, 'which is not in its row');
-	$offset = crash_offset();
-	sql("ROLLBACK PREPARED 'held'");
-	wait_crash_restart($offset);
+	let_crash("ROLLBACK PREPARED 'held'");
 	wait_state($id, 'dead');
 	is(crash_count() - $before, 2, 'after two crashes it is dead');
 	forget();

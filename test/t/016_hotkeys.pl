@@ -65,18 +65,26 @@ sub hot_paused_property
 	paused_property($name, sub { sql('TRUNCATE runs'); $code->(); });
 }
 
-# so many jobs in one transaction; others => what is given to enqueue, as SQL
+# the SQL that enqueues so many jobs; others => what is given to enqueue, as SQL
 # of i
+sub sql_of_bulk
+{
+	my ($count, %opt) = @_;
+	my $p = delete $opt{p} // 0;
+	my $command = delete $opt{command} // 'work';
+
+	return "SELECT count(jobqueue_enqueue('$command', jsonb_build_object('p', $p), priority => $p"
+	  . join('', map { ", $_ => $opt{$_}" } sort keys %opt)
+	  . ")) FROM generate_series(1, $count) i;\n";
+}
+
+# the same, in one transaction
 sub bulk
 {
 	my ($count, %opt) = @_;
 	my %sys = map { $_ => delete $opt{$_} } ('role', 'db');
-	my $p = delete $opt{p} // 0;
-	my $command = delete $opt{command} // 'work';
 
-	sql("SELECT count(jobqueue_enqueue('$command', jsonb_build_object('p', $p), priority => $p"
-		  . join('', map { ", $_ => $opt{$_}" } sort keys %opt)
-		  . ")) FROM generate_series(1, $count) i", %sys);
+	sql(sql_of_bulk($count, %opt), %sys);
 }
 
 # the same, each in a transaction of its own: workers meet them one by one
@@ -222,8 +230,8 @@ hot_property 'a hot key delays nothing else, and costs no dispatch' => sub {
 	check_order();
 	check_runs(4000);
 
-	bulk(5000, key => "'hot'");
-	bulk(100, key => "'k' || i");
+	# together: no hot one runs before the others are there
+	sql('BEGIN;' . sql_of_bulk(5000, key => "'hot'") . sql_of_bulk(100, key => "'k' || i") . 'COMMIT');
 	wait_drained();
 	cmp_ok( sql("SELECT count(*) FROM runs WHERE key = 'hot'
 			AND n < (SELECT max(n) FROM runs WHERE key <> 'hot')"),

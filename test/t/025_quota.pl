@@ -49,6 +49,7 @@ sub reads
 BEGIN;
 SELECT count(jobqueue_enqueue('note', $later)) FROM generate_series(1, $n);
 SELECT pg_stat_get_xact_numscans('jobqueue_job'::regclass);
+ROLLBACK;
 END
 }
 

@@ -686,7 +686,12 @@ END
 			  : ($a->{state} // '') eq '25001';
 			my $why = defined $a->{state};    # it did not get there
 			finding($db, $n, $text, "refused with $state $message, a session sees nothing of it") if !$so && !$why && !$a->{gone};
-			objects($db) if grep { /$control/ } @{ $a->{tags} };
+			if (grep { /$control/ } @{ $a->{tags} })
+			{
+				objects($db);
+				# where it missed too much to know what has changed, the worker leaves
+				delete $pid{$db};
+			}
 		}
 		return;
 	}

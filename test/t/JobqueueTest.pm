@@ -172,6 +172,13 @@ END
 		eval { $s->quit; };
 	}
 	return unless $failed;
+	# what they hold nobody else would get
+	my (undef, $gids) = $node->psql($tidy_db,
+		'SELECT gid FROM pg_prepared_xacts WHERE database = current_database()');
+	foreach my $gid (split /\n/, $gids // '')
+	{
+		$node->psql($tidy_db, "ROLLBACK PREPARED \$gid\$$gid\$gid\$");
+	}
 	foreach my $query (
 		'SELECT jobqueue_resume()',
 		'SELECT jobqueue_cancel(id) FROM jobqueue_job',
