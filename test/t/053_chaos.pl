@@ -234,9 +234,11 @@ sub release_point
 {
 	my ($point, $before) = @_;
 	my $end = time + 20;
+	my $tries = 0;
 
 	until (defined ask(($before // '') . "SELECT jq_pause_release('$point')"))
 	{
+		note "pause point $point could not be released" unless $tries++;
 		# with the server they have all gone
 		return unless -e node()->data_dir . '/postmaster.pid';
 		if (time > $end)
