@@ -399,7 +399,8 @@ fetch(JqFetchRequest *r, JqGiven *given)
 	{
 		/* it may have been rebuilt while we slept */
 		n = jq_fetch_now(jq_table_required(), r, given);
-		if (n > 0 || (r->full && r->ends))
+		/* what ends is to end now, and not when the wait is over */
+		if (n > 0 || r->ends)
 			return n;
 		if (!jq_fetch_again(r, until, &next))
 			return 0;

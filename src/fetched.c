@@ -541,6 +541,22 @@ jq_fetched_set_digest(int64 id, const char *digest, int len)
 }
 
 void
+jq_fetched_give_place(int64 id)
+{
+	JqPlace place;
+	JqFetched *f;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
+	f = jq_fetched_find(MyDatabaseId, id);
+	Assert(f != NULL && f->pid == MyProcPid);
+	place = f->place;
+	f->place = JQ_NO_PLACE;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	jq_limit_give(&place);
+	jq_limit_wake();
+}
+
+void
 jq_fetched_tell_lease(TimestampTz until)
 {
 	int dbix = jq_dir_db(MyDatabaseId, true);

@@ -149,6 +149,8 @@ extern void jq_fetched_describe(int64 id, Oid owner, int attempt,
  */
 extern bool jq_fetched_reserve_key(int64 id);
 extern void jq_fetched_set_digest(int64 id, const char *digest, int len);
+/* it is not to start: its place is for others, though its claim lasts */
+extern void jq_fetched_give_place(int64 id);
 
 /*
  * The open transaction does this to the claim; the result says what kept it from

@@ -190,6 +190,23 @@ is_of_paused_role(const JqTaken *job, const JqRow *row)
 	return true;
 }
 
+/*
+ * It does not start, and its transaction may last: others are not to wait for
+ * that.  One of them may be what it has to wait for.  But in an ordered queue
+ * none of its key may pass it, should it come back.
+ */
+static void
+make_way(const JqTaken *job)
+{
+	JqQueueSettings s;
+
+	jq_queue_settings(jq_lanes[job->lane].queue_ix, &s);
+	if (job->keylen > 0 && !s.ordered)
+		jq_keylock_release_of_claim(MyDatabaseId, job->key, job->keylen,
+									job->id);
+	jq_fetched_give_place(job->id);
+}
+
 JqLook
 jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 {
@@ -246,7 +263,9 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 		return JQ_LOOK_DROPPED;
 	}
 	look = look_at_order(t, job, queue);
-	if (look != JQ_LOOK_GIVE)
-		return look;
-	return look_at_unique(t, job, queue, row, leased);
+	if (look == JQ_LOOK_GIVE)
+		look = look_at_unique(t, job, queue, row, leased);
+	if (look == JQ_LOOK_ENDS)
+		make_way(job);
+	return look;
 }

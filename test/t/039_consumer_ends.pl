@@ -313,6 +313,30 @@ property 'of two jobs of a unique_key that are fetched together the one that has
 	clean();
 };
 
+property 'a job that is not to start keeps no other one of its key, or of a full queue, waiting' => sub {
+	my %unique = (key => 'k', unique_key => 'u', unique_until => 'until_and_while_executing');
+	my $s = session();
+	my $first = put('q', %unique);
+	my $later = put('q', %unique, on_conflict => 'reschedule');
+	is(fetch($s, 'q'), $first, 'the first has both');
+	$s->query_safe("SELECT jobqueue_complete($first)");
+	my $other = put('q', %unique);
+	sql(q{SELECT jobqueue_configure('q', max_running => 1)});
+	is(sql("SELECT jobqueue_reschedule($later, NULL)"), 't', 'one that waits for the lock comes before the one that has it');
+	$s->query_safe('BEGIN');
+	is(fetch($s, 'q'), $other, 'which has the key, and the place, at once');
+	$s->query_safe('ROLLBACK');
+	is(sql(q{SELECT string_agg(id::text, ' ' ORDER BY id) FROM jobqueue_jobs WHERE state IN ('ready', 'blocked')}), "$later $other", 'a rollback brings back both');
+	is(fetch($s, 'q'), $other, 'and nothing has changed');
+	$s->query_safe("SELECT jobqueue_complete($other)");
+	sql("SELECT jobqueue_reschedule($later, NULL)");
+	is(fetch($s, 'q'), $later, 'then it may');
+	$s->query_safe("SELECT jobqueue_complete($later)");
+	sql(q{SELECT jobqueue_configure('q', max_running => 0)});
+	$s->quit;
+	clean();
+};
+
 property 'jobs that are not to start are ended, where these alone find no room' => sub {
 	my $insert = "SELECT jobqueue_enqueue(NULL, queue => 'greedy', unique_key => 'u', unique_until => 'while_executing'";
 	my $s = session();
