@@ -454,31 +454,99 @@ refuse(const JqRow *row, int64 holder, bool at_work, JqRefusal *r)
 	return JQ_UNIQUE_REFUSED;
 }
 
-static JqUniqueStart start_lock(JqTable *t, const JqRow *row,
-								JqRefusal *refusal);
+/* another one executes */
+static JqUniqueStart
+is_executed(JqTable *t, const JqRow *row, int64 holder, JqRefusal *refusal)
+{
+	/* it has committed, and is about to let go: not in the way;
+	 * model: GONE_LATER */
+	if (jq_unique_job_is_gone(t, holder))
+		return JQ_UNIQUE_LATER;
+	return refuse(row, holder, true, refusal);
+}
+
+static bool
+is_to_ask(const JqRow *row)
+{
+	return on_conflict_of(row) == JQ_CONFLICT_RESCHEDULED &&
+		   jq_unique_locks(until_of(row));
+}
+
+/*
+ * A job that has still to ask for its lock does so before it keeps others from
+ * executing: else one that has its lock, and starts now, would be refused for one
+ * that does not start.  JQ_UNIQUE_GO: it has it.  model: LOCK_FIRST
+ */
+static JqUniqueStart
+ask_for_lock(JqTable *t, const JqRow *row, const char *digest, int len,
+			 JqRefusal *refusal)
+{
+	int64 holder = 0;
+	JqUniqueLock lock;
+
+	if (!is_to_ask(row))
+		return JQ_UNIQUE_GO;
+	if (len > 0)
+		holder = jq_keylock_job(MyDatabaseId, digest, len);
+	if (holder != 0)
+		return is_executed(t, row, holder, refusal);
+	if (!jq_unique_take(t, JQ_ROW(row, JQ_COL_QUEUE),
+						JQ_ROW(row, JQ_COL_UNIQUE_KEY),
+						DatumGetInt64(JQ_ROW(row, JQ_COL_ID)), until_of(row),
+						jq_unique_expiry(row->values, row->nulls), false,
+						&lock))
+		return refuse(row, lock.job, false, refusal);
+	JQ_PAUSE("unique-asked");
+	return JQ_UNIQUE_GO;
+}
+
+/* one that has begun to execute since then: the lock goes back */
+static JqUniqueStart
+was_overtaken(JqTable *t, const JqRow *row, int64 holder, JqRefusal *refusal)
+{
+	if (is_to_ask(row))
+		(void) jq_unique_release(t, JQ_ROW(row, JQ_COL_QUEUE),
+								 JQ_ROW(row, JQ_COL_UNIQUE_KEY),
+								 DatumGetInt64(JQ_ROW(row, JQ_COL_ID)), true);
+	return is_executed(t, row, holder, refusal);
+}
+
+/* it starts: what its lock in the table has to do with that */
+static JqUniqueStart
+start_lock(JqTable *t, const JqRow *row)
+{
+	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	bool wrote = false;
+
+	if (is_to_ask(row))
+	{
+		CommandCounterIncrement();
+		clear_mark(t, id);
+		wrote = true;
+	}
+	if (jq_unique_ends_at_start(until_of(row)))
+		wrote |= jq_unique_release(t, JQ_ROW(row, JQ_COL_QUEUE),
+								   JQ_ROW(row, JQ_COL_UNIQUE_KEY), id, false);
+	return wrote ? JQ_UNIQUE_AGAIN : JQ_UNIQUE_GO;
+}
 
 JqUniqueStart
 jq_unique_start(JqTable *t, const JqRow *row, JqRefusal *refusal)
 {
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	char until = until_of(row);
+	int len = is_executing ? 0 : jq_unique_digest(executing, row);
+	int64 holder;
+	JqUniqueStart result = ask_for_lock(t, row, executing, len, refusal);
 
-	if (!is_executing &&
-		(until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING))
+	if (result != JQ_UNIQUE_GO)
+		return result;
+	if (len > 0)
 	{
-		int64 holder;
-
-		make_digest(executing, row);
 		if (!take_digest(executing, id, &holder))
-		{
-			/* it has committed, and is about to let go: not in the way */
-			if (jq_unique_job_is_gone(t, holder))
-				return JQ_UNIQUE_LATER;
-			return refuse(row, holder, true, refusal);
-		}
+			return was_overtaken(t, row, holder, refusal);
 		is_executing = true;
 	}
-	return start_lock(t, row, refusal);
+	return start_lock(t, row);
 }
 
 JqUniqueStart
@@ -496,6 +564,9 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 
 	if (!taken && !jq_fetched_reserve_key(id))
 		return JQ_UNIQUE_FULL;
+	result = ask_for_lock(t, row, digest, len, refusal);
+	if (result != JQ_UNIQUE_GO)
+		return result;
 	while (!taken && holder == 0) /* else it was given free just now */
 	{
 		switch (jq_keylock_take_for_claim(MyDatabaseId, digest, len, id,
@@ -516,47 +587,8 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 		}
 	}
 	if (!taken)
-	{
-		if (jq_unique_job_is_gone(t, holder))
-			return JQ_UNIQUE_LATER;
-		return refuse(row, holder, true, refusal);
-	}
-	result = start_lock(t, row, refusal);
-	if (result == JQ_UNIQUE_REFUSED && len > 0)
-	{
-		/* its claim lasts to the end of the transaction; another one that is
-		 * fetched with it, and has the lock, is to start */
-		jq_fetched_set_digest(id, digest, 0);
-		jq_keylock_release_of_claim(MyDatabaseId, digest, len, id);
-	}
-	return result;
-}
-
-/* what its lock in the table has to do with its start */
-static JqUniqueStart
-start_lock(JqTable *t, const JqRow *row, JqRefusal *refusal)
-{
-	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	Datum queue = JQ_ROW(row, JQ_COL_QUEUE);
-	Datum key = JQ_ROW(row, JQ_COL_UNIQUE_KEY);
-	char until = until_of(row);
-	bool wrote = false;
-	JqUniqueLock lock;
-
-	if (on_conflict_of(row) == JQ_CONFLICT_RESCHEDULED &&
-		jq_unique_locks(until))
-	{
-		if (!jq_unique_take(t, queue, key, id, until,
-							jq_unique_expiry(row->values, row->nulls), false,
-							&lock))
-			return refuse(row, lock.job, false, refusal);
-		CommandCounterIncrement();
-		clear_mark(t, id);
-		wrote = true;
-	}
-	if (jq_unique_ends_at_start(until))
-		wrote |= jq_unique_release(t, queue, key, id, false);
-	return wrote ? JQ_UNIQUE_AGAIN : JQ_UNIQUE_GO;
+		return was_overtaken(t, row, holder, refusal);
+	return start_lock(t, row);
 }
 
 JqRefused
@@ -631,6 +663,12 @@ jq_unique_run_here(JqTable *t, const JqRow *row)
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
 	JqUniqueLock lock;
 
+	/* its lock first, as at a start */
+	if (is_to_ask(row) &&
+		!jq_unique_take(t, JQ_ROW(row, JQ_COL_QUEUE),
+						JQ_ROW(row, JQ_COL_UNIQUE_KEY), id, until,
+						jq_unique_expiry(row->values, row->nulls), true, &lock))
+		not_now(row, lock.job, "held");
 	if (until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING)
 	{
 		char digest[DIGEST_LEN];
@@ -645,12 +683,6 @@ jq_unique_run_here(JqTable *t, const JqRow *row)
 			jq_publish_key(digest, DIGEST_LEN);
 		}
 	}
-	if (on_conflict_of(row) == JQ_CONFLICT_RESCHEDULED &&
-		jq_unique_locks(until) &&
-		!jq_unique_take(t, JQ_ROW(row, JQ_COL_QUEUE),
-						JQ_ROW(row, JQ_COL_UNIQUE_KEY), id, until,
-						jq_unique_expiry(row->values, row->nulls), true, &lock))
-		not_now(row, lock.job, "held");
 	if (jq_unique_ends_at_start(until))
 		(void) jq_unique_release(t, JQ_ROW(row, JQ_COL_QUEUE),
 								 JQ_ROW(row, JQ_COL_UNIQUE_KEY), id, false);

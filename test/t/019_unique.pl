@@ -332,6 +332,50 @@ property 'another role holds the key: it can be joined, and neither replaced nor
 
 # ---- ends of all kinds ------------------------------------------------------
 
+paused_property 'a job that finds no lock keeps none that has it from its start' => sub {
+	my $one = unique('until_and_while_executing', 'skip', what => 'one', run_at => sql(q{SELECT clock_timestamp() + interval '1 hour'}));
+	my $two = unique('until_and_while_executing', 'reschedule', what => 'two');
+
+	arm('worker-unique-released');
+	is(sql("SELECT jobqueue_reschedule($two, NULL)"), 't', 'one that waits for its lock');
+	caught('worker-unique-released');
+	is(sql("SELECT jobqueue_reschedule($one, NULL)"), 't', 'and the one that has it');
+	wait_for("SELECT count(*) = 0 FROM jobqueue_job WHERE id = $one");
+	is(ran(), 'one', 'that one ran');
+	release('worker-unique-released');
+	wait_state($two, 'scheduled');
+	sql("SELECT jobqueue_reschedule($two, NULL)");
+	wait_drained();
+	is(ran(), 'one two', 'then the other one');
+	no_locks();
+	forget();
+};
+
+paused_property 'a job that is overtaken by one that has no lock gives back its own' => sub {
+	my $one = unique('until_and_while_executing', 'skip', what => 'one', run_at => sql(q{SELECT clock_timestamp() + interval '1 hour'}));
+	my $two = unique('until_and_while_executing', 'reschedule', what => 'two');
+	my $gate = close_gate(1);
+
+	sql("SELECT jobqueue_cancel($one)");
+	arm('unique-asked');
+	sql("SELECT jobqueue_reschedule($two, NULL)");
+	caught('unique-asked');
+	unique('while_executing', 'skip', command => 'gate', gate => 1, what => 'three');
+	wait_at_gate();
+	release('unique-asked');
+	wait_state($two, 'scheduled');
+	no_locks();
+	is(sql("SELECT on_conflict FROM jobqueue_job WHERE id = $two"), 'R', 'and is to ask again');
+	open_gate($gate);
+	wait_for("SELECT count(*) = 1 FROM jobqueue_job");
+	sql("SELECT jobqueue_reschedule($two, NULL)");
+	wait_drained();
+	is(ran(), 'three two', 'then it runs');
+	no_locks();
+	sql('DELETE FROM jobqueue_archive');
+	forget();
+};
+
 property 'after the end of a worker the job has its lock, and no other' => sub {
 	my $gate = close_gate(1);
 	my $one = unique('executed', 'skip', command => 'gate', gate => 1, what => 'one');

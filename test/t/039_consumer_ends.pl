@@ -337,6 +337,33 @@ property 'a job that is not to start keeps no other one of its key, or of a full
 	clean();
 };
 
+paused_property 'a job that another one overtakes while it asks for its lock gives that back' => sub {
+	my %unique = (unique_key => 'u', unique_until => 'until_and_while_executing');
+	my $s = session();
+	my $other = session();
+	my $first = put('q', %unique);
+	my $later = put('q', %unique, on_conflict => 'reschedule');
+
+	sql("SELECT jobqueue_cancel($first)");
+	sql("SELECT jobqueue_reschedule($later, NULL)");
+	arm('unique-asked');
+	send_sql($s, "SELECT count(*) || ' given' FROM jobqueue_fetch('q')");
+	caught('unique-asked');
+	my $overtakes = put('q', unique_key => 'u', unique_until => 'while_executing');
+	is(fetch($other, 'q'), $overtakes, 'that one starts');
+	release('unique-asked');
+	like($s->query('SELECT 1'), qr/0 given/, 'and the other one does not');
+	is(sql("SELECT on_conflict FROM jobqueue_job WHERE id = $later AND run_at > now()"), 'R', 'it is to ask again');
+	is(sql('SELECT count(*) FROM jobqueue_unique'), 0, 'it has no lock');
+	$other->query_safe("SELECT jobqueue_complete($overtakes)");
+	sql("SELECT jobqueue_reschedule($later, NULL)");
+	is(fetch($s, 'q'), $later, 'then it starts');
+	$s->query_safe("SELECT jobqueue_complete($later)");
+	$s->quit;
+	$other->quit;
+	clean();
+};
+
 property 'jobs that are not to start are ended, where these alone find no room' => sub {
 	my $insert = "SELECT jobqueue_enqueue(NULL, queue => 'greedy', unique_key => 'u', unique_until => 'while_executing'";
 	my $s = session();
