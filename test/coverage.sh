@@ -8,7 +8,8 @@
 #
 # The library is built with gcc's counters in a copy of the sources. A process
 # writes its counters when it leaves by exit(); what one did that was killed, or
-# told to quit at once, is not counted. Each line that no test ran is shown,
+# told to quit at once, is not counted (so the servers of TAP files are stopped
+# normally at their end). Each line that no test ran is shown,
 # unless test/coverage.txt has a reason for it, and one without fails; with TESTS,
 # only how many. Races and the like run in one run and not in the next: so an entry
 # that explains nothing is only named.
@@ -33,7 +34,7 @@ if [ "${REPORT:-}" != 1 ]; then
 	for suite in ${SUITE:-regress isolation tap}; do
 		DIR=$dir SUITE=$suite TESTS="${TESTS:-}" JOBS="${JOBS:-2}" \
 			SUITE_TIMEOUT="${SUITE_TIMEOUT:-3600}" TAP_TIMEOUT="${TAP_TIMEOUT:-1800}" \
-			COPT='--coverage -O0 -fprofile-update=atomic' \
+			COPT='--coverage -O0 -fprofile-update=atomic' JQ_STOP_NORMALLY=1 \
 			"$top/test/run.sh" || status=$?
 	done
 fi

@@ -2,8 +2,8 @@
 #
 # uncovered.pl LIST REPORT ...: the lines of gcov's reports (lane.c.gcov) that no
 # test ran, without those that LIST gives a reason for; "file:line:function:text"
-# each. To standard error: how many are explained, and which entries of LIST
-# explain nothing.
+# each, and which entries of LIST stand for no line at all. To standard error:
+# how many are explained, and which entries of LIST explain nothing.
 #
 # LIST: a comment is the reason for the entries below it. An entry is a file (* =
 # any), a function in it (* = any) and, optionally, a part of the line; without it
@@ -25,7 +25,8 @@ while (my $line = <$in>)
 	my ($file, $function, $text) = split / /, $line, 3;
 	die "$list: \"$line\"?\n" unless defined $function;
 	my $on = defined $text && $text =~ s/ \.\.\.$//;
-	my $entry = { line => $line, function => $function, text => $text, on => $on, n => 0 };
+	my $entry = {
+		line => $line, function => $function, text => $text, on => $on, n => 0, there => 0 };
 	push @{ $entries{$file} }, $entry;
 	push @order, $entry;
 }
@@ -45,10 +46,12 @@ foreach my $report (@reports)
 		$file = "src/$1" if $text =~ m{^Source:(?:.*/)?(.*)};
 		next if $number == 0;
 		$function = $1 if $text =~ /^([a-z]\w*)\(/;
-		my ($entry) = grep {
+		my @meant = grep {
 			($_->{function} eq '*' || $_->{function} eq $function)
 			  && (!defined $_->{text} || index($text, $_->{text}) >= 0)
 		} @{ $entries{$file} || [] }, @{ $entries{'*'} || [] };
+		my $entry = $meant[0];
+		$_->{there} = 1 foreach @meant;
 		if ($entry && $entry->{on})
 		{
 			$on = $entry;
@@ -70,5 +73,6 @@ foreach my $report (@reports)
 	}
 	close $in;
 }
+print "no such line: $_->{line}\n" foreach grep { !$_->{there} } @order;
 print STDERR "$explained lines that no test ran are explained in $list, $left are not\n";
 print STDERR "explains nothing: $_->{line}\n" foreach grep { $_->{n} == 0 } @order;

@@ -88,12 +88,25 @@ property 'two databases at once, the extension in any schema' => sub {
 };
 
 property 'the schema is renamed' => sub {
-	sql('ALTER SCHEMA jq RENAME TO qj', db => 'two');
-	sql("SET search_path = public, qj; SELECT jobqueue_enqueue('INSERT INTO ran (what) VALUES (1)')", db => 'two');
-	wait_for("SELECT count(*) = 1 FROM ran WHERE what = '1'", 't', 'two');
+	my $s = session(db => 'two');
+	my $first = enqueue('note', what => 'a', db => 'two');
+
+	enqueue('note', what => 'b', after => "{$first}", db => 'two');
+	wait_drained(db => 'two');
+	sql(q{CREATE FUNCTION keep(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT message'}, db => 'two');
+	$s->query_safe(q{SELECT jobqueue_start_service('s', 'keep', '{}'); SELECT jobqueue_send('s', '1')});
+	$s->query_safe('ALTER SCHEMA jq RENAME TO qj; SET search_path = public, qj');
+	$s->query_safe(q{SELECT jobqueue_send('s', '2')});
+	$first = $s->query_safe(q{SELECT jobqueue_enqueue('INSERT INTO ran (what) VALUES (1)')});
+	$s->query_safe(qq{SELECT jobqueue_enqueue('INSERT INTO ran (what) VALUES (2)', after => '{$first}')});
+	wait_for("SELECT count(*) = 1 FROM ran WHERE what = '2'", 't', 'two');
+	wait_for("SELECT count(*) = 0 FROM qj.jobqueue_job", 't', 'two');
+	is($s->query_safe(q{SELECT jobqueue_service_state('s')}), '2', 'a service has its messages');
+	is($s->query_safe(q{SELECT jobqueue_stop_service('s')}), 't', 'and ends');
 	forget(db => 'two');
-	sql('ALTER SCHEMA qj RENAME TO jq', db => 'two');
+	$s->query_safe('ALTER SCHEMA qj RENAME TO jq; RESET search_path');
 	warm_up('two');
+	$s->quit;
 	pass('jobs run before and after');
 };
 

@@ -241,19 +241,23 @@ property 'jobs of a paused role are not given to consumers, those of others are'
 };
 
 paused_property 'a role that is resumed while a consumer leaves its job: the job is not lost' => sub {
-	my $job = sql_as('alice', q{SELECT jobqueue_enqueue(NULL, '1', queue => 'out')});
-	sql(q{SELECT jobqueue_pause_role('alice')});
-	my $s = session(role => 'consumer');
-	arm('fetch-role-paused');
-	send_sql($s, q{SELECT 'got ' || id FROM jobqueue_fetch('out', 1, '10 s')});
-	caught('fetch-role-paused');
-	sql(q{SELECT jobqueue_resume_role('alice')});
-	wait_for(qq{SELECT jobqueue_explain($job) !~ 'paused'});
-	runs('alice', 'it is resumed');
-	release('fetch-role-paused');
-	like($s->query_safe(q{SELECT 1}), qr/got $job\b/, 'and the job is given');
-	$s->query_safe("SELECT jobqueue_complete($job)");
-	wait_drained();
+	foreach my $due ('', q{, run_at => now() + '1 ms'})
+	{
+		my $job = sql_as('alice', qq{SELECT jobqueue_enqueue(NULL, '1', queue => 'out'$due)});
+		wait_state($job, 'ready');
+		sql(q{SELECT jobqueue_pause_role('alice')});
+		my $s = session(role => 'consumer');
+		arm('fetch-role-paused');
+		send_sql($s, q{SELECT 'got ' || id FROM jobqueue_fetch('out', 1, '10 s')});
+		caught('fetch-role-paused');
+		sql(q{SELECT jobqueue_resume_role('alice')});
+		wait_for(qq{SELECT jobqueue_explain($job) !~ 'paused'});
+		runs('alice', 'it is resumed');
+		release('fetch-role-paused');
+		like($s->query_safe(q{SELECT 1}), qr/got $job\b/, 'and the job is given');
+		$s->query_safe("SELECT jobqueue_complete($job)");
+		wait_drained();
+	}
 };
 
 property 'schedules of a paused role do not fire; what was due is made up for as catch_up says' => sub {
