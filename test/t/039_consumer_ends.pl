@@ -68,9 +68,6 @@ sub clean
 {
 	sql('DELETE FROM jobqueue_job; DELETE FROM jobqueue_archive');
 	sql('SELECT jobqueue_sweep()');
-	# whoever does not wait is given a job only when its lane has been read again
-	sql('SELECT jobqueue_enqueue(NULL, queue => queue) FROM jobqueue_status');
-	sql(q{SELECT jobqueue_complete(f.id) FROM jobqueue_status s, jobqueue_fetch(s.queue, 1, '1 min') f});
 	memory_empties('nothing is left in memory');
 }
 
