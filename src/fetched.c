@@ -281,7 +281,8 @@ reserve_all(JqLane *l, int keys)
 	return true;
 }
 
-/* the same; if not, whoever ends a claim from now on wakes us */
+/* the same; if not, whoever ends a claim from now on wakes us;
+ * model: ROOM_LOOK */
 static bool
 reserve_or_wait(JqLane *l, int keys)
 {
@@ -402,6 +403,7 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 										  brought);
 			continue;
 		}
+		/* model: WANTS_KEY */
 		keys = (t->keylen > 0 ? 1 : 0) + (e->id == l->wants_key ? 1 : 0);
 		*full = !reserve_or_wait(l, keys);
 		if (*full)
@@ -496,6 +498,7 @@ jq_fetched_describe(int64 id, Oid owner, int attempt, TimestampTz enqueued_at,
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 }
 
+/* model: SPARE */
 bool
 jq_fetched_reserve_key(int64 id)
 {

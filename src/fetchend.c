@@ -218,7 +218,8 @@ to_lost(JqFetched *f, JqFetchedLoss loss)
 	f->digest_len = 0;
 }
 
-/* there is room for a claim again: whoever found none looks once more */
+/* there is room for a claim again: whoever found none looks once more;
+ * model: ROOM_TELLS */
 void
 jq_fetched_tell_of_room(void)
 {

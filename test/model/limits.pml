@@ -37,7 +37,8 @@
 #endif
 /* -DLONG: a job of lane 0 that ends when all others have
  * -DSTARTED: all workers are there from the beginning, and stay; 0 and 1 run a job
- * of their lanes, and the next one of 0 is the long one */
+ * of their lanes, and the next one of 0 is the long one; -DLAUNCHER: beside them the
+ * launcher looks, who has none to start */
 #define LANE(w)	((w) % NL)
 
 /* state[]: of a slot */
@@ -673,9 +674,10 @@ init {
 #if MAX1 != MAX0
 		run setter();
 #endif
-#ifndef STARTED
+#if !defined(STARTED) || defined(LAUNCHER)
 		run launcher();
-#else
+#endif
+#ifdef STARTED
 		for (i_ : 0 .. NW - 1) {
 			state[i_] = (i_ < 2 -> BUSY : START);
 			place[i_] = (i_ < 2); claim[i_] = (i_ < 2)

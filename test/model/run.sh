@@ -5,9 +5,10 @@
 # trails (spin -p -t DEFINES jobs.pml shows one).
 #
 # With all rules in force everything must hold; with one switched off (NO_x) Spin
-# must find a counter-example. Each line takes at most 3 GB, and five minutes of
-# the processor: on a busy machine all of it lasts longer, and says the same.
-# "cpu" is what Spin took of it, in seconds.
+# must find a counter-example ("caught"), or a cycle in which everybody moves and no
+# job ends ("stuck"; "lives" if there is none). Each line takes at most 3 GB, and
+# five minutes of the processor: on a busy machine all of it lasts longer, and says
+# the same. "cpu" is what Spin took of it, in seconds.
 
 set -euo pipefail
 
@@ -29,34 +30,45 @@ fi
 cd "$work"
 bad=0
 lines=0
+cpu=0
 start=$SECONDS
 
-# check NAME EXPECTED [DEFINE ...]: expected is ok or caught
+# check NAME EXPECTED [DEFINE ...]: expected is ok or caught; or lives or stuck, where
+# cycles are searched for, too
 check()
 {
 	local name=$1 expected=$2 level got states secs why
+	local mode=-DSAFETY options='' good=ok
 	shift 2
 	[[ $name =~ $pattern ]] || return 0
 	mkdir "$name"
 	cp "$here"/*.pml "$name"
 	cd "$name"
 	spin -a -DNOABORT "$@" $model.pml >spin.out 2>&1 || { cat spin.out; exit 1; }
+	case $expected in
+		lives | stuck) mode='-DNP -DNFAIR=3' options='-l -f' good=lives ;;
+	esac
 	# much is compiled, and little of it runs for long
-	[ "$expected" = ok ] && level=-O1 || level=-O0
-	gcc $level -w -DSAFETY -DCOLLAPSE -DVECTORSZ=2048 -DMEMLIM=3000 -o pan pan.c
-	secs=$( (ulimit -t 300; ./pan -E -m300000 >out 2>&1 || true; times) |
+	[ "$expected" = $good ] && level=-O1 || level=-O0
+	# shellcheck disable=SC2086 # they are lists of options
+	gcc $level -w $mode -DCOLLAPSE -DVECTORSZ=2048 -DMEMLIM=3000 -o pan pan.c
+	# shellcheck disable=SC2086
+	secs=$( (ulimit -t 300; ./pan -E $options -m300000 >out 2>&1 || true; times) |
 		awk -F '[ms ]' 'NR == 2 { printf "%.1f", 60 * $1 + $2 }')
 	states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' out)
 	why=$(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' out | tr -s ' ' | cut -c1-60)
-	if grep -q 'errors: 1' out; then
+	if grep -q '^pan:1: non-progress cycle' out; then
+		got=stuck
+	elif grep -q 'errors: 1' out; then
 		got=caught
 	elif grep -q 'errors: 0' out &&
 		! grep -qE 'out of memory|max search depth|Search not completed' out; then
-		got=ok
+		got=$good
 	else
 		got=unfinished
 	fi
 	lines=$((lines + 1))
+	cpu=$(awk "BEGIN { printf \"%.1f\", $cpu + $secs }")
 	if [ $got != "$expected" ]; then
 		bad=$((bad + 1))
 		got="$got (!)"
@@ -86,13 +98,15 @@ tokens="$alone -DRATE=1 -DMAX0=0"
 raised="$alone -DMAX0=1 -DMAX1=2 -DLONG"
 given="$alone -DMAX0=0 -DMAX1=1"
 line="-DJ0=3 -DNW=3 -DMAX0=2 -DLONG -DSTARTED"
-lowered='-DNL=1 -DJ0=3 -DJ1=0 -DMAX0=2 -DMAX1=1'
+# both workers are there and run from the beginning, and one job more comes
+lowered='-DNL=1 -DJ0=2 -DMAX0=2 -DMAX1=1 -DSTARTED -DLAUNCHER'
 order_far='-DORDERED=1 -DNFAIL=1 -DLIM0=2 -DFAR'
 shared='-DNJ=3 -DLANE1=2 -DLIM0=2'
 keyset='-DNJ=3 -DNW=3 -DLIM0=1 -DSET0=3 -DLONG=3'
 order='-DORDERED=1 -DNFAIL=1'
 suspects='-DNJ=3 -DSUSPECT=3 -DLIM0=2 -DLONG=3'
 starve='-DC0=1 -DC1=2 -DLANE1=2 -DCAP=1'
+room='-DWAITS=0 -DKEY1=2 -DNKEYS=1 -DMAX=2'	# two unique_keys, one digest
 
 # shellcheck disable=SC2086 # they are lists of options
 {
@@ -129,6 +143,7 @@ starve='-DC0=1 -DC1=2 -DLANE1=2 -DCAP=1'
 	check limit_raised ok $raised
 	check limit_given ok $given
 	check limit_lowered ok $lowered
+	check limit_line ok $line
 	model=keys
 	check key_limit ok -DNJ=3 -DLIM0=2 -DLONG=1
 	check key_limit_shared ok $shared
@@ -146,6 +161,16 @@ starve='-DC0=1 -DC1=2 -DLANE1=2 -DCAP=1'
 	check leased ok -DLEASE
 	check leased_cancel ok -DNC=1 -DLEASE -DNCANCEL=1
 	check leased_crash ok -DNC=1 -DLEASE -DNCRASH=1
+	model=unique
+	check unique ok
+	check unique_behind ok -DWAITS=2
+	check unique_both_wait ok -DWAITS=3 -DMAX=2
+	check unique_together ok -DMAX=2 -DNEXIT=1
+	check unique_three ok -DNJ=3 -DWAITS=5
+	check unique_room ok $room
+	check unique_lives lives
+	check unique_lives_together lives -DMAX=2 -DNEXIT=1
+	check unique_lives_room lives $room
 	echo '--- one rule switched off'
 	model="jobs"
 	check no_R1 caught $three -DNO_R1
@@ -217,6 +242,15 @@ starve='-DC0=1 -DC1=2 -DLANE1=2 -DCAP=1'
 	check no_UNDO_ASKS caught -DLEASE -DNO_UNDO_ASKS
 	check no_LEASE_ROW caught -DLEASE -DNCRASH=1 -DNO_LEASE_ROW
 	check no_LEASES_FIRST caught -DLEASE -DNCRASH=1 -DNO_LEASES_FIRST
+	model=unique
+	check no_LOCK_FIRST caught -DNO_LOCK_FIRST
+	check no_LOCK_FIRST_lives stuck -DMAX=2 -DNO_LOCK_FIRST -DNO_BLAME
+	check no_LOCK_FIRST_keeps stuck -DMAX=2 -DNC=1 -DNO_LOCK_FIRST -DKEEPS -DNO_BLAME
+	check no_GONE_LATER caught -DNO_GONE_LATER
+	check no_WANTS_KEY caught $room -DNO_WANTS_KEY
+	check no_SPARE caught $room -DNO_SPARE
+	check no_ROOM_LOOK caught $room -DNO_ROOM_LOOK
+	check no_ROOM_TELLS caught $room -DNO_ROOM_TELLS
 }
-echo "$lines lines, $bad not as expected, $((SECONDS - start)) s"
+echo "$lines lines, $bad not as expected, $cpu s of the processor, $((SECONDS - start)) s"
 [ "$bad" = 0 ] && [ "$lines" -gt 0 ]
