@@ -10,9 +10,11 @@
  * reads the next rows from the index of keys and publishes them to their lanes.
  * "brought" is how many of those no worker has met yet (JQ_E_BROUGHT): as long
  * as there are some, the key is not read on, and sessions that stand behind them
- * wait.  It may be less than they are (never more): a key with several lanes is
- * read on while some of the last ones are unmet.  Then it is read on sooner, and a
- * session may be given the key before rows that are on their way.  The rules are those of a lane's refill (lane.c):
+ * wait.  It may be less than they are: a key with several lanes is read on while
+ * some of the last ones are unmet.  Then it is read on sooner, and a session may be
+ * given the key before rows that are on their way.  It is never more for longer
+ * than until the next refill, as each sets it anew: else the key would not be read
+ * on.  The rules are those of a lane's refill (lane.c):
  *
  *	forget	lowers frontier and cut to the row (min)
  *	refill	begin: filling, cut = ALL; then the snapshot; read: frontier =
