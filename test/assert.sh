@@ -59,7 +59,8 @@ packages()
 		echo "missing: ${missing[*]}"
 		return 1
 	fi
-	apt-get install -y -q --no-install-recommends "${missing[@]}" >&2 || {
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+		"${missing[@]}" >&2 || {
 		echo "could not install ${missing[*]}"
 		return 1
 	}
@@ -183,8 +184,9 @@ for version in "${versions[@]}"; do
 		continue
 	fi
 	flock 9
+	# nothing that a build may leave running keeps the lock, or reads from a terminal
 	if [ ! -x "$prefix/bin/postgres" ] &&
-		! build_server "$version" "$prefix" >"$output"; then
+		! build_server "$version" "$prefix" >"$output" </dev/null 9>&-; then
 		not_tested "$version" "$(cat "$output")"
 		continue
 	fi
