@@ -90,7 +90,7 @@ look_at_order(JqTable *t, const JqTaken *job, const char *queue)
 	{
 		if (jq_keylock_crowded())
 		{
-			put_off(t, job, Max(run_at, GetCurrentTimestamp() + USECS_PER_SEC));
+			put_off(t, job, jq_keylock_order_put_off(run_at));
 			return JQ_LOOK_ENDS;
 		}
 		jq_keylock_order_begin(MyDatabaseId, job->key, job->keylen, queue, pos,

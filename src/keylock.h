@@ -175,6 +175,8 @@ extern void jq_keylock_order_begin(Oid db, const char *key, int len,
  * Is the key table so full that more of that had better wait in the table?
  */
 extern bool jq_keylock_crowded(void);
+/* then: until when, if the one that it waits for is to run again at run_at */
+extern TimestampTz jq_keylock_order_put_off(TimestampTz run_at);
 /* or so full that the rest is for jobs? */
 extern bool jq_keylock_reserved(void);
 /* so many keys may sessions of one role lock: half of what all of them may */

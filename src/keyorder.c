@@ -23,8 +23,8 @@
  *
  * Memory has room for so many keys.  When half of it is taken, a job that has to
  * wait for another one does so in the table: it is put off until that one is to
- * run again, and marked ("keeps_order"), since later ones have to wait for it, too.
- * Then it does not notice when the other one ends before.
+ * run again, a minute at most, and marked ("keeps_order"), since later ones have to
+ * wait for it, too.  Then it does not notice when the other one ends before.
  *
  * Jobs that are running already when one of their key fails go on.
  */
@@ -40,6 +40,16 @@
 #define LATER_US (5 * USECS_PER_SEC)
 /* there was no room to tell queues apart */
 #define CROWDED_US USECS_PER_SEC
+/* the one that a job waits for in the table may have ended meanwhile */
+#define MAX_PUT_OFF_US USECS_PER_MINUTE
+
+TimestampTz
+jq_keylock_order_put_off(TimestampTz run_at)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return Min(Max(run_at, now + CROWDED_US), now + MAX_PUT_OFF_US);
+}
 
 static JqKeyOrder *
 order_at(JqKey *k, int i)

@@ -269,7 +269,7 @@ waits_for_order(JqAttempt *a, JqTable *t, TimestampTz *put_off)
 	{
 		if (jq_keylock_crowded())
 		{
-			*put_off = Max(run_at, GetCurrentTimestamp() + USECS_PER_SEC);
+			*put_off = jq_keylock_order_put_off(run_at);
 			return true;
 		}
 		/* not for ever: that is for one whose failure is to be recorded */

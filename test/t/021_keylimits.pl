@@ -603,6 +603,7 @@ END
 };
 
 property 'with more failed jobs than memory has keys for' => sub {
+	sql("SELECT jobqueue_configure('ord', backoff_base => '1 hour')");
 	bad_mood('bad');
 	is(sql('SELECT jobqueue_quiesce()'), 't', 'all known before any starts');
 	foreach my $what ('bad', 'good', 'later')
@@ -612,10 +613,13 @@ property 'with more failed jobs than memory has keys for' => sub {
 	sql('SELECT jobqueue_resume()');
 	wait_for('SELECT count(*) = 2000 FROM jobqueue_job WHERE attempt > 0');
 	wait_for('SELECT count(*) > 0 FROM jobqueue_job WHERE keeps_order');
+	is(sql("SELECT count(*) FROM jobqueue_job WHERE keeps_order AND run_at > clock_timestamp() + interval '1 min'"), 0, 'who waits in the table looks again soon');
 	enqueue('note', what => 'free', queue => 'ord', key => 'x');
 	wait_for('SELECT count(*) = 1 FROM ran');
 	pass('another key goes on');
+	sql("SELECT jobqueue_configure('ord', backoff_base => '1 s')");
 	good_mood();
+	wait_for("SELECT jobqueue_reschedule_where('ord', 'scheduled', NULL, NULL) = 0 AND NOT EXISTS (SELECT FROM jobqueue_job)");
 	wait_drained();
 	is(sql('SELECT count(*), count(DISTINCT job) FROM ran'),
 		'6001|6001', 'each ran once');
