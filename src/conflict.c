@@ -554,7 +554,7 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 						JqRefusal *refusal)
 {
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	char digest[DIGEST_LEN];
+	char digest[DIGEST_LEN] = {0}; /* if it has one */
 	int len = jq_unique_digest(digest, row);
 	int64 holder = 0;
 	bool taken = len == 0;
