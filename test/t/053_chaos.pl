@@ -646,7 +646,7 @@ foreach my $kind (sort keys %faults)
 # done to tables at the same time, and for parallel queries whose leader has gone,
 # and warnings that are not known.
 my $known_error = qr/tuple concurrently (?:updated|deleted)|could not attach to per-session DSM segment|could not open relation with OID|cache lookup failed for index|cannot reindex invalid index|could not send data to client: Bad file descriptor/;
-my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice|more queues (?:have settings|and roles)|cannot reindex invalid index|is not a PostgreSQL (?:backend|server) process|could not send signal to process \d+: No such process/;
+my $known_warning = qr/terminating connection because of (?:crash of another|unexpected postmaster)|no background worker slot|there is no transaction in progress|there is already a transaction|you don't own a lock|has not locked|is dead: the server crashed|service ".*" has failed|could not be started|canceling (?:the )?wait for synchronous|did not (?:end|stop)|there is no active transaction|skipping .* --- |crashed twice|more queues (?:have settings|and roles)|cannot reindex invalid index|skipping reindex of invalid index|is not a PostgreSQL (?:backend|server) process|could not send signal to process \d+: No such process/;
 
 sub odd_lines
 {
