@@ -495,7 +495,10 @@ ask_for_lock(JqTable *t, const JqRow *row, const char *digest, int len,
 						DatumGetInt64(JQ_ROW(row, JQ_COL_ID)), until_of(row),
 						jq_unique_expiry(row->values, row->nulls), false,
 						&lock))
-		return refuse(row, lock.job, false, refusal);
+		/* itself: who has given it up again has not ended yet */
+		return lock.job == DatumGetInt64(JQ_ROW(row, JQ_COL_ID)) ?
+				   JQ_UNIQUE_LATER :
+				   refuse(row, lock.job, false, refusal);
 	JQ_PAUSE("unique-asked");
 	return JQ_UNIQUE_GO;
 }
@@ -659,29 +662,34 @@ not_now(const JqRow *row, int64 holder, const char *what)
 void
 jq_unique_run_here(JqTable *t, const JqRow *row)
 {
-	char until = until_of(row);
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
+	char until = until_of(row);
+	char digest[DIGEST_LEN] = {0};
+	bool mine = true; /* or it needs none */
+	int64 holder;
 	JqUniqueLock lock;
 
+	if (until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING)
+	{
+		make_digest(digest, row);
+		mine = jq_keylock_mine(MyDatabaseId, digest, DIGEST_LEN);
+		/* that is not waited for */
+		holder = mine ? 0 : jq_keylock_job(MyDatabaseId, digest, DIGEST_LEN);
+		if (holder != 0)
+			not_now(row, holder, "executed now");
+	}
 	/* its lock first, as at a start */
 	if (is_to_ask(row) &&
 		!jq_unique_take(t, JQ_ROW(row, JQ_COL_QUEUE),
 						JQ_ROW(row, JQ_COL_UNIQUE_KEY), id, until,
 						jq_unique_expiry(row->values, row->nulls), true, &lock))
 		not_now(row, lock.job, "held");
-	if (until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING)
+	if (!mine)
 	{
-		char digest[DIGEST_LEN];
-		int64 holder;
-
-		make_digest(digest, row);
-		if (!jq_keylock_mine(MyDatabaseId, digest, DIGEST_LEN))
-		{
-			jq_publish_reserve_key();
-			if (!take_digest(digest, id, &holder))
-				not_now(row, holder, "executed now");
-			jq_publish_key(digest, DIGEST_LEN);
-		}
+		jq_publish_reserve_key();
+		if (!take_digest(digest, id, &holder))
+			not_now(row, holder, "executed now");
+		jq_publish_key(digest, DIGEST_LEN);
 	}
 	if (jq_unique_ends_at_start(until))
 		(void) jq_unique_release(t, JQ_ROW(row, JQ_COL_QUEUE),

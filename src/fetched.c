@@ -544,17 +544,24 @@ jq_fetched_set_digest(int64 id, const char *digest, int len)
 }
 
 void
-jq_fetched_give_place(int64 id)
+jq_fetched_make_way(int64 id, bool with_key)
 {
+	char key[JQ_KEY_MAX + 1];
+	int len;
 	JqPlace place;
 	JqFetched *f;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_EXCLUSIVE);
 	f = jq_fetched_find(MyDatabaseId, id);
 	Assert(f != NULL && f->pid == MyProcPid);
+	len = with_key ? jq_entry_key(f->entry, key) : 0;
+	/* once: when its claim ends, another one of this job may have the key */
+	f->key_given = len > 0;
 	place = f->place;
 	f->place = JQ_NO_PLACE;
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	if (len > 0)
+		jq_keylock_release_of_claim(MyDatabaseId, key, len, id);
 	jq_limit_give(&place);
 	jq_limit_wake();
 }

@@ -83,6 +83,7 @@ typedef struct JqFetched
 	TimestampTz enqueued_at;
 	TimestampTz ready_at;
 	JqPlace place;
+	bool key_given;	  /* it has let its key go already */
 	uint8 nkeys;	  /* places in the key table that are counted for it */
 	bool has_spare;	  /* one of them is for its unique_key, if it needs one */
 	uint8 digest_len; /* of its unique_key while it executes; 0 = none */
@@ -149,8 +150,9 @@ extern void jq_fetched_describe(int64 id, Oid owner, int attempt,
  */
 extern bool jq_fetched_reserve_key(int64 id);
 extern void jq_fetched_set_digest(int64 id, const char *digest, int len);
-/* it is not to start: its place is for others, though its claim lasts */
-extern void jq_fetched_give_place(int64 id);
+/* it is not to start: its place, and its key, are for others, though its claim
+ * lasts */
+extern void jq_fetched_make_way(int64 id, bool with_key);
 
 /*
  * The open transaction does this to the claim; the result says what kept it from

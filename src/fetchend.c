@@ -201,7 +201,7 @@ let_go(JqFetched *f)
 	char key[JQ_KEY_MAX + 1];
 	int len = jq_entry_key(f->entry, key);
 
-	if (len > 0)
+	if (len > 0 && !f->key_given)
 		jq_keylock_release_of_claim(f->db, key, len, f->id);
 	let_go_but_key(f);
 }
@@ -302,7 +302,8 @@ jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 	JQ_PAUSE("fetched-let-go");
 	if (remove_claim(&f, then) && then == JQ_THEN_LANE)
 		jq_lane_publish(db, JQ_CONSUMER_ROLE, f.queue, &item, 1);
-	if (then == JQ_THEN_LANE && item.keylen > 0)
+	JQ_PAUSE("fetched-given-back");
+	if (then == JQ_THEN_LANE && item.keylen > 0 && !f.key_given)
 		jq_keylock_release_of_claim(db, key, item.keylen, id);
 }
 

@@ -201,10 +201,7 @@ make_way(const JqTaken *job)
 	JqQueueSettings s;
 
 	jq_queue_settings(jq_lanes[job->lane].queue_ix, &s);
-	if (job->keylen > 0 && !s.ordered)
-		jq_keylock_release_of_claim(MyDatabaseId, job->key, job->keylen,
-									job->id);
-	jq_fetched_give_place(job->id);
+	jq_fetched_make_way(job->id, !s.ordered);
 }
 
 JqLook

@@ -364,6 +364,30 @@ paused_property 'a job that another one overtakes while it asks for its lock giv
 	clean();
 };
 
+paused_property 'a job that comes back has its key alone, though it had given it away' => sub {
+	my ($s, $o, $other) = (session(), session(), session());
+	my $busy = put('q', unique_key => 'u', unique_until => 'while_executing');
+	is(fetch($other, 'q'), $busy, 'its unique_key is in use');
+	my $id = put('q', key => 'k', unique_key => 'u', unique_until => 'while_executing');
+	$s->query_safe('BEGIN');
+	is(fetch($s, 'q'), '', 'the other one is not to start');
+	is(sql("SELECT count(*) FROM jobqueue_keys WHERE key = 'k'"), 0, 'its key is free');
+	$other->query_safe("SELECT jobqueue_complete($busy)");
+	arm('fetched-given-back');
+	send_sql($s, 'ROLLBACK');
+	caught('fetched-given-back');
+	is(fetch($o, 'q'), $id, 'it is back');
+	release('fetched-given-back');
+	$s->query_safe('SELECT 1');
+	my $next = put('q', key => 'k');
+	is(fetch($s, 'q'), '', 'and has its key, still');
+	$o->query_safe("SELECT jobqueue_complete($id)");
+	is(fetch($s, 'q'), $next, 'then the next one');
+	$s->query_safe("SELECT jobqueue_complete($next)");
+	$_->quit foreach $s, $o, $other;
+	clean();
+};
+
 property 'jobs that are not to start are ended, where these alone find no room' => sub {
 	my $insert = "SELECT jobqueue_enqueue(NULL, queue => 'greedy', unique_key => 'u', unique_until => 'while_executing'";
 	my $s = session();
