@@ -445,7 +445,7 @@ my @points = qw(worker-before-commit worker-after-commit order-noted
   scheduler-before-lost schedule-locked schedule-before-commit
   refill-after-snapshot quota-before-settle quota-after-snapshot prune-part
   message-before-put-off lock-woken lock-before-line key-refill-after-snapshot
-  fetched-let-go fetch-taken fetch-leased fetch-before-sleep fetch-before-list
+  fetched-let-go fetched-given-back fetch-taken fetch-leased fetch-before-sleep fetch-before-list
   fetch-before-carry-out fail-before-record fail-after-record
   enqueue-before-push enqueue-before-publish due-after-look
   complete-before-commit batch-between-jobs batch-before-commit after-looked
