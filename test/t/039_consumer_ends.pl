@@ -295,15 +295,25 @@ property 'of jobs whose unique_keys find no room a fetch gives those that do, in
 	sql('DELETE FROM jobqueue_archive');
 };
 
-property 'of two jobs of a unique_key that are fetched together the one that has its lock starts' => sub {
-	my %unique = (unique_key => 'u', unique_until => 'until_and_while_executing');
-	my $s = session();
+# Two jobs of one unique_key, the first of which has still to ask for the lock that
+# the second one has: their ids
+sub asks_before_its_holder
+{
+	my ($s, %key) = @_;
+	my %unique = (%key, unique_key => 'u', unique_until => 'until_and_while_executing');
 	my $first = put('q', %unique);
 	my $later = put('q', %unique, on_conflict => 'reschedule');
+
 	is(fetch($s, 'q'), $first, 'the first has both');
 	$s->query_safe("SELECT jobqueue_complete($first)");
 	my $other = put('q', %unique);
 	is(sql("SELECT jobqueue_reschedule($later, NULL)"), 't', 'one that waits for the lock comes before the one that has it');
+	return ($later, $other);
+}
+
+property 'of two jobs of a unique_key that are fetched together the one that has its lock starts' => sub {
+	my $s = session();
+	my ($later, $other) = asks_before_its_holder($s);
 	is(fetch($s, 'q'), $other, 'and does not keep it from starting');
 	$s->query_safe("SELECT jobqueue_complete($other)");
 	sql("SELECT jobqueue_reschedule($later, NULL)");
@@ -314,15 +324,9 @@ property 'of two jobs of a unique_key that are fetched together the one that has
 };
 
 property 'a job that is not to start keeps no other one of its key, or of a full queue, waiting' => sub {
-	my %unique = (key => 'k', unique_key => 'u', unique_until => 'until_and_while_executing');
 	my $s = session();
-	my $first = put('q', %unique);
-	my $later = put('q', %unique, on_conflict => 'reschedule');
-	is(fetch($s, 'q'), $first, 'the first has both');
-	$s->query_safe("SELECT jobqueue_complete($first)");
-	my $other = put('q', %unique);
+	my ($later, $other) = asks_before_its_holder($s, key => 'k');
 	sql(q{SELECT jobqueue_configure('q', max_running => 1)});
-	is(sql("SELECT jobqueue_reschedule($later, NULL)"), 't', 'one that waits for the lock comes before the one that has it');
 	$s->query_safe('BEGIN');
 	is(fetch($s, 'q'), $other, 'which has the key, and the place, at once');
 	$s->query_safe('ROLLBACK');

@@ -56,14 +56,23 @@ sub clean
 
 # ---- consumers --------------------------------------------------------------
 
-paused_property 'a job that ends while a consumer looks at the next one of its key' => sub {
-	my ($s, $o) = (session(), session());
+# the first job of key k of an ordered queue has failed, and is to run again tomorrow
+sub first_failed
+{
+	my ($s) = @_;
 
 	sql(q{SELECT jobqueue_configure('ord', ordered => true, backoff => 'constant', backoff_base => '1 day')});
 	my $first = put('ord', key => 'k');
 	is(fetch($s, 'ord'), $first, 'the first');
 	$s->query_safe("SELECT jobqueue_fail($first)");
 	wait_for("SELECT attempt = 1 FROM jobqueue_jobs WHERE id = $first");
+	return $first;
+}
+
+paused_property 'a job that ends while a consumer looks at the next one of its key' => sub {
+	my ($s, $o) = (session(), session());
+
+	my $first = first_failed($s);
 	my $second = put('ord', key => 'k');
 	arm('order-noted');
 	send_fetch($o, 'ord');
@@ -81,11 +90,7 @@ foreach my $end ('SELECT jobqueue_cancel(%d)', 'SELECT jobqueue_reschedule(%d, N
 	property "a failed job keeps consumers from the next one of its key until $end" => sub {
 		my $s = session();
 
-		sql(q{SELECT jobqueue_configure('ord', ordered => true, backoff => 'constant', backoff_base => '1 day')});
-		my $first = put('ord', key => 'k');
-		is(fetch($s, 'ord'), $first, 'the first');
-		$s->query_safe("SELECT jobqueue_fail($first)");
-		wait_for("SELECT attempt = 1 FROM jobqueue_jobs WHERE id = $first");
+		my $first = first_failed($s);
 		my $second = put('ord', key => 'k');
 		is(fetch($s, 'ord'), '', 'the next one waits');
 		wait_for("SELECT jobqueue_explain($second) ~ '^waits for job $first'");
