@@ -3,7 +3,8 @@
 # run-tap.pl RESULT JOBS LIB FILE ...: runs TAP files, several at a time, and
 # writes "passed failed name name ..." to RESULT: counts of test points, names
 # of the files with a failure. A file that ends badly without a failed point
-# (died, timed out, no plan) counts as one failure.
+# (died, timed out, no plan) counts as one failure. Then, for a reader, what has
+# failed first in each of these files: what they said at once lies far above.
 
 use strict;
 use warnings;
@@ -26,7 +27,7 @@ my $harness = TAP::Harness->new(
 	});
 my $all = $harness->runtests(@files);
 
-my ($passed, $failed, @names) = (0, 0);
+my ($passed, $failed, $said, @names) = (0, 0, '');
 foreach my $file (@files)
 {
 	my ($parser) = $all->parsers($file);
@@ -37,26 +38,25 @@ foreach my $file (@files)
 	next unless $bad;
 	$failed += $bad;
 	push @names, basename($file, '.pl');
-	show_failures($names[-1]);
+	$said .= "\n$names[-1]:\n" . first_failures($names[-1]);
 }
 
-# Once more, and short: what has failed, from the log of the test. What it said
-# at once lies far above.
-sub show_failures
+sub first_failures
 {
 	my ($name) = @_;
-	my $left = 0;
+	my ($left, $most, $text) = (0, 40, '');
 
-	open my $log, '<', "$ENV{TESTLOGDIR}/regress_log_$name" or return;
-	print "\n$name:\n";
+	open my $log, '<', "$ENV{TESTLOGDIR}/regress_log_$name" or return '';
 	while (my $line = <$log>)
 	{
 		$left = 12 if $line =~ /not ok \d/;
-		print $line if $left-- > 0;
+		$text .= substr($line, 0, 500) =~ s/\n?$/\n/r if $left-- > 0;
+		last if $left >= 0 && --$most == 0;
 	}
 	close $log;
+	return $text;
 }
 
 open my $out, '>', $result or die "$result: $!";
-print $out join(' ', $passed, $failed, @names), "\n";
+print $out join(' ', $passed, $failed, @names), "\n$said";
 close $out or die "$result: $!";

@@ -70,6 +70,8 @@ conclude()
 	if [ ${#failed_names[@]} -gt 0 ]; then
 		echo
 		printf 'failed: %s\n' "${failed_names[@]}"
+		# here, where one looks first
+		[ ! -f "$dir/tap/result" ] || tail -n +2 "$dir/tap/result"
 	elif [ "$passed" = 0 ]; then
 		echo "no test ran"
 	fi

@@ -160,7 +160,7 @@ sub paused_property
 }
 
 # Let go what a property has left; after a failure also what is in the way of
-# the next one.
+# the next one, but for sessions that say that they are for the whole file.
 sub tidy_up
 {
 	my ($failed) = @_;
@@ -173,6 +173,7 @@ sub tidy_up
 	$node->psql('postgres', <<'END') if $failed;
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+	AND application_name <> 'whole file'
 END
 	foreach my $s (splice @sessions)
 	{
