@@ -25,7 +25,9 @@ CREATE ROLE other LOGIN;
 SELECT jobqueue_grant('one', 'use'), jobqueue_grant('other', 'use');
 END
 
-my $asleep = q{backend_type = 'client backend' AND query LIKE '%jobqueue_wait%' AND query NOT LIKE '%pg_stat_activity%' AND wait_event_type = 'Extension'};
+# and may look up for a moment
+my $waits = q{backend_type = 'client backend' AND query LIKE '%jobqueue_wait%' AND query NOT LIKE '%pg_stat_activity%' AND state = 'active'};
+my $asleep = "$waits AND wait_event_type = 'Extension'";
 
 # until so many sessions sleep in jobqueue_wait()
 sub wait_asleep
@@ -39,7 +41,7 @@ sub waiter
 {
 	my ($ids, %opt) = @_;
 	my $s = session(%opt);
-	my ($n) = sql("SELECT count(*) FROM pg_stat_activity WHERE $asleep");
+	my ($n) = sql("SELECT count(*) FROM pg_stat_activity WHERE $waits");
 
 	send_sql($s, "SELECT 'told', state, error FROM jobqueue_wait($ids, '1 hour')");
 	wait_asleep($n + 1);
@@ -319,14 +321,14 @@ property 'a full table keeps nobody from waiting for one job' => sub {
 	is(told($s), 'completed|', 'one: told');
 
 	# all of them are free at once, however the session ends
-	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $asleep AND pid <> pg_backend_pid()");
+	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $waits");
 	wait_asleep(0);
 	@s = map { waiter("array_fill($id, ARRAY[1000])", role => 'one') } (1 .. 4);
-	sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE $asleep AND pid <> pg_backend_pid()");
+	sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE $waits");
 	told($_) foreach @s;
 	@s = map { waiter("array_fill($id, ARRAY[1000])", role => 'one') } (1 .. 4);
 	my $offset = crash_offset();
-	kill_hard(sql("SELECT pid FROM pg_stat_activity WHERE $asleep LIMIT 1"));
+	kill_hard(sql("SELECT pid FROM pg_stat_activity WHERE $waits LIMIT 1"));
 	wait_crash_restart($offset);
 	@s = map { waiter("array_fill($id, ARRAY[1000])", role => 'one') } (1 .. 4);
 	sql("SELECT jobqueue_cancel($id)");
