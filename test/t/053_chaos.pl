@@ -228,8 +228,16 @@ sub let_go
 
 sub try { ask($_[0]); }
 
+my %frozen;
+
+sub thaw
+{
+	kill('CONT', $_) foreach @_;
+	delete @frozen{@_};
+}
+
 # who stands at the point must go on: where interrupts are held off nothing else
-# ends it, and the session that asks may be held up itself
+# ends it, and the session that asks may be held up itself, by one that is frozen
 sub release_point
 {
 	my ($point, $before) = @_;
@@ -241,11 +249,8 @@ sub release_point
 		note "pause point $point could not be released" unless $tries++;
 		# with the server they have all gone
 		return unless -e node()->data_dir . '/postmaster.pid';
-		if (time > $end)
-		{
-			diag "nobody could release pause point $point";
-			return;
-		}
+		die "nobody could release pause point $point\n" if time > $end;
+		thaw(keys %frozen);
 		usleep(50_000);
 	}
 }
@@ -465,7 +470,8 @@ my %faults = (
 			my $wait = rand 0.8;
 			return unless $pid;
 			kill('STOP', $pid);
-			later($wait, sub { kill('CONT', $pid); }, 1);
+			$frozen{$pid} = 1;
+			later($wait, sub { thaw($pid); }, 1);
 		} ]
 	} qw(worker client scheduler)),
 	(map {
