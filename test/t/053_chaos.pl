@@ -328,7 +328,14 @@ sub start_again
 	}
 }
 
-# it may have gone for good, or come back by itself
+# one that has gone for good, and does not come back by itself
+sub start_if_gone
+{
+	return if -e node()->data_dir . '/postmaster.pid';
+	node()->{_pid} = undef;
+	node()->start(fail_ok => 1);
+}
+
 sub wait_up_or_start
 {
 	my $end = time + $PostgreSQL::Test::Utils::timeout_default;
@@ -336,11 +343,7 @@ sub wait_up_or_start
 	while ((ask('SELECT 1') // '') ne '1')
 	{
 		die "the server does not come back\n" if time > $end;
-		unless (-e node()->data_dir . '/postmaster.pid')
-		{
-			node()->{_pid} = undef;
-			node()->start(fail_ok => 1);
-		}
+		start_if_gone();
 		usleep(20_000);
 	}
 }
@@ -624,8 +627,8 @@ my %faults = (
 	'disk full' => [ $small ? 1.5 : 0, sub {
 		my $wait = rand 0.8;
 		system("dd if=/dev/zero of=$small/ballast bs=64k 2>/dev/null");
-		# nor could the server start
-		later($wait, sub { unlink "$small/ballast"; }, 1);
+		# nor could the server start, should it be recovering from a crash just now
+		later($wait, sub { unlink "$small/ballast"; start_if_gone(); }, 1);
 	} ],
 	'WAL full' => [ @wal ? 0.8 : 0, sub {
 		my $end = time + 2;
