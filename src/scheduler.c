@@ -52,6 +52,7 @@
 #include "scheduler.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/pmsignal.h"
 #include "storage/procarray.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -271,6 +272,8 @@ serve(uint32 requests, const JqFrom *from)
 		guarded(jq_sched_refill_keys, 0, JQ_REQ_KEYS);
 	if (requests & (JQ_REQ_REFILL | JQ_REQ_DISCOVER))
 		guarded(jq_sched_refill, 0, JQ_REQ_REFILL);
+	if (requests & JQ_REQ_EVICTED)
+		guarded(jq_sched_ready_evicted, 0, JQ_REQ_EVICTED);
 	if (requests & JQ_REQ_DUE)
 	{
 		guarded(jq_sched_publish_due, from->due, JQ_REQ_DUE);
@@ -480,6 +483,9 @@ jq_scheduler_main(Datum arg)
 		bool crowded, turn_is_over;
 
 		CHECK_FOR_INTERRUPTS();
+		/* who has always something to do does not sleep, and would not see it */
+		if (!PostmasterIsAlive())
+			proc_exit(1);
 		jq_reload_config();
 		look_again = DT_NOEND;
 		requests = jq_db_take_requests(jq_sched_dbix, &from);
