@@ -586,12 +586,9 @@ jq_claim_take_turn(JqClaimed *job)
 	settle(s);
 	if (spill)
 	{
-		bool is_due = job->flags & JQ_E_DUE;
-
-		/* if it is due, it is counted when it is ready in the table */
-		jq_lane_spill(db, role, queue, job->pos, job->id, is_due ? 0 : 1);
-		if (is_due)
-			jq_db_request(l->dbix, JQ_REQ_EVICTED);
+		jq_lane_spill(db, role, queue, job->pos, job->id, 1);
+		if (job->flags & JQ_E_DUE)
+			jq_db_request(l->dbix, JQ_REQ_DUE);
 	}
 	return taken;
 }

@@ -34,9 +34,6 @@
 #define JQ_REQ_LEASES 0x1000	/* some may be over; after a start: read them */
 #define JQ_REQ_SCHEDULES 0x2000 /* look at all schedules */
 #define JQ_REQ_ALL 0x3fff
-/* rows that were due had to leave memory, or found no room when they came back;
- * after a start they are like all that are due */
-#define JQ_REQ_EVICTED 0x4000
 
 typedef enum JqSchedState
 {

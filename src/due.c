@@ -37,24 +37,10 @@ static TimestampTz locks_seen = DT_NOBEGIN; /* and of unique_keys */
 
 bool jq_sched_prune_more;
 
-static bool
-is_returned(int64 id)
-{
-	uint64 i;
-	bool isnull;
-
-	for (i = 0; i < SPI_processed; i++)
-		if (DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
-										SPI_tuptable->tupdesc, 1, &isnull)) ==
-			id)
-			return true;
-	return false;
-}
-
 /* rows that found no room in memory become ready in the table;
  * model: MAKE_READY */
 static void
-make_ready(JqTable *t, JqFoundRow *rows, int n, uint32 request)
+make_ready(JqTable *t, JqFoundRow *rows, int n)
 {
 	Datum *ids = palloc(n * sizeof(Datum));
 	int nids = 0;
@@ -74,28 +60,19 @@ make_ready(JqTable *t, JqFoundRow *rows, int n, uint32 request)
 	jq_owner_execute(t,
 					 "UPDATE %s.jobqueue_job SET run_at = NULL WHERE id IN ("
 					 " SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)"
-					 " AND run_at <= clock_timestamp() FOR UPDATE SKIP LOCKED)"
-					 " RETURNING id",
+					 " AND run_at <= clock_timestamp() FOR UPDATE SKIP LOCKED)",
 					 1, types, values, NULL);
 	if (SPI_processed < (uint64) nids)
 	{
 		/* somebody has a row locked: look at all of them once more */
-		jq_db_request_quietly(jq_sched_dbix, request);
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_DUE);
 		jq_sched_again_in(1000);
 	}
-	for (i = 0; i < n; i++)
-		if ((rows[i].item.flags & JQ_E_REFUSED) &&
-			!is_returned(rows[i].item.id))
-			rows[i].item.flags &= ~JQ_E_REFUSED;
 	jq_owner_end(&state);
 }
 
-/*
- * All that are due from then on.  take: into memory, where there is room; else
- * what memory does not have becomes ready in the table.
- */
-static void
-look_at_due(TimestampTz from, bool take)
+void
+jq_sched_publish_due(TimestampTz from)
 {
 	static const char *const sql =
 		"SELECT " JQ_SCHED_COLUMNS " FROM %s.jobqueue_job"
@@ -108,8 +85,8 @@ look_at_due(TimestampTz from, bool take)
 	int64 last_id = from == DT_NOBEGIN ? PG_INT64_MIN : PG_INT64_MAX;
 	int n;
 
-	if (take)
-		due_seen = now;
+	due_seen = now;
+
 	do
 	{
 		JqTable *t = jq_sched_begin();
@@ -148,11 +125,11 @@ look_at_due(TimestampTz from, bool take)
 			if (m == 0)
 				continue;
 			jq_lane_publish_due(MyDatabaseId, rows[i].lane_role, rows[i].queue,
-								items, m, take);
+								items, m);
 			while (m-- > 0)
 				rows[src[m]].item.flags = items[m].flags;
 		}
-		make_ready(t, rows, n, take ? JQ_REQ_DUE : JQ_REQ_EVICTED);
+		make_ready(t, rows, n);
 		jq_sched_commit();
 		/* those are found by refill now; until then the lane does not know */
 		for (i = 0; i < n; i++)
@@ -170,24 +147,6 @@ look_at_due(TimestampTz from, bool take)
 		MemoryContextReset(jq_sched_context);
 		CHECK_FOR_INTERRUPTS();
 	} while (n == JQ_SCHED_BATCH);
-}
-
-void
-jq_sched_publish_due(TimestampTz from)
-{
-	look_at_due(from, true);
-}
-
-/*
- * Rows that were due, and had to leave memory: taken once more they would drive
- * out others, which are due as well, and those would do the same, with nothing run
- * in between.  model: MAKE_READY
- */
-void
-jq_sched_ready_evicted(TimestampTz unused)
-{
-	(void) unused;
-	look_at_due(DT_NOBEGIN, false);
 }
 
 /* running or not */

@@ -222,13 +222,8 @@ static void
 lane_forget(JqLane *l, uint32 ix)
 {
 	if (JQ_ENTRY(ix)->flags & JQ_E_DUE)
-	{
-		/* not ready in the table yet: counted when it is */
-		lane_lower(l, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->id);
-		jq_db_request_quietly(l->dbix, JQ_REQ_EVICTED);
-	}
-	else
-		lane_spill_row(l, JQ_ENTRY_POS(ix));
+		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
+	lane_spill_row(l, JQ_ENTRY_POS(ix));
 	if (JQ_ENTRY(ix)->keylen > 0 &&
 		((JQ_ENTRY(ix)->flags & JQ_E_BROUGHT) ||
 		 pg_atomic_read_u32(&jq_shared->spilled_keys) > 0))
@@ -444,23 +439,10 @@ lane_overflow(Oid db, bool due)
 		jq_db_request(dbix, JQ_REQ_DISCOVER | (due ? JQ_REQ_DUE : 0));
 }
 
-/* memory takes no more of these: what it does not have is refused */
-static Offered
-lane_find(JqLane *l, const JqItem *item)
-{
-	JqPos pos = jq_pos_make(item->priority, item->id);
-	uint32 before[JQ_LEVELS];
-
-	if (lane_search(l, pos, before) != JQ_NIL)
-		return KNOWN;
-	lane_spill_row(l, pos);
-	return REFUSED;
-}
-
 /* refused: one flag an item, or NULL; known: how many were there already */
 static int
 publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
-		bool take, bool *refused, int *known)
+		bool *refused, int *known)
 {
 	int done = 0;
 	int accepted = 0;
@@ -487,30 +469,22 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		/* model: PUBLISH_FIRST */
 		for (; done < end; done++)
 		{
-			bool is_due = items[done].flags & JQ_E_DUE;
-			Offered offered = take ? lane_offer(l, lane, &items[done]) :
-									 lane_find(l, &items[done]);
+			Offered offered = lane_offer(l, lane, &items[done]);
 
 			if (offered == KNOWN)
 				(*known)++;
 			if (offered != REFUSED)
 				got++;
-			else
+			else if (refused != NULL)
 			{
 				/* not ready in the table yet: counted when it is */
-				if (refused != NULL || is_due)
-					lane_count_spilled(l,
-									   jq_pos_make(items[done].priority,
-												   items[done].id),
-									   -1);
-				if (refused != NULL)
-					refused[done] = true;
-				else
-					due |= is_due;
+				lane_count_spilled(
+					l, jq_pos_make(items[done].priority, items[done].id), -1);
+				refused[done] = true;
 			}
+			else if (items[done].flags & JQ_E_DUE)
+				due = true;
 		}
-		if (!take)
-			lane_trim(l);
 		lane_check(l);
 		refill = jq_lane_wants_refill(l);
 		if (refill)
@@ -523,7 +497,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		jq_limit_wake();
 		if (refill || due)
 			jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
-									(due ? JQ_REQ_EVICTED : 0));
+									(due ? JQ_REQ_DUE : 0));
 		if (got > 0)
 			jq_group_wake(group, got);
 	}
@@ -535,7 +509,7 @@ jq_lane_publish(Oid db, Oid role, const char *queue, const JqItem *items, int n)
 {
 	int known = 0;
 
-	return publish(db, role, queue, items, n, true, NULL, &known);
+	return publish(db, role, queue, items, n, NULL, &known);
 }
 
 bool
@@ -543,19 +517,18 @@ jq_lane_publish_one(Oid db, Oid role, const char *queue, const JqItem *item,
 					bool *known)
 {
 	int n = 0;
-	bool accepted = publish(db, role, queue, item, 1, true, NULL, &n) > 0;
+	bool accepted = publish(db, role, queue, item, 1, NULL, &n) > 0;
 
 	*known = n > 0;
 	return accepted;
 }
 
 int
-jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n,
-					bool take)
+jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n)
 {
 	bool *refused = palloc0(n * sizeof(bool));
 	int known = 0;
-	int accepted = publish(db, role, queue, items, n, take, refused, &known);
+	int accepted = publish(db, role, queue, items, n, refused, &known);
 	int i;
 
 	for (i = 0; i < n; i++)

@@ -24,11 +24,11 @@ extern bool jq_lane_publish_one(Oid db, Oid role, const char *queue,
 								const JqItem *item, bool *known);
 
 /*
- * The same for the scheduler's due rows: those that found no room (not take: that
- * are not in memory) are marked JQ_E_REFUSED, and nothing is requested for them.
+ * The same for the scheduler's due rows: those that found no room are marked
+ * JQ_E_REFUSED, and nothing is requested for them.
  */
 extern int jq_lane_publish_due(Oid db, Oid role, const char *queue,
-							   JqItem *items, int n, bool take);
+							   JqItem *items, int n);
 
 /*
  * Rows from pos on exist that memory does not know, none of them with an id

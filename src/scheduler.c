@@ -66,6 +66,7 @@
 #define IDLE_MS 10000
 #define TURN_MS 3000 /* then others come first, where schedulers are few */
 #define LATCH_EARLY_US 2000
+#define CIRCLE_MS 20
 #define PRUNE_INTERVAL_MS (5 * 60 * 1000)
 
 int jq_sched_dbix;
@@ -272,8 +273,6 @@ serve(uint32 requests, const JqFrom *from)
 		guarded(jq_sched_refill_keys, 0, JQ_REQ_KEYS);
 	if (requests & (JQ_REQ_REFILL | JQ_REQ_DISCOVER))
 		guarded(jq_sched_refill, 0, JQ_REQ_REFILL);
-	if (requests & JQ_REQ_EVICTED)
-		guarded(jq_sched_ready_evicted, 0, JQ_REQ_EVICTED);
 	if (requests & JQ_REQ_DUE)
 	{
 		guarded(jq_sched_publish_due, from->due, JQ_REQ_DUE);
@@ -363,6 +362,28 @@ sleep_until(TimestampTz wake)
 	}
 	ResetLatch(MyLatch);
 	QueryCancelPending = false;
+}
+
+/*
+ * All rows that are due have been looked at.  Where memory is full they may have
+ * driven out others, which are to be looked at in turn, and so on: as long as no
+ * job ends meanwhile that brings nothing, and is not worth a processor.
+ */
+static void
+rest_in_a_circle(void)
+{
+	static uint64 seen;
+	uint64 ended = pg_atomic_read_u64(&jq_shared->recent_next);
+	bool again;
+
+	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
+	again = jq_dbs[jq_sched_dbix].requests & JQ_REQ_DUE;
+	LWLockRelease(jq_lock(JQ_LOCK_DB));
+	/* not the latch: what we requested ourselves has set it */
+	if (again && ended == seen)
+		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, CIRCLE_MS,
+						 PG_WAIT_EXTENSION);
+	seen = ended;
 }
 
 /* once in the life of the server: it is served, without what is new */
@@ -493,6 +514,8 @@ jq_scheduler_main(Datum arg)
 		{
 			pgstat_report_activity(STATE_RUNNING, "jobqueue scheduler");
 			serve(requests, &from);
+			if ((requests & JQ_REQ_DUE) && from.due == DT_NOBEGIN)
+				rest_in_a_circle();
 			idle_since = GetCurrentTimestamp();
 		}
 		now = GetCurrentTimestamp();

@@ -63,7 +63,6 @@ extern void jq_sched_count(TimestampTz unused);
 
 /* ---- due.c ---- */
 extern void jq_sched_publish_due(TimestampTz from);
-extern void jq_sched_ready_evicted(TimestampTz unused);
 extern void jq_sched_end_expired(TimestampTz from);
 extern void jq_sched_find_next_due(TimestampTz unused);
 extern void jq_sched_find_next_expiry(TimestampTz unused);

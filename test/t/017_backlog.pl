@@ -382,21 +382,4 @@ backlog_property 'rows that are due are found by index, though statistics say th
 	cmp_ok(sql($read) - $before, '<', 1_000_000, 'no row is read again and again');
 };
 
-# some wait for something, and none of them is worth looking at it again and again
-backlog_property 'jobs that were due and had to give way to those of other queues keep nobody busy' => sub {
-	my $gate = stop_workers('r1');
-
-	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 0}', 'due', run_at => t + interval '0.5 s'))
-		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 80)");
-	wait_for("SELECT ready = 80 FROM jobqueue_status WHERE queue = 'due'");
-	bulk(30, role => 'r1', queue => "'q$_'") foreach 1 .. 10;
-	wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'
-		AND state = 'idle' AND clock_timestamp() - state_change > interval '1 s'");
-	check_numbers(join("\n", map { "$_->[0]|$_->[1]|0|0|0" } sort { $a->[0] cmp $b->[0] } [ 'due', 80 ], map { [ "q$_", 30 ] } 1 .. 10),
-		'numbers are right');
-	open_gate($gate);
-	check_order();
-	check_effects(380);
-};
-
 done_testing();

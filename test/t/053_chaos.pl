@@ -696,8 +696,8 @@ sub read_log
 		$text =~ s/^.*(?:AbortTransaction while in COMMIT state|cannot abort transaction \d+, it was already committed).*\n//gm
 		  if $text =~ /unexpected postmaster exit|postmaster exited/;
 		# who finds no room for WAL ends, and the server starts anew
-		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device$/mg;
-		$text =~ s/PANIC(: .*No space left on device)$/panic$1/mg;
+		$no_space{$_} = 1 foreach $text =~ /\[(\d+)\] .*PANIC: .*No space left on device(?: at character \d+)?$/mg;
+		$text =~ s/PANIC(: .*No space left on device(?: at character \d+)?)$/panic$1/mg;
 		$text =~ s/(\(PID (\d+)\) was terminated by) signal 6/$no_space{$2} ? "$1 no space" : $&/ge;
 		$log .= $text;
 		my $odd = odd_lines($text);
