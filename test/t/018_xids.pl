@@ -225,7 +225,8 @@ property 'DROP DATABASE while jobs are throttled' => sub {
 
 property 'beyond the warn limit no job starts and nothing is lost' => sub {
 	my $gate = close_gate(1);
-	sql('DELETE FROM jobqueue_job');
+	# memory forgets them, too; rows that are deleted it has until a worker meets them
+	sql(q{SELECT jobqueue_cancel_where('default', NULL, NULL)});
 	my $failing = enqueue('gate_fail', args => '{"gate": 1}', max_attempts => 1);
 	my $running = enqueue('gate', gate => 1, what => 'running');
 	wait_at_gate(2);
