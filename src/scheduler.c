@@ -373,7 +373,7 @@ static void
 rest_in_a_circle(void)
 {
 	static uint64 seen;
-	uint64 ended = pg_atomic_read_u64(&jq_shared->recent_next);
+	uint64 ended = jq_recent_count();
 	bool again;
 
 	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);

@@ -46,7 +46,6 @@
 #include "slot.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/pmsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -537,9 +536,6 @@ jq_worker_main(Datum arg)
 		/* what was meant for the last job must not hit this loop */
 		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
-		/* who has always something to do does not sleep, and would not see it */
-		if (!PostmasterIsAlive())
-			proc_exit(1);
 		jq_reload_config();
 		if (should_leave())
 			break;

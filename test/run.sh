@@ -30,6 +30,7 @@ here=$(dirname "$0")
 passed=0
 failed=0
 failed_names=()
+tap_said=
 given_dir=${DIR:-}
 small=
 small_wal=
@@ -71,7 +72,7 @@ conclude()
 		echo
 		printf 'failed: %s\n' "${failed_names[@]}"
 		# here, where one looks first
-		[ ! -f "$dir/tap/result" ] || tail -n +2 "$dir/tap/result"
+		printf '%s' "$tap_said"
 	elif [ "$passed" = 0 ]; then
 		echo "no test ran"
 	fi
@@ -245,6 +246,7 @@ tap()
 
 	if [ -f "$dir/tap/result" ]; then
 		read -r ok bad names <"$dir/tap/result"
+		tap_said=$(tail -n +2 "$dir/tap/result")$'\n'
 	else
 		bad=1
 		names=
