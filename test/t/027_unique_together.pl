@@ -399,7 +399,7 @@ END
 		diag ${ $h->{out} } if !$done && $round % 2 == 0;
 		locks_are_right("round $round: the locks are right");
 	}
-	wait_for(q{SELECT count(*) = 0 FROM jobqueue_jobs WHERE state IN ('ready', 'scheduled', 'running')});
+	wait_for('SELECT (' . end_unique_circles() . ") + (SELECT count(*) FROM jobqueue_jobs WHERE state IN ('ready', 'scheduled', 'running')) = 0");
 	locks_are_right('all has run');
 	sql(q{SELECT jobqueue_cancel_where('s', NULL, NULL)});
 	wait_drained();

@@ -23,7 +23,7 @@ use Time::HiRes qw(time usleep);
 our @EXPORT = qw(
   seed_is choices pick chance some_time clients_are start_clients
   revive_clients stop_clients clients ask next_fault process_fault a_pid done_faults
-  forget_faults none end_prepared bad_lines unique_faults
+  forget_faults none end_prepared bad_lines end_unique_circles unique_faults
 );
 
 our $bad_log = 'VIOLATION|TRAP:|PANIC|signal 11|signal 6|stuck spinlock|reference leak|corrupted';
@@ -315,6 +315,17 @@ sub bad_lines
 	# the text of a function is none
 	$log =~ s/RAISE LOG.*//g;
 	return join "\n", $log =~ /^(.*(?:$bad_log).*)$/mg;
+}
+
+# Who has a unique_key and waits for a job that is put off until it has that waits
+# for ever.  Such are cancelled; how many there were.
+sub end_unique_circles
+{
+	return <<'END';
+SELECT count(jobqueue_cancel(u.job)) FROM jobqueue_unique u JOIN jobqueue_jobs holder ON holder.id = u.job
+JOIN jobqueue_job late ON (late.queue, late.unique_key) = (u.queue, u.unique_key)
+WHERE holder.state = 'blocked' AND late.on_conflict = 'R'
+END
 }
 
 # What the live rows say about the locks of unique keys, in one snapshot; a line
