@@ -372,7 +372,7 @@ jq_batch_give_back(void)
 		item.priority = jobs[i].pos.priority;
 		item.tid = jobs[i].tid;
 		/* as in the exit hook of worker.c.  model: EXIT_DUE */
-		item.flags = (jobs[i].flags & ~JQ_E_UNPARKED) | JQ_E_DUE;
+		item.flags = jq_flags_perhaps_due(jobs[i].flags & ~JQ_E_UNPARKED);
 		item.key = jobs[i].key;
 		item.keylen = jobs[i].keylen;
 		/* it finds its key held until the exit hook has let go of all */

@@ -585,11 +585,7 @@ jq_claim_take_turn(JqClaimed *job)
 	LWLockRelease(jq_lane_lock(job->lane));
 	settle(s);
 	if (spill)
-	{
-		jq_lane_spill(db, role, queue, job->pos, job->id, 1);
-		if (job->flags & JQ_E_DUE)
-			jq_db_request(l->dbix, JQ_REQ_DUE);
-	}
+		jq_lane_lose(db, role, queue, job->pos, job->flags);
 	return taken;
 }
 

@@ -578,6 +578,7 @@ found:
 	l->wants_key = 0;
 	pg_atomic_init_u64(&l->pass, 0);
 	l->want_refill = !loaded;
+	l->lost_due = false;
 	l->cut = JQ_POS_ALL;
 	l->next_in_group = jq_groups[group].first_lane;
 	jq_groups[group].first_lane = i;

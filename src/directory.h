@@ -33,7 +33,8 @@
 #define JQ_REQ_AFTER_ALL 0x800
 #define JQ_REQ_LEASES 0x1000	/* some may be over; after a start: read them */
 #define JQ_REQ_SCHEDULES 0x2000 /* look at all schedules */
-#define JQ_REQ_ALL 0x3fff
+#define JQ_REQ_LOST 0x4000		/* some lane has lost_due */
+#define JQ_REQ_ALL 0x7fff
 
 typedef enum JqSchedState
 {
@@ -150,6 +151,7 @@ typedef struct JqLane
 	bool want_refill;
 	int held_back;	  /* publishers that are not done yet */
 	bool starved;	  /* its last refill found no room */
+	bool lost_due;	  /* rows that no refill finds had to leave it */
 	bool role_paused; /* see pausedrole.c; JQ_LOCK_DIR too, to change it */
 	uint32 nready;	  /* read without lock as a hint */
 	pg_atomic_uint32 nparked; /* waiting for keys; less under key locks, too */

@@ -37,42 +37,65 @@ static TimestampTz locks_seen = DT_NOBEGIN; /* and of unique_keys */
 
 bool jq_sched_prune_more;
 
-/* rows that found no room in memory become ready in the table;
- * model: MAKE_READY */
-static void
-make_ready(JqTable *t, JqFoundRow *rows, int n)
+/*
+ * Rows that memory has no room for become ready in the table; which have, is
+ * returned.  model: MAKE_READY
+ */
+static JqFoundRow *
+make_ready(JqTable *t, const JqFoundRow *rows, const bool *refused, int n,
+		   int *nready)
 {
 	Datum *ids = palloc(n * sizeof(Datum));
 	int nids = 0;
 	Oid types[1] = {INT8ARRAYOID};
 	Datum values[1];
 	JqOwnerState state;
+	JqFoundRow *ready;
 	int i;
 
 	for (i = 0; i < n; i++)
-		if (rows[i].item.flags & JQ_E_REFUSED)
+		if (refused[i])
 			ids[nids++] = Int64GetDatum(rows[i].item.id);
+	*nready = 0;
 	if (nids == 0)
-		return;
+		return NULL;
 	values[0] = PointerGetDatum(
 		construct_array(ids, nids, INT8OID, 8, true, TYPALIGN_DOUBLE));
 	jq_owner_begin(t, &state);
 	jq_owner_execute(t,
 					 "UPDATE %s.jobqueue_job SET run_at = NULL WHERE id IN ("
 					 " SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)"
-					 " AND run_at <= clock_timestamp() FOR UPDATE SKIP LOCKED)",
+					 " AND run_at <= clock_timestamp() FOR UPDATE SKIP LOCKED)"
+					 " RETURNING " JQ_SCHED_COLUMNS,
 					 1, types, values, NULL);
-	if (SPI_processed < (uint64) nids)
+	ready = jq_sched_rows(nready);
+	jq_owner_end(&state);
+	if (*nready < nids)
 	{
-		/* somebody has a row locked: look at all of them once more */
-		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_DUE);
+		/* somebody has a row locked, most likely */
+		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_LOST);
 		jq_sched_again_in(1000);
 	}
-	jq_owner_end(&state);
+	return ready;
 }
 
-void
-jq_sched_publish_due(TimestampTz from)
+static void
+tell_lanes(const JqFoundRow *rows, int n, bool committed)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
+		jq_lane_made_ready(MyDatabaseId, rows[i].lane_role, rows[i].queue,
+						   jq_pos_make(rows[i].item.priority, rows[i].item.id),
+						   committed);
+}
+
+/* offer them to memory, or ask which it has lost; what it does not have is flagged */
+typedef void (*OfferFunc)(Oid db, Oid role, const char *queue,
+						  const JqItem *items, int n, bool *refused);
+
+static void
+offer_due(TimestampTz from, TimestampTz upto, OfferFunc offer)
 {
 	static const char *const sql =
 		"SELECT " JQ_SCHED_COLUMNS " FROM %s.jobqueue_job"
@@ -80,18 +103,17 @@ jq_sched_publish_due(TimestampTz from)
 		" ORDER BY run_at, id LIMIT 500";
 	Oid types[4] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID};
 	Datum values[4];
-	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz last = from == DT_NOBEGIN ? DT_NOBEGIN : from - 1;
 	int64 last_id = from == DT_NOBEGIN ? PG_INT64_MIN : PG_INT64_MAX;
 	int n;
-
-	due_seen = now;
 
 	do
 	{
 		JqTable *t = jq_sched_begin();
 		JqOwnerState state;
-		JqFoundRow *rows;
+		JqFoundRow *rows, *ready;
+		bool refused[JQ_SCHED_BATCH] = {false};
+		int nready;
 		int i, j;
 
 		if (t == NULL || t->meta_database != MyDatabaseId)
@@ -99,7 +121,7 @@ jq_sched_publish_due(TimestampTz from)
 			jq_sched_commit();
 			return;
 		}
-		values[0] = TimestampTzGetDatum(now);
+		values[0] = TimestampTzGetDatum(upto);
 		values[1] = TimestampTzGetDatum(last);
 		values[2] = Int64GetDatum(last_id);
 		values[3] = Int64GetDatum(t->home);
@@ -111,6 +133,7 @@ jq_sched_publish_due(TimestampTz from)
 		for (i = 0; i < n; i = j)
 		{
 			JqItem items[JQ_SCHED_BATCH];
+			bool flags[JQ_SCHED_BATCH] = {false};
 			int src[JQ_SCHED_BATCH];
 			int m = 0;
 
@@ -124,21 +147,16 @@ jq_sched_publish_due(TimestampTz from)
 				}
 			if (m == 0)
 				continue;
-			jq_lane_publish_due(MyDatabaseId, rows[i].lane_role, rows[i].queue,
-								items, m);
+			offer(MyDatabaseId, rows[i].lane_role, rows[i].queue, items, m,
+				  flags);
 			while (m-- > 0)
-				rows[src[m]].item.flags = items[m].flags;
+				refused[src[m]] = flags[m];
 		}
-		make_ready(t, rows, n);
+		ready = make_ready(t, rows, refused, n, &nready);
+		tell_lanes(ready, nready, false);
+		JQ_PAUSE("due-made-ready");
 		jq_sched_commit();
-		/* those are found by refill now; until then the lane does not know */
-		for (i = 0; i < n; i++)
-			if (rows[i].item.flags & JQ_E_REFUSED)
-			{
-				rows[i].item.flags = 0;
-				jq_lane_publish(MyDatabaseId, rows[i].lane_role, rows[i].queue,
-								&rows[i].item, 1);
-			}
+		tell_lanes(ready, nready, true);
 		if (n > 0)
 		{
 			last = rows[n - 1].run_at;
@@ -147,6 +165,21 @@ jq_sched_publish_due(TimestampTz from)
 		MemoryContextReset(jq_sched_context);
 		CHECK_FOR_INTERRUPTS();
 	} while (n == JQ_SCHED_BATCH);
+}
+
+void
+jq_sched_publish_due(TimestampTz from)
+{
+	due_seen = GetCurrentTimestamp();
+	offer_due(from, due_seen, jq_lane_publish_due);
+}
+
+/* rows due up to there that had to leave memory */
+void
+jq_sched_find_lost(TimestampTz upto)
+{
+	jq_lane_lost_begin(MyDatabaseId);
+	offer_due(DT_NOBEGIN, upto, jq_lane_which_lost);
 }
 
 /* running or not */
@@ -291,16 +324,15 @@ find_next(const char *sql, TimestampTz after)
 	return next;
 }
 
-/* when is the next row due? */
+/* when is the next row due, of those after what has been published (0) or after */
 void
-jq_sched_find_next_due(TimestampTz unused)
+jq_sched_find_next_due(TimestampTz after)
 {
 	/* not what is due by now: what became due since then is not published */
 	TimestampTz next =
 		find_next("SELECT min(run_at) FROM %s.jobqueue_job WHERE run_at > $1",
-				  due_seen);
+				  after != 0 ? after : due_seen);
 
-	(void) unused;
 	if (next != DT_NOEND)
 		jq_db_due(jq_sched_dbix, next);
 }

@@ -290,7 +290,7 @@ jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 	item.priority = JQ_ENTRY(f.entry)->priority;
 	item.tid = JQ_ENTRY(f.entry)->tid;
 	/* its row may have a run_at that the entry does not know of */
-	item.flags = JQ_ENTRY(f.entry)->flags | JQ_E_DUE;
+	item.flags = jq_flags_perhaps_due(JQ_ENTRY(f.entry)->flags);
 	item.key = key;
 	item.keylen = jq_entry_key(f.entry, key);
 	/* where it goes back its key goes last: a later job that waits for it would

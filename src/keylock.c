@@ -109,7 +109,8 @@ park(JqKey *k, uint32 ix)
 	{
 		if (JQ_ENTRY(*link)->lane == e->lane)
 		{
-			JQ_ENTRY(*link)->flags |= e->flags & JQ_E_DUE;
+			JQ_ENTRY(*link)->flags =
+				jq_flags_of_twins(JQ_ENTRY(*link)->flags, e->flags);
 			jq_entry_add_reruns(JQ_ENTRY(*link), e);
 			jq_entry_free(ix);
 			return false;
@@ -702,6 +703,27 @@ open_for(JqKey *k, uint32 hash, int lane)
 	jq_key_rules(k, hash, lane, &r);
 	return jq_key_closed(k, &r, JQ_ENTRY_POS(ix), GetCurrentTimestamp(),
 						 &until) == JQ_KEY_OPEN;
+}
+
+bool
+jq_keylock_has(Oid db, const char *key, int len, int lane, JqPos pos)
+{
+	uint32 hash;
+	uint32 ix;
+	bool has = false;
+	JqKey *k;
+
+	if (len == 0)
+		return false;
+	k = jq_key_find(db, key, len, &hash);
+	if (k != NULL)
+	{
+		has = k->spilled && jq_pos_cmp(pos, k->frontier) >= 0;
+		for (ix = k->first; ix != JQ_NIL && !has; ix = JQ_ENTRY(ix)->next[0])
+			has = JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == pos.id;
+	}
+	LWLockRelease(jq_key_partition(hash));
+	return has;
 }
 
 uint32

@@ -109,6 +109,10 @@ extern void jq_keylock_release(Oid db, const char *key, int len);
 /* all keys of this process; for its exit hook */
 extern void jq_keylock_release_all(void);
 
+/* does a job of that lane wait for the key, or does the key answer for its row? */
+extern bool jq_keylock_has(Oid db, const char *key, int len, int lane,
+						   JqPos pos);
+
 /* the job it is held for, 0 = none */
 extern int64 jq_keylock_job(Oid db, const char *key, int len);
 

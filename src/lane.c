@@ -22,6 +22,13 @@
  *	take	only entries before the frontier are given out, so that nothing
  *			overtakes rows that a refill has not brought yet.
  *
+ * Rows that are due but have a run_at (JQ_E_DUE) are not ready in the table, where
+ * a refill would find them.  If one has to leave memory, or finds no room, the lane
+ * has lost_due, and is not refilled, as that would pass over the row, before the
+ * scheduler has looked which those are (jq_lane_which_lost) and has made them ready.
+ * A row is made ready but once, so that comes to an end; taken into memory again
+ * such rows would drive out others in turn.
+ *
  * Rows of a spilled key are the exception: from the key's own frontier on the
  * key answers for them, refills of the lane pass over them; see keylock.c.
  *
@@ -29,9 +36,9 @@
  * unknown; it is forgotten when everything is known.  A refill does not touch
  * index entries below it: where an old snapshot is held they are many, and dead.
  *
- * Numbers.  spilled counts rows beyond the frontier.  After a start, or when rows
- * came by hand, the scheduler counts in steps: up to count_pos the number is
- * right, and kept up to date.
+ * Numbers.  spilled counts rows beyond the frontier that are ready in the table.
+ * After a start, or when rows came by hand, the scheduler counts in steps: up to
+ * count_pos the number is right, and kept up to date.
  */
 #include "postgres.h"
 
@@ -119,8 +126,9 @@ lane_insert(JqLane *l, uint32 ix)
 
 		if (twin != JQ_NIL)
 		{
-			JQ_ENTRY(twin)->flags |=
-				e->flags & (JQ_E_UNPARKED | JQ_E_DUE | JQ_E_BROUGHT);
+			JQ_ENTRY(twin)->flags =
+				jq_flags_of_twins(JQ_ENTRY(twin)->flags, e->flags) |
+				(e->flags & (JQ_E_UNPARKED | JQ_E_BROUGHT));
 			jq_entry_add_reruns(JQ_ENTRY(twin), e);
 			jq_entry_free(ix);
 			return false;
@@ -197,11 +205,22 @@ lane_uncount(JqLane *l)
 	l->passed = JQ_POS_NOTHING;
 }
 
-/* one row is in the table only */
+/*
+ * The row at pos, of which these flags were known, is in the table only.  Nobody is
+ * woken: before it is missed the lane wants a refill.
+ */
 static void
-lane_spill_row(JqLane *l, JqPos pos)
+lane_lose(JqLane *l, JqPos pos, uint8 flags)
 {
-	lane_count_spilled(l, pos, 1);
+	if (flags & JQ_E_DUE)
+	{
+		l->lost_due = true;
+		jq_db_request_quietly(l->dbix, JQ_REQ_LOST);
+	}
+	/* counted when it is ready; if nobody knows whether it is, then once too often
+	 * rather than never */
+	if ((flags & (JQ_E_DUE | JQ_E_UNSURE)) != JQ_E_DUE)
+		lane_count_spilled(l, pos, 1);
 	lane_lower(l, pos, pos.id);
 }
 
@@ -221,9 +240,7 @@ lane_trim(JqLane *l)
 static void
 lane_forget(JqLane *l, uint32 ix)
 {
-	if (JQ_ENTRY(ix)->flags & JQ_E_DUE)
-		jq_db_request_quietly(l->dbix, JQ_REQ_DUE);
-	lane_spill_row(l, JQ_ENTRY_POS(ix));
+	lane_lose(l, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->flags);
 	if (JQ_ENTRY(ix)->keylen > 0 &&
 		((JQ_ENTRY(ix)->flags & JQ_E_BROUGHT) ||
 		 pg_atomic_read_u32(&jq_shared->spilled_keys) > 0))
@@ -352,7 +369,7 @@ jq_lane_wants_refill(JqLane *l)
 
 typedef enum Offered
 {
-	REFUSED,  /* in the table only, and the lane knows */
+	REFUSED,  /* in the table only: the frontier has been lowered to it */
 	ACCEPTED, /* new in memory */
 	KNOWN	  /* was there already */
 } Offered;
@@ -366,7 +383,7 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 
 	if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0)
 	{
-		lane_spill_row(l, pos);
+		lane_lower(l, pos, pos.id);
 		return REFUSED;
 	}
 	for (;;)
@@ -377,21 +394,23 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 		if (l->tail[0] != JQ_NIL &&
 			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) == 0)
 		{
-			JQ_ENTRY(l->tail[0])->flags |=
-				item->flags & (JQ_E_DUE | JQ_E_BROUGHT);
+			JqEntry *e = JQ_ENTRY(l->tail[0]);
+
+			e->flags = jq_flags_of_twins(e->flags, item->flags) |
+					   (item->flags & JQ_E_BROUGHT);
 			return KNOWN;
 		}
 		/* no room: the largest gives way, perhaps this one */
 		if (l->tail[0] == JQ_NIL ||
 			jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), pos) <= 0)
 		{
-			lane_spill_row(l, pos);
+			lane_lower(l, pos, pos.id);
 			return REFUSED;
 		}
 		lane_evict_last(l);
 		if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0)
 		{
-			lane_spill_row(l, pos);
+			lane_lower(l, pos, pos.id);
 			return REFUSED;
 		}
 	}
@@ -429,7 +448,10 @@ lane_lock_by_name(Oid db, Oid role, const char *queue, bool create)
 	}
 }
 
-/* no place for the lane: the scheduler will find its rows */
+/*
+ * No place for the lane: the scheduler will find its rows, those too that are not
+ * ready in the table.
+ */
 static void
 lane_overflow(Oid db, bool due)
 {
@@ -453,51 +475,54 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		int lane = lane_lock_by_name(db, role, queue, true);
 		int got = 0;
 		bool refill;
-		bool due = false;
+		bool lost;
 		JqLane *l;
 		int group;
 		int dbix;
 
 		if (lane < 0)
 		{
-			lane_overflow(db, true);
-			for (; refused != NULL && done < n; done++)
-				refused[done] = true;
+			bool due = false;
+
+			for (; done < n; done++)
+				if (refused != NULL)
+					refused[done] = true;
+				else
+					due |= items[done].flags & JQ_E_DUE;
+			lane_overflow(db, due);
 			return accepted;
 		}
 		l = &jq_lanes[lane];
 		/* model: PUBLISH_FIRST */
 		for (; done < end; done++)
 		{
-			Offered offered = lane_offer(l, lane, &items[done]);
+			const JqItem *item = &items[done];
+			Offered offered = lane_offer(l, lane, item);
 
 			if (offered == KNOWN)
 				(*known)++;
 			if (offered != REFUSED)
 				got++;
 			else if (refused != NULL)
-			{
-				/* not ready in the table yet: counted when it is */
-				lane_count_spilled(
-					l, jq_pos_make(items[done].priority, items[done].id), -1);
 				refused[done] = true;
-			}
-			else if (items[done].flags & JQ_E_DUE)
-				due = true;
+			else
+				lane_lose(l, jq_pos_make(item->priority, item->id),
+						  item->flags);
 		}
 		lane_check(l);
 		refill = jq_lane_wants_refill(l);
 		if (refill)
 			l->want_refill = true;
+		lost = l->lost_due;
 		group = l->group;
 		dbix = l->dbix;
 		accepted += got;
 		got = jq_limit_wakes(lane, got);
 		LWLockRelease(jq_lane_lock(lane));
 		jq_limit_wake();
-		if (refill || due)
+		if (refill || lost)
 			jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
-									(due ? JQ_REQ_DUE : 0));
+									(lost ? JQ_REQ_LOST : 0));
 		if (got > 0)
 			jq_group_wake(group, got);
 	}
@@ -523,19 +548,104 @@ jq_lane_publish_one(Oid db, Oid role, const char *queue, const JqItem *item,
 	return accepted;
 }
 
-int
-jq_lane_publish_due(Oid db, Oid role, const char *queue, JqItem *items, int n)
+void
+jq_lane_publish_due(Oid db, Oid role, const char *queue, const JqItem *items,
+					int n, bool *refused)
 {
-	bool *refused = palloc0(n * sizeof(bool));
 	int known = 0;
-	int accepted = publish(db, role, queue, items, n, refused, &known);
+
+	(void) publish(db, role, queue, items, n, refused, &known);
+}
+
+void
+jq_lane_which_lost(Oid db, Oid role, const char *queue, const JqItem *items,
+				   int n, bool *lost)
+{
+	int lane = lane_lock_by_name(db, role, queue, false);
+	uint32 before[JQ_LEVELS];
 	int i;
 
 	for (i = 0; i < n; i++)
-		if (refused[i])
-			items[i].flags |= JQ_E_REFUSED;
-	pfree(refused);
-	return accepted;
+	{
+		JqPos pos = jq_pos_make(items[i].priority, items[i].id);
+
+		lost[i] =
+			!jq_claim_is_out(db, items[i].id) &&
+			(lane < 0 ||
+			 (lane_search(&jq_lanes[lane], pos, before) == JQ_NIL &&
+			  !jq_keylock_has(db, items[i].key, items[i].keylen, lane, pos)));
+	}
+	if (lane >= 0)
+		LWLockRelease(jq_lane_lock(lane));
+}
+
+void
+jq_lane_lost_begin(Oid db)
+{
+	int i;
+
+	for (i = 0; i < jq_shared->nlanes; i++)
+	{
+		JqLane *l = &jq_lanes[i];
+
+		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
+		if (l->db == db)
+			l->lost_due = false;
+		LWLockRelease(jq_lane_lock(i));
+	}
+}
+
+void
+jq_lane_made_ready(Oid db, Oid role, const char *queue, JqPos pos,
+				   bool committed)
+{
+	int lane = lane_lock_by_name(db, role, queue, true);
+	JqLane *l;
+	int dbix;
+	bool refill;
+
+	if (lane < 0)
+	{
+		lane_overflow(db, false);
+		return;
+	}
+	l = &jq_lanes[lane];
+	if (committed)
+		lane_count_spilled(l, pos, 1);
+	else
+	{
+		lane_lower(l, pos, pos.id);
+		lane_trim(l);
+	}
+	refill = committed && jq_lane_wants_refill(l);
+	lane_check(l);
+	dbix = l->dbix;
+	LWLockRelease(jq_lane_lock(lane));
+	if (refill)
+		jq_db_request(dbix, JQ_REQ_REFILL);
+}
+
+void
+jq_lane_lose(Oid db, Oid role, const char *queue, JqPos pos, uint8 flags)
+{
+	int lane = lane_lock_by_name(db, role, queue, true);
+	JqLane *l;
+	int dbix;
+
+	if (lane < 0)
+	{
+		lane_overflow(db, flags & JQ_E_DUE);
+		return;
+	}
+	l = &jq_lanes[lane];
+	lane_lose(l, pos, flags);
+	lane_trim(l);
+	l->want_refill = true;
+	l->starved = false;
+	lane_check(l);
+	dbix = l->dbix;
+	LWLockRelease(jq_lane_lock(lane));
+	jq_db_request(dbix, JQ_REQ_REFILL | (flags & JQ_E_DUE ? JQ_REQ_LOST : 0));
 }
 
 void
@@ -766,8 +876,9 @@ jq_lane_refill_begin(int lane, JqRefill *r)
 		nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
 	}
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
+	/* model: LOST_FIRST */
 	if (OidIsValid(l->db) && !l->filling && !jq_pos_is_all(l->frontier) &&
-		jq_lane_wants_refill(l))
+		!l->lost_due && jq_lane_wants_refill(l))
 	{
 		l->want_refill = false; /* requests from now on are for the next one */
 		if (nfree <= 0)
@@ -822,17 +933,11 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 				break;
 			}
 			if (!jq_claim_is_out(l->db, items[done].id))
-				switch (lane_offer(l, lane, &items[done]))
+				/* what is refused is counted already */
+				if (lane_offer(l, lane, &items[done]) == ACCEPTED)
 				{
-					case ACCEPTED:
-						got++;
-						lane_count_spilled(l, pos, -1);
-						break;
-					case REFUSED: /* counted once more */
-						lane_count_spilled(l, pos, -1);
-						break;
-					case KNOWN:
-						break;
+					got++;
+					lane_count_spilled(l, pos, -1);
 				}
 			/* known up to here, unless this very row found no room */
 			pos = jq_pos_min(jq_pos_after(items[done].priority, items[done].id),

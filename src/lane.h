@@ -12,8 +12,8 @@
 /*
  * Offer ready jobs to the lane of (db, role, queue): the one way in for commit,
  * due, retry and rows given back.  What the lane does not accept stays in the
- * table, and the lane knows that it does.  JQ_E_DUE items that find no room are
- * noted as a request to the scheduler.  Wakes workers.  Never fails.  Returns
+ * table, and the lane knows that it does.  JQ_E_DUE items that find no room the
+ * scheduler is asked to make ready.  Wakes workers.  Never fails.  Returns
  * how many were accepted.
  */
 extern int jq_lane_publish(Oid db, Oid role, const char *queue,
@@ -24,11 +24,15 @@ extern bool jq_lane_publish_one(Oid db, Oid role, const char *queue,
 								const JqItem *item, bool *known);
 
 /*
- * The same for the scheduler's due rows: those that found no room are marked
- * JQ_E_REFUSED, and nothing is requested for them.
+ * The same for the scheduler's due rows: it makes ready in the table what is
+ * refused.
  */
-extern int jq_lane_publish_due(Oid db, Oid role, const char *queue,
-							   JqItem *items, int n);
+extern void jq_lane_publish_due(Oid db, Oid role, const char *queue,
+								const JqItem *items, int n, bool *refused);
+
+/* A row that somebody had, with these flags, is in the table only. */
+extern void jq_lane_lose(Oid db, Oid role, const char *queue, JqPos pos,
+						 uint8 flags);
 
 /*
  * Rows from pos on exist that memory does not know, none of them with an id
@@ -91,6 +95,19 @@ typedef struct JqRefill
 
 extern bool jq_lane_refill_begin(int lane, JqRefill *r);
 extern void jq_lane_refill_add(int lane, const JqItem *items, int n);
+
+/*
+ * Rows that are due and had to leave memory.  Before they are looked for; which of
+ * these does nobody have; and such a row has been made ready in the table, which
+ * the lane is told twice: before the commit, so that it does not think that it
+ * knows the row, and after it.
+ */
+extern void jq_lane_lost_begin(Oid db);
+extern void jq_lane_which_lost(Oid db, Oid role, const char *queue,
+							   const JqItem *items, int n, bool *lost);
+extern void jq_lane_made_ready(Oid db, Oid role, const char *queue, JqPos pos,
+							   bool committed);
+
 /*
  * All rows before upto have been read (JQ_POS_ALL: the end of the index);
  * passed: how many rows of spilled keys were passed over for the first time.

@@ -32,7 +32,7 @@
 /* flags of an entry */
 #define JQ_E_DUE 0x01 /* its row has a run_at, so no refill would find it */
 #define JQ_E_UNPARKED 0x02 /* waiters of its key count on it */
-#define JQ_E_REFUSED 0x04  /* in local memory: the lane did not take it */
+#define JQ_E_UNSURE 0x04   /* with JQ_E_DUE: or it has none */
 /* so many times has it been rolled back and run again, uncharged */
 #define JQ_E_BROUGHT 0x08 /* its key counts it until a worker meets it */
 #define JQ_E_RERUN_SHIFT 4
@@ -171,6 +171,28 @@ extern void jq_pool_init(void);
  */
 extern uint32 jq_entry_new(const JqItem *item, int lane);
 extern void jq_entry_free(uint32 ix);
+
+/* the flags of what may have got a run_at that nobody has looked at */
+static inline uint8
+jq_flags_perhaps_due(uint8 flags)
+{
+	return flags & JQ_E_DUE ? flags : flags | JQ_E_DUE | JQ_E_UNSURE;
+}
+
+/*
+ * An entry's flags where another one of the same job is not needed.  If one of
+ * them knows of a run_at and the other does not, one is older than the row; but
+ * which?  model: TWIN_DUE
+ */
+static inline uint8
+jq_flags_of_twins(uint8 flags, uint8 other)
+{
+	if (flags & other & JQ_E_DUE)
+		return other & JQ_E_UNSURE ? flags : flags & ~JQ_E_UNSURE;
+	return other & JQ_E_DUE ? jq_flags_perhaps_due(flags) :
+		   flags & JQ_E_DUE ? flags | JQ_E_UNSURE :
+							  flags;
+}
 
 /* what is known of a job that another entry stands for as well: it stays known */
 static inline void

@@ -72,12 +72,6 @@ jq_recent_add(const JqRecent *r, const char *text, int len)
 		jq_waiter_tell(r, text, len);
 }
 
-uint64
-jq_recent_count(void)
-{
-	return pg_atomic_read_u64(&jq_shared->recent_next);
-}
-
 bool
 jq_recent_find(Oid db, int64 id, JqRecent *r)
 {

@@ -46,9 +46,6 @@ extern void jq_recent_init(void);
 /* r->text is taken from text, cut at a character's end; may be NULL */
 extern void jq_recent_add(const JqRecent *r, const char *text, int len);
 
-/* how many have been added since the server started */
-extern uint64 jq_recent_count(void);
-
 /* the cells of a database, newest first; palloc'd */
 extern JqRecent *jq_recent_list(Oid db, int *n);
 

@@ -170,7 +170,8 @@ matches(JqAttempt *a, JqRow *row, JqItem *item, TimestampTz *run_at)
 	bool same = jq_row_is(row, a->role, a->queue, a->job->pos.priority,
 						  a->job->key, a->job->keylen, item, run_at);
 
-	a->job->flags = (a->job->flags & ~JQ_E_DUE) | (item->flags & JQ_E_DUE);
+	a->job->flags =
+		(a->job->flags & ~(JQ_E_DUE | JQ_E_UNSURE)) | (item->flags & JQ_E_DUE);
 	return same;
 }
 
@@ -561,7 +562,7 @@ give_back_for_rerun(JqAttempt *a)
 	item.id = a->job->id;
 	item.priority = a->job->pos.priority;
 	item.tid = a->job->tid;
-	item.flags = a->job->flags & (JQ_E_DUE | JQ_E_RERUNS);
+	item.flags = a->job->flags & (JQ_E_DUE | JQ_E_UNSURE | JQ_E_RERUNS);
 	item.key = a->job->key;
 	item.keylen = a->job->keylen;
 	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :

@@ -11,6 +11,7 @@
  *		reads leases, once	and settings of the queues; until then nothing is taken
  *							from lanes
  *		discovers lanes		which (queue, owner) have ready rows
+ *		makes ready			rows that were due and had to leave memory
  *		refills keys, lanes	see keylock.c, lane.c
  *		fires schedules		that are due
  *		publishes due rows	whose run_at has come
@@ -66,7 +67,6 @@
 #define IDLE_MS 10000
 #define TURN_MS 3000 /* then others come first, where schedulers are few */
 #define LATCH_EARLY_US 2000
-#define CIRCLE_MS 20
 #define PRUNE_INTERVAL_MS (5 * 60 * 1000)
 
 int jq_sched_dbix;
@@ -251,6 +251,27 @@ scheduler_exit(int code, Datum arg)
 	jq_db_sched_detach(jq_sched_dbix, came_up);
 }
 
+/*
+ * Rows that are due and had to leave memory.  Those that became due just now are
+ * published below.  If all are to be looked at these are among them.
+ */
+static void
+serve_lost(uint32 requests, const JqFrom *from)
+{
+	if (!(requests & JQ_REQ_DUE))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		guarded(jq_sched_find_lost, now, JQ_REQ_LOST);
+		/* should the clock have been put back they are to come */
+		guarded(jq_sched_find_next_due, now, JQ_REQ_DUE);
+	}
+	else if (from->due != DT_NOBEGIN)
+		guarded(jq_sched_find_lost, from->due - 1, JQ_REQ_LOST);
+	else
+		jq_lane_lost_begin(MyDatabaseId);
+}
+
 static void
 serve(uint32 requests, const JqFrom *from)
 {
@@ -269,6 +290,11 @@ serve(uint32 requests, const JqFrom *from)
 	}
 	if (requests & JQ_REQ_DISCOVER)
 		guarded(jq_sched_discover, 0, JQ_REQ_DISCOVER);
+	if (requests & JQ_REQ_LOST)
+	{
+		serve_lost(requests, from);
+		requests |= JQ_REQ_REFILL; /* of lanes that had to wait for that */
+	}
 	if (requests & JQ_REQ_KEYS)
 		guarded(jq_sched_refill_keys, 0, JQ_REQ_KEYS);
 	if (requests & (JQ_REQ_REFILL | JQ_REQ_DISCOVER))
@@ -362,28 +388,6 @@ sleep_until(TimestampTz wake)
 	}
 	ResetLatch(MyLatch);
 	QueryCancelPending = false;
-}
-
-/*
- * All rows that are due have been looked at.  Where memory is full they may have
- * driven out others, which are to be looked at in turn, and so on: as long as no
- * job ends meanwhile that brings nothing, and is not worth a processor.
- */
-static void
-rest_in_a_circle(void)
-{
-	static uint64 seen;
-	uint64 ended = jq_recent_count();
-	bool again;
-
-	LWLockAcquire(jq_lock(JQ_LOCK_DB), LW_SHARED);
-	again = jq_dbs[jq_sched_dbix].requests & JQ_REQ_DUE;
-	LWLockRelease(jq_lock(JQ_LOCK_DB));
-	/* not the latch: what we requested ourselves has set it */
-	if (again && ended == seen)
-		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, CIRCLE_MS,
-						 PG_WAIT_EXTENSION);
-	seen = ended;
 }
 
 /* once in the life of the server: it is served, without what is new */
@@ -514,8 +518,6 @@ jq_scheduler_main(Datum arg)
 		{
 			pgstat_report_activity(STATE_RUNNING, "jobqueue scheduler");
 			serve(requests, &from);
-			if ((requests & JQ_REQ_DUE) && from.due == DT_NOBEGIN)
-				rest_in_a_circle();
 			idle_since = GetCurrentTimestamp();
 		}
 		now = GetCurrentTimestamp();

@@ -163,7 +163,7 @@ worker_exit(int code, Datum arg)
 			/* nobody may have looked at the row: it may have a run_at by now,
 			 * and a due scan has passed over it while it was claimed.
 			 * model: EXIT_DUE */
-			item.flags = s->claim_flags | JQ_E_DUE;
+			item.flags = jq_flags_perhaps_due(s->claim_flags);
 			item.key = s->claim_key;
 			item.keylen = s->claim_keylen;
 			/* its key goes last, so that no later one passes it */

@@ -91,6 +91,22 @@ SELECT n, p, job FROM x WHERE bad ORDER BY n LIMIT 5
 END
 }
 
+# 80 jobs that have become due, and are in memory
+sub due_for_r1
+{
+	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 0}', queue => 'due', run_at => t + interval '0.5 s'))
+		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 80)");
+	wait_for("SELECT ready = 80 FROM jobqueue_status WHERE queue = 'due'");
+}
+
+# as for check_numbers
+sub due_and_others
+{
+	my %n = (due => 80, map { ("q$_", 30) } 1 .. 10);
+
+	return join "\n", map { "$_|$n{$_}|0|0|0" } sort keys %n;
+}
+
 # numbers that are right in the end: "queue|ready|scheduled|blocked|held" a line
 sub check_numbers
 {
@@ -380,6 +396,36 @@ backlog_property 'rows that are due are found by index, though statistics say th
 	check_effects(20000);
 	wait_for("SELECT ($read) >= $before + 19000");
 	cmp_ok(sql($read) - $before, '<', 1_000_000, 'no row is read again and again');
+};
+
+# some wait for something, and none of them is worth looking at it again and again
+backlog_property 'jobs that were due and had to give way to those of other queues keep nobody busy' => sub {
+	my $gate = stop_workers('r1');
+
+	due_for_r1();
+	bulk(30, role => 'r1', queue => "'q$_'") foreach 1 .. 10;
+	wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'
+		AND state = 'idle' AND clock_timestamp() - state_change > interval '1 s'");
+	check_numbers(due_and_others(), 'numbers are right');
+	open_gate($gate);
+	check_order();
+	check_effects(380);
+};
+
+backlog_property 'jobs that were due and had to give way while somebody has their rows locked are not lost' => sub {
+	my $gate = stop_workers('r1');
+	my $locker = session();
+
+	due_for_r1();
+	$locker->query_safe("BEGIN; SELECT count(*) FROM (SELECT FROM jobqueue_job WHERE queue = 'due' AND id % 4 = 0 FOR UPDATE) l");
+	bulk(30, role => 'r1', queue => "'q$_'") foreach 1 .. 10;
+	# what could be made ready has been
+	wait_for("SELECT count(*) > 0 AND bool_and(id % 4 <> 0) FROM jobqueue_job WHERE queue = 'due' AND run_at IS NULL");
+	$locker->query_safe('COMMIT');
+	check_numbers(due_and_others(), 'numbers are right');
+	open_gate($gate);
+	check_order();
+	check_effects(380);
 };
 
 done_testing();
