@@ -15,6 +15,7 @@ typedef enum JqVerdict
 {
 	COMPLETED,
 	DROPPED,	  /* nothing to run; republished where needed */
+	NO_ROW,		  /* the same: the row is not there */
 	PARKED,		  /* waits; the claim has ended already */
 	DOUBTFUL_ROW, /* somebody is deleting it, or one in its way */
 	EXPIRED,	  /* or cancelled for another reason; it was not started */

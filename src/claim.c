@@ -155,11 +155,11 @@ claimed_by_slot(Oid db, int64 id)
 	return false;
 }
 
-bool
-jq_claim_is_out(Oid db, int64 id)
+static bool
+is_out(Oid db, int64 id, bool pass)
 {
 	JqHeld key;
-	bool found;
+	JqHeld *h;
 
 	if (claimed_by_slot(db, id) || claimed_by_consumer(db, id))
 		return true;
@@ -167,9 +167,24 @@ jq_claim_is_out(Oid db, int64 id)
 		return false;
 	held_key(&key, db, id);
 	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
-	found = hash_search(jq_held, &key, HASH_FIND, NULL) != NULL;
+	h = hash_search(jq_held, &key, HASH_FIND, NULL);
+	/* nobody reads it before we let go of the lock */
+	if (h != NULL && pass)
+		h->passed = true;
 	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
-	return found;
+	return h != NULL;
+}
+
+bool
+jq_claim_is_out(Oid db, int64 id)
+{
+	return is_out(db, id, false);
+}
+
+bool
+jq_claim_pass_over(Oid db, int64 id)
+{
+	return is_out(db, id, true);
 }
 
 bool
@@ -337,7 +352,7 @@ claim_next(int lane, Oid db, Oid role, JqClaimed *out, bool more_of_batch)
 				break;
 			e = JQ_ENTRY(ix);
 			out->keylen = e->keylen > 0 ? jq_entry_key(ix, out->key) : 0;
-			if (jq_claim_is_out(db, e->id))
+			if (jq_claim_pass_over(db, e->id))
 			{
 				/* a duplicate; the one who has it will publish it again;
 				 * model: SKIP_CLAIMED */
@@ -613,6 +628,7 @@ held_fill(JqHeld *h, JqHeldKind kind, Oid role, const char *queue)
 	h->user = GetSessionUserId();
 	h->xid = InvalidTransactionId;
 	h->since = GetCurrentTimestamp();
+	h->passed = false;
 	h->attempt = 0;
 	h->started_at = 0;
 	strlcpy(h->queue, queue, sizeof(h->queue));
@@ -787,18 +803,24 @@ jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
 	return result;
 }
 
-void
+bool
 jq_claim_unhold(Oid db, int64 id)
 {
 	JqHeld key;
-	bool found;
+	JqHeld *h;
+	bool passed = false;
 
 	held_key(&key, db, id);
 	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_EXCLUSIVE);
-	hash_search(jq_held, &key, HASH_REMOVE, &found);
-	if (found)
+	h = hash_search(jq_held, &key, HASH_FIND, NULL);
+	if (h != NULL)
+	{
+		passed = h->passed;
+		hash_search(jq_held, &key, HASH_REMOVE, NULL);
 		pg_atomic_fetch_sub_u32(&jq_shared->nheld, 1);
+	}
 	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	return passed;
 }
 
 void

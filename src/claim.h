@@ -38,6 +38,7 @@ typedef struct JqHeld
 	Oid user;	/* and its user */
 	TransactionId xid;
 	TimestampTz since;
+	bool passed; /* somebody has passed over it: see jq_claim_pass_over */
 	int attempt;
 	TimestampTz started_at;
 	char queue[JQ_QUEUE_NAME_MAX + 1];
@@ -70,6 +71,11 @@ extern void jq_claim_init(void);
 
 /* Is the job claimed?  Any lock but JQ_LOCK_CLAIM may be held. */
 extern bool jq_claim_is_out(Oid db, int64 id);
+/*
+ * The same, by one who has met it and leaves it to whoever has it, for memory not
+ * to know it otherwise: jq_claim_unhold() will tell.
+ */
+extern bool jq_claim_pass_over(Oid db, int64 id);
 
 /* ---- workers ---- */
 
@@ -125,7 +131,8 @@ extern bool jq_claim_cancel_wanted(void);
 /* ---- sessions and scheduler ---- */
 extern JqHoldResult jq_claim_hold(Oid db, Oid role, const char *queue,
 								  int64 id);
-extern void jq_claim_unhold(Oid db, int64 id);
+/* true: somebody has passed over it */
+extern bool jq_claim_unhold(Oid db, int64 id);
 /* the database has no jobs any more: nobody is to look at what is left of them */
 extern void jq_claim_purge(Oid db);
 /* copy of the entries of a database that the scheduler works on; palloc'd */

@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "comeback.h"
 #include "commands/sequence.h"
 #include "compat.h"
 #include "configure.h"
@@ -30,6 +31,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
+#include "pause.h"
 #include "publish.h"
 #include "quota.h"
 #include "replication/logicalworker.h"
@@ -173,16 +175,24 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 			return false;
 		describe(h);
 		jq_check_owner(h->owner, id, "act on");
+		JQ_PAUSE("control-looked");
 		switch (jq_claim_hold(MyDatabaseId, h->lane_role, h->queue, id))
 		{
 			case JQ_HOLD_DONE:
 				jq_publish_held(h->lane_role, h->queue, &h->item, h->run_at);
-				/* it may have run and ended before we had the claim */
-				if (jq_row_fetch(t, id, NULL, NULL, &h->row, &xid, NULL) ==
+				/* before we had the claim it may have been changed, or run */
+				if (jq_row_fetch(t, id, NULL, NULL, &h->row, &xid, NULL) !=
 					JQ_FETCH_GONE)
-					return false;
-				describe(h);
-				return true;
+				{
+					describe(h);
+					return true;
+				}
+				JQ_PAUSE("control-found-none");
+				HOLD_INTERRUPTS();
+				jq_publish_not_held(id);
+				jq_look_again(t, id, h->lane_role, h->queue);
+				RESUME_INTERRUPTS();
+				break; /* and if it is there, it is ours to hold */
 			case JQ_HOLD_RUNNING:
 				*running = true;
 				return false;

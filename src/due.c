@@ -140,7 +140,7 @@ offer_due(TimestampTz from, TimestampTz upto, OfferFunc offer)
 			for (j = i; j < n && rows[j].lane_role == rows[i].lane_role &&
 						strcmp(rows[j].queue, rows[i].queue) == 0;
 				 j++)
-				if (!jq_claim_is_out(MyDatabaseId, rows[j].item.id))
+				if (!jq_claim_pass_over(MyDatabaseId, rows[j].item.id))
 				{
 					src[m] = j;
 					items[m++] = rows[j].item;

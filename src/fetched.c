@@ -391,7 +391,7 @@ jq_fetched_take(const char *queue, int max, bool leased, JqPlace *place,
 			break;
 		e = JQ_ENTRY(ix);
 		t->keylen = e->keylen > 0 ? jq_entry_key(ix, t->key) : 0;
-		if (jq_claim_is_out(MyDatabaseId, e->id))
+		if (jq_claim_pass_over(MyDatabaseId, e->id))
 		{
 			/* a duplicate; whoever has it will publish it again */
 			bool brought = e->flags & JQ_E_BROUGHT;

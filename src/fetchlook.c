@@ -13,6 +13,7 @@
 #include "after.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "comeback.h"
 #include "conflict.h"
 #include "database.h"
 #include "executor/spi.h"
@@ -222,8 +223,12 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 		case JQ_FETCH_GONE:
 			pg_atomic_fetch_add_u64(
 				&jq_queues[jq_lanes[job->lane].queue_ix].wasted, 1);
+			JQ_PAUSE("fetch-found-none");
+			HOLD_INTERRUPTS();
 			jq_fetchxact_drop(job->id, JQ_THEN_GONE);
 			jq_after_ended(dbix, job->id);
+			jq_look_again(t, job->id, JQ_CONSUMER_ROLE, queue);
+			RESUME_INTERRUPTS();
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_DOUBTFUL:
 			hold_doubtful(job, queue, xid);

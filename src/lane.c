@@ -570,7 +570,7 @@ jq_lane_which_lost(Oid db, Oid role, const char *queue, const JqItem *items,
 		JqPos pos = jq_pos_make(items[i].priority, items[i].id);
 
 		lost[i] =
-			!jq_claim_is_out(db, items[i].id) &&
+			!jq_claim_pass_over(db, items[i].id) &&
 			(lane < 0 ||
 			 (lane_search(&jq_lanes[lane], pos, before) == JQ_NIL &&
 			  !jq_keylock_has(db, items[i].key, items[i].keylen, lane, pos)));
@@ -932,7 +932,7 @@ jq_lane_refill_add(int lane, const JqItem *items, int n)
 				done = n;
 				break;
 			}
-			if (!jq_claim_is_out(l->db, items[done].id))
+			if (!jq_claim_pass_over(l->db, items[done].id))
 				/* what is refused is counted already */
 				if (lane_offer(l, lane, &items[done]) == ACCEPTED)
 				{

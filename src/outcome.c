@@ -11,6 +11,7 @@
 #include "access/xact.h"
 #include "after.h"
 #include "attempt.h"
+#include "comeback.h"
 #include "compat.h"
 #include "database.h"
 #include "failure.h"
@@ -277,6 +278,36 @@ end_refused(JqAttempt *volatile a)
 	RESUME_INTERRUPTS();
 }
 
+static void
+end_without_row(JqAttempt *a)
+{
+	pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
+	jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
+	free_keys(a);
+	JQ_PAUSE("worker-found-none");
+	/* nobody else knows that it may have come back */
+	HOLD_INTERRUPTS();
+	jq_claim_end();
+	PG_TRY();
+	{
+		JqTable *t;
+
+		MemoryContextSwitchTo(jq_job_context);
+		jq_begin_bookkeeping();
+		t = jq_table();
+		if (t != NULL)
+			jq_look_again(t, a->job->id, a->role, a->queue);
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		jq_abort_bookkeeping();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(jq_job_context);
+	RESUME_INTERRUPTS();
+}
+
 void
 jq_attempt_note_completed(JqAttempt *a)
 {
@@ -287,8 +318,8 @@ jq_attempt_note_completed(JqAttempt *a)
 bool
 jq_attempt_was_cancelled(JqVerdict verdict)
 {
-	return verdict != COMPLETED && verdict != DROPPED && verdict != PARKED &&
-		   verdict != EXPIRED && jq_claim_cancel_wanted();
+	return verdict != COMPLETED && verdict != DROPPED && verdict != NO_ROW &&
+		   verdict != PARKED && verdict != EXPIRED && jq_claim_cancel_wanted();
 }
 
 void
@@ -340,6 +371,9 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
 			jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
 			free_keys(a);
+			break;
+		case NO_ROW:
+			end_without_row(a);
 			break;
 		case PARKED:
 		case AGAIN:

@@ -417,6 +417,15 @@ jq_publish_held(Oid owner, const char *queue, const JqItem *item,
 }
 
 void
+jq_publish_not_held(int64 id)
+{
+	Assert(npending > 0 && pending[npending - 1].held &&
+		   pending[npending - 1].item.id == id);
+	npending--;
+	(void) jq_claim_unhold(MyDatabaseId, id);
+}
+
+void
 jq_publish_reserve_key(void)
 {
 	enter_level();
@@ -737,25 +746,33 @@ let_go(int from, int from_key, bool again)
 	int i;
 
 	for (i = from; i < npending; i++)
-		if (pending[i].held)
+	{
+		Pending *p = &pending[i];
+		bool passed;
+
+		if (!p->held)
+			continue;
+		/* what nobody takes (a consumer, a paused queue) would stay, and be
+		 * counted; if it stands there still it is published below */
+		if (!again && p->run_at == DT_NOBEGIN)
+			jq_lane_remove(MyDatabaseId, lanes[p->lane].owner,
+						   lanes[p->lane].queue,
+						   jq_pos_make(p->item.priority, p->item.id));
+		passed = jq_claim_unhold(MyDatabaseId, p->item.id);
+		/* it may have been changed before we had it, or by those who change many
+		 * while we had it: whoever takes it sees what it is; model: PASSED */
+		if (passed && p->run_at != DT_NOBEGIN)
 		{
-			/* what nobody takes (a consumer, a paused queue) would stay, and be
-			 * counted; if it stands there still it is published below */
-			if (!again && pending[i].run_at == DT_NOBEGIN)
-				jq_lane_remove(MyDatabaseId, lanes[pending[i].lane].owner,
-							   lanes[pending[i].lane].queue,
-							   jq_pos_make(pending[i].item.priority,
-										   pending[i].item.id));
-			jq_claim_unhold(MyDatabaseId, pending[i].item.id);
-			if (again && !written_before(from, pending[i].item.id))
-				jq_publish_now(MyDatabaseId, lanes[pending[i].lane].owner,
-							   lanes[pending[i].lane].queue, &pending[i].item,
-							   pending[i].run_at);
-			if (pending[i].item.keylen > 0)
-				jq_keylock_order_recorded(MyDatabaseId, pending[i].item.key,
-										  pending[i].item.keylen,
-										  pending[i].item.id);
+			p->item.flags = jq_flags_perhaps_due(p->item.flags);
+			p->run_at = DT_NOBEGIN;
 		}
+		if (again && !written_before(from, p->item.id))
+			jq_publish_now(MyDatabaseId, lanes[p->lane].owner,
+						   lanes[p->lane].queue, &p->item, p->run_at);
+		if (p->item.keylen > 0)
+			jq_keylock_order_recorded(MyDatabaseId, p->item.key, p->item.keylen,
+									  p->item.id);
+	}
 	for (i = from_key; i < nkeys; i++)
 		jq_keylock_release(MyDatabaseId, keys[i].key, keys[i].len);
 }

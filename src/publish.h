@@ -38,6 +38,8 @@ extern void jq_publish_unknown(Oid owner, const char *queue);
  */
 extern void jq_publish_held(Oid owner, const char *queue, const JqItem *item,
 							TimestampTz run_at);
+/* the last claim that was told so is given back at once */
+extern void jq_publish_not_held(int64 id);
 
 /* does this transaction hold the claim of the job? */
 extern bool jq_publish_is_held(int64 id);

@@ -244,7 +244,7 @@ leave_out_claimed(JqKeyRow *rows, int n)
 	int i;
 
 	for (i = 0; i < n; i++)
-		if (!jq_claim_is_out(MyDatabaseId, rows[i].item.id))
+		if (!jq_claim_pass_over(MyDatabaseId, rows[i].item.id))
 			rows[kept++] = rows[i];
 	return kept;
 }

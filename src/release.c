@@ -28,6 +28,7 @@
 #include "after.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "comeback.h"
 #include "database.h"
 #include "dependency.h"
 #include "executor/spi.h"
@@ -527,9 +528,32 @@ settle(JqTable *t, Waiting *w, int n, bool edges)
 			again(w[i].row.item.id);
 }
 
-/* the transaction has committed */
+/* what has been held and does not wait any more is not ours, and may be nobody's */
 static void
-note_cancelled(Waiting *w, int n)
+look_at_held(const Waiting *w, int n)
+{
+	bool begun = false;
+	JqTable *t = NULL;
+	int i;
+
+	for (i = 0; i < n; i++)
+	{
+		if (!w[i].held || w[i].done)
+			continue;
+		if (!begun)
+			t = jq_sched_begin();
+		begun = true;
+		if (t != NULL)
+			jq_look_again(t, w[i].row.item.id, w[i].row.lane_role,
+						  w[i].row.queue);
+	}
+	if (begun)
+		jq_sched_commit();
+}
+
+/* the transaction has committed, and interrupts are held */
+static void
+note_committed(const Waiting *w, int n)
 {
 	int i;
 
@@ -538,6 +562,7 @@ note_cancelled(Waiting *w, int n)
 			jq_sched_note_end(w[i].row.item.id, w[i].row.owner, w[i].row.queue,
 							  JQ_CANCELLED, 0, 0, GetCurrentTimestamp(),
 							  w[i].reason);
+	look_at_held(w, n);
 }
 
 /* ------------------------------------------------------- jobs that have ended */
@@ -679,9 +704,11 @@ settle_ended(void)
 			}
 		}
 		JQ_PAUSE("after-before-commit");
+		HOLD_INTERRUPTS();
 		jq_sched_commit();
 		for (i = 0; i < nlists; i++)
-			note_cancelled(lists[i], counts[i]);
+			note_committed(lists[i], counts[i]);
+		RESUME_INTERRUPTS();
 		between();
 		more = first < ended.n;
 	}
@@ -752,8 +779,10 @@ settle_range(int64 first, int64 last, bool all)
 		}
 		settle(t, w, m, true);
 		JQ_PAUSE("after-before-commit");
+		HOLD_INTERRUPTS();
 		jq_sched_commit();
-		note_cancelled(w, m);
+		note_committed(w, m);
+		RESUME_INTERRUPTS();
 		if (m > 0)
 			first = w[m - 1].row.item.id + 1;
 		more = m < n || n == limit;

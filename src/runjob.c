@@ -664,7 +664,7 @@ attempt_it(JqAttempt *a)
 	if (fetch != JQ_FETCH_FOUND)
 	{
 		CommitTransactionCommand();
-		return fetch == JQ_FETCH_GONE ? DROPPED : DOUBTFUL_ROW;
+		return fetch == JQ_FETCH_GONE ? NO_ROW : DOUBTFUL_ROW;
 	}
 	if (jq_worker_role_changed())
 	{

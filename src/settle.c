@@ -13,6 +13,7 @@
 #include "after.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "comeback.h"
 #include "compat.h"
 #include "database.h"
 #include "executor/spi.h"
@@ -141,33 +142,15 @@ settle_if_suspect(int64 id)
 
 /* ------------------------------------------------- failing, doubtful claims */
 
+/* its claim has ended, and no row was there */
 static void
-publish_row(JqRow *row, JqTable *t)
+look_again(int64 id, Oid role, const char *queue)
 {
-	JqItem item;
-	TimestampTz run_at = DT_NOBEGIN;
-	char *key = jq_row_cstring(row, JQ_COL_KEY);
+	JqTable *t = jq_sched_begin();
 
-	if (DatumGetInt64(JQ_ROW(row, JQ_COL_HOME)) != t->home)
-		return;
-	memset(&item, 0, sizeof(item));
-	item.id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
-	item.priority = DatumGetInt16(JQ_ROW(row, JQ_COL_PRIORITY));
-	item.tid = row->tid;
-	if (key != NULL)
-	{
-		item.key = key;
-		item.keylen = Min(strlen(key), JQ_KEY_MAX);
-	}
-	if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-	{
-		item.flags = JQ_E_DUE;
-		run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-		if (run_at <= GetCurrentTimestamp())
-			run_at = DT_NOBEGIN;
-	}
-	jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
-				   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
+	if (t != NULL)
+		jq_look_again(t, id, role, queue);
+	jq_sched_commit();
 }
 
 static void
@@ -202,11 +185,14 @@ settle_doubtful(void *arg)
 		return;
 	}
 	HOLD_INTERRUPTS();
-	jq_claim_unhold(MyDatabaseId, h->id);
+	(void) jq_claim_unhold(MyDatabaseId, h->id);
 	if (fetch == JQ_FETCH_FOUND)
-		publish_row(&row, t);
+		jq_publish_found(t, &row);
 	else
+	{
 		jq_after_ended(jq_sched_dbix, h->id); /* whoever ended it */
+		look_again(h->id, h->role, h->queue);
+	}
 	RESUME_INTERRUPTS();
 }
 
@@ -248,10 +234,12 @@ settle_failing(void *arg)
 		recorded = jq_record_failure(t, h->id, &f, &run_at);
 	HOLD_INTERRUPTS();
 	jq_sched_commit();
-	jq_claim_unhold(MyDatabaseId, h->id);
+	(void) jq_claim_unhold(MyDatabaseId, h->id);
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
 	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	if (recorded == JQ_RECORD_GONE && !cancelled)
+		look_again(h->id, h->role, h->queue);
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
 		jq_sched_note_end(h->id, h->role, h->queue,
@@ -321,6 +309,8 @@ settle_lost(void *arg)
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
 	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	if (recorded == JQ_RECORD_GONE && !cancelled)
+		look_again(h->id, JQ_CONSUMER_ROLE, h->queue);
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
 		jq_sched_note_end(h->id, h->owner, h->queue,

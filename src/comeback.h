@@ -1,0 +1,19 @@
+/*
+ * comeback.h
+ *		Jobs that come back under their number while somebody has it claimed.
+ */
+#ifndef JQ_COMEBACK_H
+#define JQ_COMEBACK_H
+
+#include "jobtable.h"
+
+/*
+ * In a transaction, interrupts held: a claim on the job, of that lane, has ended
+ * without its row, which was not there.  If it is now, it is published.
+ */
+extern void jq_look_again(JqTable *t, int64 id, Oid role, const char *queue);
+
+/* the row as it is now */
+extern void jq_publish_found(JqTable *t, JqRow *row);
+
+#endif /* JQ_COMEBACK_H */

@@ -1,0 +1,153 @@
+# Jobs that change, or come back under their number, while somebody has them
+# claimed who does not know of it: whoever meets their entry takes it for one that
+# is not needed.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use JobqueueTest;
+use Test::More;
+
+new_node('comeback', conf => <<'END');
+jobqueue.max_workers = 2
+jobqueue.max_workers_per_role = 2
+END
+
+# both workers wait
+sub stop_both
+{
+	my $gate = close_gate(1);
+
+	enqueue('gate', gate => 1) foreach 1 .. 2;
+	wait_at_gate(2);
+	return $gate;
+}
+
+# a worker has met what came before in that queue
+sub wait_passed
+{
+	enqueue('note', what => 'passed', queue => 'z');
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'passed'});
+}
+
+# a cancelled job of which memory has an entry
+sub forgotten_job
+{
+	my ($command, $queue) = @_;
+
+	sql(qq{BEGIN; SELECT jobqueue_cancel(jobqueue_enqueue($command, '{"what": "back"}', queue => '$queue')); COMMIT});
+	return sql(q{SELECT max(id) FROM jobqueue_jobs WHERE state = 'cancelled'});
+}
+
+paused_property 'one that others made ready just before it was cancelled runs when that is undone' => sub {
+	my $gate = stop_both();
+	my $job = enqueue('note', what => 'late', queue => 'z', run_at => 'tomorrow');
+	my $s = session();
+
+	arm('control-looked');
+	$s->query_safe('BEGIN');
+	send_sql($s, "SELECT jobqueue_cancel($job)");
+	caught('control-looked');
+	sql(q{SELECT jobqueue_reschedule_where('z', 'scheduled', NULL, NULL)});
+	wait_for(q{SELECT ready = 1 FROM jobqueue_status WHERE queue = 'z'});
+	release('control-looked');
+	like($s->query('SELECT 1'), qr/^t$/m, 'it is cancelled');
+	open_gate($gate);
+	wait_passed();
+	$s->query_safe('ROLLBACK');
+	wait_drained();
+	is(ran(), 'gate gate passed late', 'it has run');
+	memory_empties('memory is empty');
+	forget();
+};
+
+paused_property 'one that is retried while a worker finds out that it is gone runs' => sub {
+	my $s = session();
+
+	sql(q{SELECT jobqueue_pause('z')});
+	my $job = forgotten_job(q{'note'}, 'z');
+	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+	arm('worker-found-none');
+	sql(q{SELECT jobqueue_resume('z')});
+	caught('worker-found-none');
+	$s->query_safe('COMMIT');
+	wait_passed();
+	release('worker-found-none');
+	wait_drained();
+	is(ran(), 'passed back', 'it has run');
+	memory_empties('memory is empty');
+	forget();
+};
+
+paused_property 'one that is retried while a consumer finds out that it is gone can be fetched' => sub {
+	my $job = forgotten_job('NULL', 'c');
+	my ($s, $consumer) = (session(), session());
+
+	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+	arm('fetch-found-none');
+	send_sql($consumer, q{SELECT id FROM jobqueue_fetch('c')});
+	caught('fetch-found-none');
+	$s->query_safe('COMMIT');
+	is(sql(q{SELECT id FROM jobqueue_fetch('c')}), '', 'the other one has it');
+	release('fetch-found-none');
+	my $fetched = $consumer->query('SELECT 1') =~ /^$job$/m;
+	$consumer->quit;
+	$fetched ||= sql(q{SELECT id FROM jobqueue_fetch('c')}) eq $job;
+	ok($fetched, 'it is given');
+	wait_for("SELECT jobqueue_cancel($job)");
+	wait_drained();
+};
+
+paused_property 'one that is retried while somebody else acts on it is acted on' => sub {
+	my $gate = stop_both();
+	my $job = enqueue('note', what => 'not wanted', queue => 'z');
+	my ($s, $other) = (session(), session());
+
+	arm('control-looked');
+	arm('control-found-none');
+	send_sql($s, "SELECT jobqueue_cancel($job)");
+	caught('control-looked');
+	sql(q{SELECT jobqueue_cancel_where('z', NULL, NULL)});
+	$other->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+	release('control-looked');
+	caught('control-found-none');
+	$other->query_safe('COMMIT');
+	open_gate($gate);
+	wait_passed();
+	release('control-found-none');
+	like($s->query('SELECT 1'), qr/^t$/m, 'it is cancelled');
+	wait_drained();
+	is(ran(), 'gate gate passed', 'it has not run');
+	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is not lost');
+	memory_empties('memory is empty');
+	forget();
+};
+
+paused_property 'one that is retried while the scheduler lets it go runs' => sub {
+	my $gate = stop_both();
+
+	sql(q{SELECT jobqueue_pause('first')});
+	my $first = enqueue('note', what => 'first', queue => 'first');
+	my $job = enqueue('note', what => 'back', queue => 'z', after => "{$first}");
+	wait_for(q{SELECT count(*) = 1 FROM jobqueue_dependency});
+	arm('after-before-look');
+	sql("SELECT jobqueue_run($first)");
+	caught('after-before-look');
+	sql("SELECT jobqueue_cancel($job)");
+	sql("SELECT jobqueue_retry($job)");
+	arm('after-before-commit');
+	release('after-before-look');
+	caught('after-before-commit');
+	open_gate($gate);
+	wait_passed();
+	release('after-before-commit');
+	wait_drained();
+	is(ran(), 'first gate gate passed back', 'it has run');
+	memory_empties('memory is empty');
+	sql(q{SELECT jobqueue_resume('first')});
+	forget();
+};
+
+node()->stop;
+done_testing();
