@@ -221,6 +221,7 @@ jq_db_take_requests(int dbix, JqFrom *from)
 	requests = d->requests;
 	d->requests = 0;
 	from->due = from->expiry = from->schedule = DT_NOBEGIN;
+	from->taken = now;
 	if (!(requests & JQ_REQ_DUE) && d->next_due <= now)
 	{
 		requests |= JQ_REQ_DUE;

@@ -51,6 +51,7 @@ typedef struct JqFrom
 	TimestampTz due;	  /* JQ_REQ_DUE: rows that wait for a time */
 	TimestampTz expiry;	  /* JQ_REQ_EXPIRY: rows that expire */
 	TimestampTz schedule; /* JQ_REQ_SCHEDULES */
+	TimestampTz taken;	  /* when that was */
 } JqFrom;
 
 /* Take the requests, before any snapshot is taken for them. */

@@ -37,6 +37,33 @@ static TimestampTz locks_seen = DT_NOBEGIN; /* and of unique_keys */
 
 bool jq_sched_prune_more;
 
+/* is one of them still due, locked by somebody, and nobody's? */
+static bool
+any_is_left(JqTable *t, Datum ids)
+{
+	Oid types[1] = {INT8ARRAYOID};
+	JqOwnerState state;
+	bool left = false;
+	uint64 i;
+
+	jq_owner_begin(t, &state);
+	jq_owner_execute(t,
+					 "SELECT id FROM %s.jobqueue_job WHERE id = ANY($1)"
+					 " AND run_at <= clock_timestamp()",
+					 1, types, &ids, NULL);
+	for (i = 0; i < SPI_processed && !left; i++)
+	{
+		bool isnull;
+
+		left = !jq_claim_pass_over(
+			MyDatabaseId,
+			DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+										SPI_tuptable->tupdesc, 1, &isnull)));
+	}
+	jq_owner_end(&state);
+	return left;
+}
+
 /*
  * Rows that memory has no room for become ready in the table; which have, is
  * returned.  model: MAKE_READY
@@ -70,9 +97,8 @@ make_ready(JqTable *t, const JqFoundRow *rows, const bool *refused, int n,
 					 1, types, values, NULL);
 	ready = jq_sched_rows(nready);
 	jq_owner_end(&state);
-	if (*nready < nids)
+	if (*nready < nids && any_is_left(t, values[0]))
 	{
-		/* somebody has a row locked, most likely */
 		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_LOST);
 		jq_sched_again_in(1000);
 	}
@@ -178,7 +204,7 @@ jq_sched_publish_due(TimestampTz from)
 void
 jq_sched_find_lost(TimestampTz upto)
 {
-	jq_lane_lost_begin(MyDatabaseId);
+	jq_lane_lost_begin(MyDatabaseId, true);
 	offer_due(DT_NOBEGIN, upto, jq_lane_which_lost);
 }
 

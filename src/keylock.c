@@ -706,7 +706,7 @@ open_for(JqKey *k, uint32 hash, int lane)
 }
 
 bool
-jq_keylock_has(Oid db, const char *key, int len, int lane, JqPos pos)
+jq_keylock_has(Oid db, const char *key, int len, int lane, int64 id)
 {
 	uint32 hash;
 	uint32 ix;
@@ -717,11 +717,8 @@ jq_keylock_has(Oid db, const char *key, int len, int lane, JqPos pos)
 		return false;
 	k = jq_key_find(db, key, len, &hash);
 	if (k != NULL)
-	{
-		has = k->spilled && jq_pos_cmp(pos, k->frontier) >= 0;
 		for (ix = k->first; ix != JQ_NIL && !has; ix = JQ_ENTRY(ix)->next[0])
-			has = JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == pos.id;
-	}
+			has = JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == id;
 	LWLockRelease(jq_key_partition(hash));
 	return has;
 }

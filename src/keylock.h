@@ -109,9 +109,9 @@ extern void jq_keylock_release(Oid db, const char *key, int len);
 /* all keys of this process; for its exit hook */
 extern void jq_keylock_release_all(void);
 
-/* does a job of that lane wait for the key, or does the key answer for its row? */
+/* does that job of the lane wait for the key, in memory? */
 extern bool jq_keylock_has(Oid db, const char *key, int len, int lane,
-						   JqPos pos);
+						   int64 id);
 
 /* the job it is held for, 0 = none */
 extern int64 jq_keylock_job(Oid db, const char *key, int len);

@@ -27,7 +27,9 @@
  * has lost_due, and is not refilled, as that would pass over the row, before the
  * scheduler has looked which those are (jq_lane_which_lost) and has made them ready.
  * A row is made ready but once, so that comes to an end; taken into memory again
- * such rows would drive out others in turn.
+ * such rows would drive out others in turn.  Where there is room for them they are
+ * published again instead, as are all that are due after a start: then some of the
+ * lane that are not due may run before them.
  *
  * Rows of a spilled key are the exception: from the key's own frontier on the
  * key answers for them, refills of the lane pass over them; see keylock.c.
@@ -52,6 +54,7 @@
 #define PUSH_CHUNK 256	 /* entries pushed in one hold of the lock */
 #define LANE_RESERVE 16	 /* entries a lane may have when memory is short */
 #define REFILL_MAX 20000 /* rows brought by one refill */
+#define LOST_MORE 8		 /* of due rows such a part leaves together */
 
 /* ------------------------------------------------------------- skip list */
 
@@ -351,7 +354,10 @@ jq_lane_clear(int lane, JqPos frontier)
 	l->want_refill = !jq_pos_is_all(frontier);
 	lane_uncount(l);
 	if (jq_pos_is_all(frontier))
+	{
 		l->count_pos = JQ_POS_ALL;
+		l->lost_due = false;
+	}
 	lane_check(l);
 }
 
@@ -476,6 +482,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		int got = 0;
 		bool refill;
 		bool lost;
+		bool had_lost;
 		JqLane *l;
 		int group;
 		int dbix;
@@ -493,6 +500,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 			return accepted;
 		}
 		l = &jq_lanes[lane];
+		had_lost = l->lost_due;
 		/* model: PUBLISH_FIRST */
 		for (; done < end; done++)
 		{
@@ -513,7 +521,7 @@ publish(Oid db, Oid role, const char *queue, const JqItem *items, int n,
 		refill = jq_lane_wants_refill(l);
 		if (refill)
 			l->want_refill = true;
-		lost = l->lost_due;
+		lost = l->lost_due && !had_lost;
 		group = l->group;
 		dbix = l->dbix;
 		accepted += got;
@@ -571,28 +579,41 @@ jq_lane_which_lost(Oid db, Oid role, const char *queue, const JqItem *items,
 
 		lost[i] =
 			!jq_claim_pass_over(db, items[i].id) &&
-			(lane < 0 ||
-			 (lane_search(&jq_lanes[lane], pos, before) == JQ_NIL &&
-			  !jq_keylock_has(db, items[i].key, items[i].keylen, lane, pos)));
+			(lane < 0 || (lane_search(&jq_lanes[lane], pos, before) == JQ_NIL &&
+						  !jq_keylock_has(db, items[i].key, items[i].keylen,
+										  lane, items[i].id)));
 	}
 	if (lane >= 0)
 		LWLockRelease(jq_lane_lock(lane));
 }
 
 void
-jq_lane_lost_begin(Oid db)
+jq_lane_lost_begin(Oid db, bool make_place)
 {
 	int i;
 
 	for (i = 0; i < jq_shared->nlanes; i++)
 	{
 		JqLane *l = &jq_lanes[i];
+		uint32 n;
 
 		LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
-		if (l->db == db)
+		if (l->db == db && l->lost_due)
+		{
+			/* the look is the same for more of them, and the next ones would have
+			 * to go one by one */
+			for (n = make_place ? l->nready / LOST_MORE : 0;
+				 n > 0 && l->nready > 0 &&
+				 JQ_ENTRY(l->tail[0])->flags & JQ_E_DUE;
+				 n--)
+				lane_evict_last(l);
+			lane_check(l);
 			l->lost_due = false;
+		}
 		LWLockRelease(jq_lane_lock(i));
 	}
+	if (make_place && pg_atomic_read_u32(&jq_shared->starved) != 0)
+		jq_claim_unstarve();
 }
 
 void
@@ -843,6 +864,7 @@ make_room(int lane, int want)
 			int waiting = (int) pg_atomic_read_u32(&l->nparked);
 			uint32 keep = jq_lane_waits(l) ? LANE_RESERVE :
 											 Max(share - waiting, LANE_RESERVE);
+			int dbix;
 
 			if (i == lane || l->nready <= keep ||
 				(pass == 0 && !jq_lane_waits(l)))
@@ -854,7 +876,11 @@ make_room(int lane, int want)
 				want--;
 			}
 			lane_check(l);
+			dbix = l->lost_due ? l->dbix : -1;
 			LWLockRelease(jq_lane_lock(i));
+			/* it may be of a database that nobody looks at now */
+			if (dbix >= 0)
+				jq_db_request(dbix, JQ_REQ_LOST);
 		}
 }
 
@@ -876,7 +902,6 @@ jq_lane_refill_begin(int lane, JqRefill *r)
 		nfree = (int) pg_atomic_read_u32(&jq_shared->pool_nfree);
 	}
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
-	/* model: LOST_FIRST */
 	if (OidIsValid(l->db) && !l->filling && !jq_pos_is_all(l->frontier) &&
 		!l->lost_due && jq_lane_wants_refill(l))
 	{

@@ -97,12 +97,12 @@ extern bool jq_lane_refill_begin(int lane, JqRefill *r);
 extern void jq_lane_refill_add(int lane, const JqItem *items, int n);
 
 /*
- * Rows that are due and had to leave memory.  Before they are looked for; which of
- * these does nobody have; and such a row has been made ready in the table, which
+ * Rows that are due and had to leave memory.  Before they are looked for (make_place:
+ * some more have to); which of these does nobody have; and such a row has been made ready in the table, which
  * the lane is told twice: before the commit, so that it does not think that it
  * knows the row, and after it.
  */
-extern void jq_lane_lost_begin(Oid db);
+extern void jq_lane_lost_begin(Oid db, bool make_place);
 extern void jq_lane_which_lost(Oid db, Oid role, const char *queue,
 							   const JqItem *items, int n, bool *lost);
 extern void jq_lane_made_ready(Oid db, Oid role, const char *queue, JqPos pos,

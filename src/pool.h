@@ -202,6 +202,14 @@ jq_entry_add_reruns(JqEntry *e, const JqEntry *twin)
 		e->flags = (e->flags & ~JQ_E_RERUNS) | (twin->flags & JQ_E_RERUNS);
 }
 
+/* it does not look as if anything had to leave it soon */
+static inline bool
+jq_pool_is_half_free(void)
+{
+	return pg_atomic_read_u32(&jq_shared->pool_nfree) >
+		   (uint32) jq_shared->nentries / 2;
+}
+
 /* an element for something else; JQ_NIL when the pool is empty */
 extern uint32 jq_pool_take(void);
 extern void jq_pool_give_back(uint32 ix);

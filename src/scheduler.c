@@ -251,29 +251,40 @@ scheduler_exit(int code, Datum arg)
 	jq_db_sched_detach(jq_sched_dbix, came_up);
 }
 
-/*
- * Rows that are due and had to leave memory.  Those that became due just now are
- * published below.  If all are to be looked at these are among them.
- */
 static void
-serve_lost(uint32 requests, const JqFrom *from)
+serve_due(TimestampTz from)
 {
-	if (!(requests & JQ_REQ_DUE))
-	{
-		TimestampTz now = GetCurrentTimestamp();
+	guarded(jq_sched_publish_due, from, JQ_REQ_DUE);
+	guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
+}
 
-		guarded(jq_sched_find_lost, now, JQ_REQ_LOST);
-		/* should the clock have been put back they are to come */
-		guarded(jq_sched_find_next_due, now, JQ_REQ_DUE);
+/*
+ * Rows that are due and had to leave memory, or just had to be looked for anew: what
+ * is to be served then.  With room for them they are published again, together with
+ * all others.
+ */
+static uint32
+serve_lost(uint32 requests, JqFrom *from)
+{
+	bool all = (requests & JQ_REQ_DUE) && from->due == DT_NOBEGIN;
+
+	if (all || jq_pool_is_half_free())
+	{
+		jq_lane_lost_begin(MyDatabaseId, false);
+		from->due = DT_NOBEGIN;
+		return requests | JQ_REQ_DUE | JQ_REQ_REFILL;
 	}
-	else if (from->due != DT_NOBEGIN)
-		guarded(jq_sched_find_lost, from->due - 1, JQ_REQ_LOST);
+	if (requests & JQ_REQ_DUE)
+		serve_due(from->due);
 	else
-		jq_lane_lost_begin(MyDatabaseId);
+		/* should the clock have been put back some are to come */
+		guarded(jq_sched_find_next_due, from->taken, JQ_REQ_DUE);
+	guarded(jq_sched_find_lost, from->taken, JQ_REQ_LOST);
+	return (requests & ~JQ_REQ_DUE) | JQ_REQ_REFILL;
 }
 
 static void
-serve(uint32 requests, const JqFrom *from)
+serve(uint32 requests, JqFrom *from)
 {
 	/* on time, to a few milliseconds */
 	if ((requests & JQ_REQ_SCHEDULES) && !jobqueue_enabled)
@@ -291,19 +302,13 @@ serve(uint32 requests, const JqFrom *from)
 	if (requests & JQ_REQ_DISCOVER)
 		guarded(jq_sched_discover, 0, JQ_REQ_DISCOVER);
 	if (requests & JQ_REQ_LOST)
-	{
-		serve_lost(requests, from);
-		requests |= JQ_REQ_REFILL; /* of lanes that had to wait for that */
-	}
+		requests = serve_lost(requests, from);
 	if (requests & JQ_REQ_KEYS)
 		guarded(jq_sched_refill_keys, 0, JQ_REQ_KEYS);
 	if (requests & (JQ_REQ_REFILL | JQ_REQ_DISCOVER))
 		guarded(jq_sched_refill, 0, JQ_REQ_REFILL);
 	if (requests & JQ_REQ_DUE)
-	{
-		guarded(jq_sched_publish_due, from->due, JQ_REQ_DUE);
-		guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
-	}
+		serve_due(from->due);
 	if (requests & JQ_REQ_EXPIRY)
 	{
 		guarded(jq_sched_end_expired, from->expiry, JQ_REQ_EXPIRY);

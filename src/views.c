@@ -112,7 +112,7 @@ jq_queue_stats(PG_FUNCTION_ARGS)
 				if (!jq_pos_is_all(l->frontier))
 				{
 					spilled += l->spilled;
-					estimated |= !jq_pos_is_all(l->count_pos);
+					estimated |= !jq_pos_is_all(l->count_pos) || l->lost_due;
 				}
 			}
 			LWLockRelease(jq_lane_lock(k));

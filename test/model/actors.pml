@@ -142,13 +142,14 @@ proctype client(byte c, mine)
 #ifdef CANCEL			/* jobqueue_cancel(CANCEL), or reschedule, or cancel and retry */
 proctype canceller()
 {
-	byte ep, k;
+	byte ep, k, saw;
 	bool done_;
 
 	ep = ncrash;
 	{
 		do
-		:: /* jq_claim_hold, under the lane's lock */
+		:: d_step { row[CANCEL] == LIVE -> saw = at[CANCEL] };	/* it is looked at, */
+			/* then jq_claim_hold, under the lane's lock */
 			d_step {
 				row[CANCEL] == LIVE ->
 				k = 0;
@@ -157,7 +158,7 @@ proctype canceller()
 				:: cl[0] == CANCEL + 1 -> cfor[0] = true; k = 2
 				:: cl[NW - 1] == CANCEL + 1 -> cfor[NW - 1] = true; k = 2
 				:: else ->
-					held[CANCEL] = BYSESS;
+					held[CANCEL] = BYSESS; passed[CANCEL] = false;
 					k = 1
 				fi
 			};
@@ -198,7 +199,15 @@ proctype canceller()
 			fi
 		};
 #endif
-		d_step { if :: held[CANCEL] == BYSESS -> held[CANCEL] = 0 :: else fi };
+		d_step {
+			if
+			:: held[CANCEL] == BYSESS ->
+				held[CANCEL] = 0;
+#ifndef NO_PASSED
+				if :: passed[CANCEL] -> saw = DUE :: else fi
+#endif
+			:: else
+			fi };
 		if
 		:: done_ ->
 #ifdef RESCHEDULE
@@ -206,7 +215,13 @@ proctype canceller()
 #endif
 		:: else ->
 #ifndef NO_ABORT_PUBLISH
-			d_step { if :: k == 1 -> publish_row(CANCEL) :: else fi }
+			/* as it was when it was looked at, or nobody knows what it is */
+			d_step {
+				if
+				:: k == 1 && saw != LATER -> publish(CANCEL, EDUE * (saw == DUE))
+				:: k == 1 && saw == LATER -> arm(CANCEL)
+				:: else
+				fi }
 #endif
 		fi;
 #ifdef RETRY
@@ -223,6 +238,25 @@ proctype canceller()
 		fi;
 #endif
 over:	skip
+	} ESCAPE(ep != ncrash)
+}
+#endif
+
+#ifdef MANY_AT_ONCE		/* jobqueue_reschedule_where(): what runs is left out, nothing is held */
+proctype many()
+{
+	byte ep;
+
+	ep = ncrash;
+	{
+		if
+		:: d_step {
+				row[0] == LIVE && xmax[0] == 0 && at[0] != 0 && cl[0] != 1 && cl[NW - 1] != 1 ->
+				at[0] = 0; seen[0] = false; flush();
+				printf("many are to run at once\n") };
+			d_step { spill(LANE(0), 0) }
+		:: true
+		fi
 	} ESCAPE(ep != ncrash)
 }
 #endif
@@ -351,6 +385,7 @@ inline claim(l)				/* claim_next: all in one hold of the lane's lock */
 #ifndef NO_SKIP_CLAIMED
 		:: OUT(x_) ->
 			printf("worker %d passes %d over\n", me, x_);
+			passed[x_] = true;
 			b_ = c_; relieve(l, b_, true); dropped(x_, b_)
 #endif
 		:: else ->
@@ -541,6 +576,13 @@ start:
 					fi;
 					d_step { drop_claim() };
 					d_step { if :: k == 1 -> arm(j) :: else fi; whold[me] = false }
+				:: ph == 0 ->										/* no row; is there one now? */
+					d_step { whold[me] = true; drop_claim() };
+					d_step {
+#ifndef NO_COME_BACK
+						if :: row[j] == LIVE -> publish_row(j) :: else fi;
+#endif
+						whold[me] = false }
 				:: else -> whold[me] = false
 				fi;
 				d_step { ph = 0; k = 0; j = 0 }
@@ -595,6 +637,35 @@ start:
 }
 
 /* -------------------------------------------------------------- scheduler */
+
+/* rows that memory has no room for become ready in the table, and their lanes do
+ * not think that they know them */
+inline make_ready()
+{
+	d_step {
+		ALL(x_) {
+			if
+			:: HAS(ref, x_) ->
+#ifndef NO_MAKE_READY
+				if
+				:: row[x_] == LIVE && at[x_] == DUE && xmax[x_] == 0 ->
+#ifndef NO_MADE_READY
+					lower(LANE(x_), x_);
+#endif
+					at[x_] = 0; seen[x_] = false
+				:: else -> rlost = true
+				fi
+#else
+				skip
+#endif
+			:: else
+			fi
+		};
+		if :: ref != 0 -> need = true :: else fi;
+		ref = 0 };
+	d_step { trim(0); if :: NL == 2 -> trim(1) :: else fi; skip }
+}
+
 proctype scheduler()
 {
 	byte ep, res, ref, from, to, room, l, j, ph;
@@ -615,7 +686,7 @@ start:
 					ph == 0 && l < NL ->
 					wants(l);
 					if
-					:: b_ ->
+					:: b_ && !lost[l] ->
 						want[l] = false;
 						count();
 #ifdef ROOM
@@ -659,7 +730,7 @@ start:
 					ph == 2 && (res & ((1 << cut[l]) - 1)) != 0 ->
 					lowest(res);
 #ifndef NO_REFILL_SKIP
-					if :: !OUT(j) -> offer(l, j, 0); if :: o_ == 1 -> wake(GROUP(l)) :: else fi :: else fi;
+					if :: !OUT(j) -> offer(l, j, 0); if :: o_ == 1 -> wake(GROUP(l)) :: else fi :: else -> passed[j] = true fi;
 #else
 					offer(l, j, 0); if :: o_ == 1 -> wake(GROUP(l)) :: else fi;
 #endif
@@ -693,6 +764,7 @@ start:
 		::	/* due rows */
 			d_step { rdue || armed ->
 				all = rdue;
+				if :: all -> lost[0] = false; lost[1] = false; rlost = false; need = true :: else fi;
 				/* the moment of all that have been noted has come */
 				if :: armed -> ALL(i_) { if :: row[i_] == LIVE && at[i_] == LATER -> at[i_] = DUE :: else fi } :: else fi;
 #ifndef NO_CLEAR_FIRST
@@ -717,37 +789,12 @@ start:
 					:: !OUT(j) ->
 						publish_due(j);
 						if :: p_ == 0 -> ref = ref | (1 << j) :: else fi
-					:: else
+					:: else -> passed[j] = true
 					fi;
 					j = 0 }
 			:: else -> break
 			od;
-			if
-			:: ref != 0 ->
-				/* what found no room becomes ready in the table, */
-				d_step {
-					ALL(i_) {
-						if
-						:: HAS(ref, i_) ->
-#ifndef NO_MAKE_READY
-							if
-							:: row[i_] == LIVE && at[i_] == DUE && xmax[i_] == 0 -> at[i_] = 0; seen[i_] = false
-							:: else -> rdue = true
-							fi
-#else
-							skip
-#endif
-						:: else
-						fi
-					}; skip };
-				/* and the lane is told */
-				do
-				:: d_step { ref != 0 -> lowest(ref); publish(j, 0); j = 0 }
-				:: else -> break
-				od;
-				skip
-			:: else
-			fi;
+			make_ready();
 			/* when is the next one due? */
 			d_step {
 #ifdef NO_CLEAR_FIRST
@@ -755,6 +802,27 @@ start:
 #endif
 				ALL(i_) { if :: row[i_] == LIVE && at[i_] == LATER -> armed = true :: else fi };
 				res = 0; ref = 0; j = 0 }
+
+		::	/* rows that are due and had to leave memory: those that nobody has */
+			d_step { rlost ->
+				rlost = false; lost[0] = false; lost[1] = false;
+				res = 0;
+				ALL(i_) { if :: row[i_] == LIVE && at[i_] == DUE -> res = res | (1 << i_) :: else fi };
+				printf("due and lost? %d\n", res) };
+			do
+			:: d_step {
+					res != 0 ->
+					lowest(res);
+					if
+					:: !OUT(j) && !(ent[j] & IN) && !(par[j] & IN) && !(KEY(j) && kspilled && j >= kF) -> ref = ref | (1 << j)
+					:: OUT(j) -> passed[j] = true
+					:: else
+					fi;
+					j = 0 }
+			:: else -> break
+			od;
+			make_ready();
+			d_step { need = true; res = 0; ref = 0; j = 0 }
 
 #if KEYED
 		::	/* rows of the spilled key */

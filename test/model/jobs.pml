@@ -100,15 +100,16 @@ bool hprep;						/* the DELETE by hand is prepared */
 /* ---- shared memory: lanes, pool ---- */
 byte ent[NJ];
 byte F[2], cut[2], low[2];		/* frontier (NJ: knows all), cut, low_water */
-bool filling[2], want[2], starved[2];
+bool filling[2], want[2], starved[2], lost[2];	/* lost_due */
 byte hb[2];						/* held_back */
 /* ---- asked of the scheduler ---- */
-bool need, rdue, rkeys, armed, discover;	/* armed: a next_due moment */
+bool need, rdue, rlost, rkeys, armed, discover;	/* armed: a next_due moment */
 bool seen[NJ];					/* the due scans have passed its moment */
 /* ---- claims ---- */
 byte cl[NW];					/* slot: job + 1 */
 bool cdue[NW], running[NW], cfor[NW];
 byte held[NJ], hx[NJ];			/* hx: DOUBT: who had deleted it */
+bool passed[NJ];				/* somebody has passed over a held one */
 /* ---- the key ---- */
 byte par[NJ];
 byte holder;
@@ -241,7 +242,7 @@ proctype crasher()			/* signal 9, power loss: no hook runs */
 #else
 			need = false; rdue = true;
 #endif
-			rkeys = false; armed = false; discover = true
+			rkeys = false; armed = false; discover = true; rlost = false; lost[0] = false; lost[1] = false
 		} }
 	:: break
 	od
@@ -287,6 +288,9 @@ init {
 #endif
 #ifdef CANCEL
 		run canceller();
+#endif
+#ifdef MANY_AT_ONCE
+		run many();
 #endif
 #ifdef DELETE
 		run hand();

@@ -103,9 +103,14 @@ inline dropped(x, fl)		/* jq_keylock_dropped */
 #endif
 }
 
+inline lose(x, fl)			/* lane_lose, after lowering */
+{
+	if :: (fl) & EDUE -> lost[LANE(x)] = true; rlost = true :: else fi
+}
+
 inline forget(x, fl)		/* lane_forget */
 {
-	if :: (fl) & EDUE -> rdue = true :: else fi;
+	lose(x, fl);
 	lower(LANE(x), x);
 	dropped(x, fl)
 }
@@ -203,7 +208,7 @@ inline publish(x, fl)		/* jq_lane_publish, of one */
 {
 	offer(LANE(x), x, fl);
 	p_ = o_;
-	if :: p_ == 0 && ((fl) & EDUE) -> rdue = true :: else fi;
+	if :: p_ == 0 -> lose(x, fl) :: else fi;
 	wants(LANE(x));
 	if :: b_ -> want[LANE(x)] = true; need = true :: else fi;
 	if :: p_ > 0 -> wake(GROUP(LANE(x))) :: else fi

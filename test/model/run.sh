@@ -85,6 +85,9 @@ full="$both -DCAP=1"
 due="$full -DDELAY=1 -DNFAIL=1"
 old="$one -DNFAIL=1 -DNRERUN=1 -DSTRANGER=2"	# entries older than the row
 cancel="$full -DCANCEL=1"
+late="$full -DDELAY=1 -DCANCEL=0"	# its row is locked when it is to become ready
+many="$one -DDELAY=1 -DCANCEL=0 -DMANY_AT_ONCE"
+retry='-DC0=1 -DC1=0 -DSTRANGER=1 -DCANCEL=0 -DRETRY'
 delete="$both -DDELETE=1"
 exits="$one -DNFAIL=1 -DNEXIT=1"
 leaves="$one -DNFAIL=1 -DNEXIT=1 -DSTRANGER=1"
@@ -119,6 +122,9 @@ room='-DWAITS=0 -DKEY1=2 -DNKEYS=1 -DMAX=2'	# two unique_keys, one digest
 	check one_runner ok -DC0=1 -DC1=0 -DSTRANGER=1
 	check cancel ok $cancel
 	check reschedule ok $cancel -DRESCHEDULE
+	check late ok $late
+	check many ok $many
+	check retry ok $retry
 	check delete ok $delete
 	check delete_prepared ok $one -DDELETE=0 -DHPREP
 	check exits ok $exits
@@ -188,7 +194,10 @@ room='-DWAITS=0 -DKEY1=2 -DNKEYS=1 -DMAX=2'	# two unique_keys, one digest
 	check no_FLAG_OF_ROW caught $old -DNO_FLAG_OF_ROW
 	check no_EXIT_DUE caught $leaves -DNO_EXIT_DUE
 	check no_MAKE_READY caught $due -DNO_MAKE_READY
+	check no_MADE_READY caught $late -DNO_MADE_READY
 	check no_ABORT_PUBLISH caught $cancel -DNO_ABORT_PUBLISH
+	check no_PASSED caught $many -DNO_PASSED
+	check no_COME_BACK caught $retry -DNO_COME_BACK
 	check no_DOUBTFUL caught $delete -DNO_DOUBTFUL
 	check no_CLAIM_UNTIL_RECORD caught $exits -DNO_CLAIM_UNTIL_RECORD
 	check no_HOLD_INTERRUPTS caught $exits -DNO_HOLD_INTERRUPTS

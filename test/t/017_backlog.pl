@@ -91,18 +91,22 @@ SELECT n, p, job FROM x WHERE bad ORDER BY n LIMIT 5
 END
 }
 
-# 80 jobs that have become due, and are in memory
+# jobs that have become due, and are in memory
 sub due_for_r1
 {
-	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 0}', queue => 'due', run_at => t + interval '0.5 s'))
-		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 80)");
-	wait_for("SELECT ready = 80 FROM jobqueue_status WHERE queue = 'due'");
+	my ($count, $db) = @_;
+	my $command = defined $db ? 'note' : 'effect';
+
+	sql_as('r1', "SELECT count(jobqueue_enqueue('$command', '{\"p\": 0}', queue => 'due', run_at => t + interval '0.5 s'))
+		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, $count)", db => $db);
+	wait_for("SELECT ready = $count FROM jobqueue_status WHERE queue = 'due'", 't', $db);
 }
 
 # as for check_numbers
 sub due_and_others
 {
-	my %n = (due => 80, map { ("q$_", 30) } 1 .. 10);
+	my ($due) = @_;
+	my %n = (($due > 0 ? (due => $due) : ()), map { ("q$_", 30) } 1 .. 10);
 
 	return join "\n", map { "$_|$n{$_}|0|0|0" } sort keys %n;
 }
@@ -402,11 +406,11 @@ backlog_property 'rows that are due are found by index, though statistics say th
 backlog_property 'jobs that were due and had to give way to those of other queues keep nobody busy' => sub {
 	my $gate = stop_workers('r1');
 
-	due_for_r1();
+	due_for_r1(80);
 	bulk(30, role => 'r1', queue => "'q$_'") foreach 1 .. 10;
 	wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'
 		AND state = 'idle' AND clock_timestamp() - state_change > interval '1 s'");
-	check_numbers(due_and_others(), 'numbers are right');
+	check_numbers(due_and_others(80), 'numbers are right');
 	open_gate($gate);
 	check_order();
 	check_effects(380);
@@ -416,16 +420,87 @@ backlog_property 'jobs that were due and had to give way while somebody has thei
 	my $gate = stop_workers('r1');
 	my $locker = session();
 
-	due_for_r1();
+	due_for_r1(80);
 	$locker->query_safe("BEGIN; SELECT count(*) FROM (SELECT FROM jobqueue_job WHERE queue = 'due' AND id % 4 = 0 FOR UPDATE) l");
 	bulk(30, role => 'r1', queue => "'q$_'") foreach 1 .. 10;
 	# what could be made ready has been
 	wait_for("SELECT count(*) > 0 AND bool_and(id % 4 <> 0) FROM jobqueue_job WHERE queue = 'due' AND run_at IS NULL");
 	$locker->query_safe('COMMIT');
-	check_numbers(due_and_others(), 'numbers are right');
+	check_numbers(due_and_others(80), 'numbers are right');
 	open_gate($gate);
 	check_order();
 	check_effects(380);
+};
+
+backlog_property 'a due job of a key with more jobs than memory keeps is found when it had to leave memory' => sub {
+	my $other = close_gate(2);
+
+	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
+	wait_at_gate(1);
+	my $late = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 5}', key => 'k', queue => 'due', priority => 5, run_at => clock_timestamp() + interval '1 h')});
+	bulk(80, role => 'r1', queue => "'due'", key => "'k'");
+	wait_for(q{SELECT blocked = 80 FROM jobqueue_status WHERE queue = 'due'});
+	my $gate = stop_workers('r1');
+	sql("SELECT jobqueue_reschedule($late, clock_timestamp() + interval '0.2 s')");
+	wait_for(q{SELECT ready = 1 FROM jobqueue_status WHERE queue = 'due'});
+	bulk(100, role => 'r2', queue => "'rest'");
+	# the lane is to be read anew
+	my $last = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 7}', queue => 'due', priority => 7)});
+	sql("UPDATE jobqueue_job SET args = args WHERE id = $last");
+	wait_for("SELECT run_at IS NULL FROM jobqueue_job WHERE id = $late");
+	open_gate($gate);
+	open_gate($other);
+	check_effects(182);
+};
+
+backlog_property 'due jobs that are to be looked for anew are not written anew where there is room' => sub {
+	my $gate = stop_workers('r1');
+
+	due_for_r1(30);
+	my $last = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 7}', queue => 'due', priority => 7)});
+	sql("UPDATE jobqueue_job SET args = args WHERE id = $last");
+	check_numbers('due|31|0|0|0', 'numbers are right');
+	is(sql(q{SELECT count(*) FROM jobqueue_job WHERE queue = 'due' AND run_at IS NULL}), 1, 'none is written');
+	open_gate($gate);
+	check_order();
+	check_effects(31);
+};
+
+backlog_property 'due jobs that have to give way one by one are not all looked at for each of them' => sub {
+	my $gate = stop_workers('r1');
+
+	sql(q{SELECT jobqueue_pause('due')});
+	due_for_r1(80);
+	index_reads('jobqueue_job_due');
+	my ($before) = index_reads('jobqueue_job_due');
+	foreach my $i (1 .. 40)
+	{
+		bulk(1, role => 'r1', queue => "'due'", p => -1);
+		wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
+	}
+	my ($after) = index_reads('jobqueue_job_due');
+	cmp_ok($after - $before, '<', 40 * 80 / 3, 'some of them are found together');
+	sql(q{SELECT jobqueue_resume('due')});
+	open_gate($gate);
+	check_order();
+	check_effects(120);
+};
+
+backlog_property 'due jobs of another database that have to give way are counted' => sub {
+	my $gate = stop_workers('r1');
+
+	sql('CREATE DATABASE other');
+	JobqueueTest::add_database('other');
+	sql(q{SELECT jobqueue_grant('r1', 'use'), jobqueue_pause('due')}, db => 'other');
+	due_for_r1(80, 'other');
+	wait_for(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler' AND datname = 'other'});
+	bulk(30, role => 'r1', queue => "'q$_'") foreach 1 .. 10;
+	check_numbers(due_and_others(0), 'numbers are right');
+	is(sql(q{SELECT count(*) FROM jobqueue_status WHERE queue = 'due' AND NOT estimated AND ready <> 80}, db => 'other'), 0, 'and there');
+	wait_for(q{SELECT ready = 80 AND NOT estimated FROM jobqueue_status WHERE queue = 'due'}, 't', 'other');
+	open_gate($gate);
+	check_effects(300);
+	sql('DROP DATABASE other WITH (FORCE)');
 };
 
 done_testing();
