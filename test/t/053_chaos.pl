@@ -455,7 +455,8 @@ my @points = qw(worker-before-commit worker-after-commit order-noted
   message-before-put-off lock-woken lock-before-line key-refill-after-snapshot
   fetched-let-go fetched-given-back fetch-taken fetch-leased fetch-before-sleep fetch-before-list
   fetch-before-carry-out fail-before-record fail-after-record
-  enqueue-before-push enqueue-before-publish due-after-look
+  enqueue-before-push enqueue-before-publish due-after-look due-made-ready
+  worker-found-none fetch-found-none control-looked control-found-none
   complete-before-commit batch-between-jobs batch-before-commit after-looked
   after-cleaned after-before-push after-before-look);
 
