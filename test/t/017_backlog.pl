@@ -466,26 +466,6 @@ backlog_property 'due jobs that are to be looked for anew are not written anew w
 	check_effects(31);
 };
 
-backlog_property 'due jobs that have to give way one by one are not all looked at for each of them' => sub {
-	my $gate = stop_workers('r1');
-
-	sql(q{SELECT jobqueue_pause('due')});
-	due_for_r1(80);
-	index_reads('jobqueue_job_due');
-	my ($before) = index_reads('jobqueue_job_due');
-	foreach my $i (1 .. 40)
-	{
-		bulk(1, role => 'r1', queue => "'due'", p => -1);
-		wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
-	}
-	my ($after) = index_reads('jobqueue_job_due');
-	cmp_ok($after - $before, '<', 40 * 80 / 3, 'some of them are found together');
-	sql(q{SELECT jobqueue_resume('due')});
-	open_gate($gate);
-	check_order();
-	check_effects(120);
-};
-
 backlog_property 'due jobs of another database that have to give way are counted' => sub {
 	my $gate = stop_workers('r1');
 
