@@ -15,6 +15,7 @@
 #include "lane.h"
 #include "miscadmin.h"
 #include "publish.h"
+#include "storage/lmgr.h"
 #include "utils/timestamp.h"
 
 void
@@ -34,6 +35,13 @@ jq_publish_found(JqTable *t, JqRow *row)
 	}
 	jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
 				   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
+}
+
+void
+jq_look_prepare(JqTable *t)
+{
+	LockRelationOid(t->job, AccessShareLock);
+	LockRelationOid(t->pk, AccessShareLock);
 }
 
 void

@@ -7,6 +7,9 @@
 
 #include "jobtable.h"
 
+/* In a transaction, before that: nothing is to be waited for then. */
+extern void jq_look_prepare(JqTable *t);
+
 /*
  * In a transaction, interrupts held: a claim on the job, of that lane, has ended
  * without its row, which was not there.  If it is now, it is published.

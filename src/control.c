@@ -185,9 +185,12 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 					JQ_FETCH_GONE)
 				{
 					describe(h);
+					jq_publish_held_is(h->lane_role, h->queue, &h->item,
+									   h->run_at);
 					return true;
 				}
 				JQ_PAUSE("control-found-none");
+				jq_look_prepare(t);
 				HOLD_INTERRUPTS();
 				jq_publish_not_held(id);
 				jq_look_again(t, id, h->lane_role, h->queue);

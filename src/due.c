@@ -14,6 +14,7 @@
 #include "dependency.h"
 #include "executor/spi.h"
 #include "failure.h"
+#include "keylock.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "pause.h"
@@ -166,7 +167,13 @@ offer_due(TimestampTz from, TimestampTz upto, OfferFunc offer)
 			for (j = i; j < n && rows[j].lane_role == rows[i].lane_role &&
 						strcmp(rows[j].queue, rows[i].queue) == 0;
 				 j++)
-				if (!jq_claim_pass_over(MyDatabaseId, rows[j].item.id))
+				if (!jq_claim_pass_over(MyDatabaseId, rows[j].item.id) &&
+					/* that it has looked at before */
+					!(from == DT_NOBEGIN &&
+					  jq_keylock_has(MyDatabaseId, rows[j].item.key,
+									 rows[j].item.keylen, -1,
+									 jq_pos_make(rows[j].item.priority,
+												 rows[j].item.id))))
 				{
 					src[m] = j;
 					items[m++] = rows[j].item;

@@ -181,7 +181,7 @@ extern void jq_fetched_keep(int64 id);
 /* the lease holds until then */
 extern void jq_fetched_extended(int64 id, TimestampTz until);
 /* The claim ends, and all it holds is free. */
-extern void jq_fetched_end(Oid db, int64 id, JqFetchedThen then);
+extern bool jq_fetched_end(Oid db, int64 id, JqFetchedThen then);
 
 /*
  * The consumer is gone: what the claim holds is free, the scheduler records the

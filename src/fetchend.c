@@ -276,15 +276,16 @@ remove_claim(const JqFetched *f, JqFetchedThen then)
 	return true;
 }
 
-void
+bool
 jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 {
 	JqFetched f;
 	JqItem item;
 	char key[JQ_KEY_MAX + 1];
+	bool removed;
 
 	if (!jq_fetched_get(db, id, &f))
-		return;
+		return false;
 	memset(&item, 0, sizeof(item));
 	item.id = id;
 	item.priority = JQ_ENTRY(f.entry)->priority;
@@ -300,11 +301,13 @@ jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 	else
 		let_go(&f);
 	JQ_PAUSE("fetched-let-go");
-	if (remove_claim(&f, then) && then == JQ_THEN_LANE)
+	removed = remove_claim(&f, then);
+	if (removed && then == JQ_THEN_LANE)
 		jq_lane_publish(db, JQ_CONSUMER_ROLE, f.queue, &item, 1);
 	JQ_PAUSE("fetched-given-back");
 	if (then == JQ_THEN_LANE && item.keylen > 0 && !f.key_given)
 		jq_keylock_release_of_claim(db, key, item.keylen, id);
+	return removed;
 }
 
 /* later jobs of its key wait until its failure is in the table */

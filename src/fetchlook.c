@@ -224,10 +224,11 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 			pg_atomic_fetch_add_u64(
 				&jq_queues[jq_lanes[job->lane].queue_ix].wasted, 1);
 			JQ_PAUSE("fetch-found-none");
+			jq_look_prepare(t);
 			HOLD_INTERRUPTS();
-			jq_fetchxact_drop(job->id, JQ_THEN_GONE);
 			jq_after_ended(dbix, job->id);
-			jq_look_again(t, job->id, JQ_CONSUMER_ROLE, queue);
+			if (jq_fetchxact_drop(job->id, JQ_THEN_TABLE))
+				jq_look_again(t, job->id, JQ_CONSUMER_ROLE, queue);
 			RESUME_INTERRUPTS();
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_DOUBTFUL:

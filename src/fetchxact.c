@@ -270,7 +270,7 @@ jq_fetchxact_taken(int64 id)
 	(void) add_step(id, STEP_TAKE);
 }
 
-void
+bool
 jq_fetchxact_drop(int64 id, JqFetchedThen then)
 {
 	int i;
@@ -281,7 +281,7 @@ jq_fetchxact_drop(int64 id, JqFetchedThen then)
 	Assert(i >= 0);
 	memmove(&steps[i], &steps[i + 1], (nsteps - i - 1) * sizeof(Step));
 	nsteps--;
-	jq_fetched_end(MyDatabaseId, id, then);
+	return jq_fetched_end(MyDatabaseId, id, then);
 }
 
 void

@@ -35,7 +35,7 @@ extern void jq_fetchxact_taken(int64 id);
  * The claim on it goes at once, nothing has been done with it: the row is gone,
  * or belongs elsewhere, or it is to wait in its lane.
  */
-extern void jq_fetchxact_drop(int64 id, JqFetchedThen then);
+extern bool jq_fetchxact_drop(int64 id, JqFetchedThen then);
 
 /*
  * The claim is to end so; ERROR if it is not the caller's.  It has been pinned for

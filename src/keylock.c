@@ -705,8 +705,18 @@ open_for(JqKey *k, uint32 hash, int lane)
 						 &until) == JQ_KEY_OPEN;
 }
 
+/* a spilled key that answers for the row may have begun behind it */
+static bool
+answers(JqKey *k, JqPos pos)
+{
+	if (!k->spilled || jq_pos_cmp(pos, k->frontier) < 0)
+		return false;
+	k->low_id = Min(k->low_id, pos.id);
+	return true;
+}
+
 bool
-jq_keylock_has(Oid db, const char *key, int len, int lane, int64 id)
+jq_keylock_has(Oid db, const char *key, int len, int lane, JqPos pos)
 {
 	uint32 hash;
 	uint32 ix;
@@ -717,10 +727,27 @@ jq_keylock_has(Oid db, const char *key, int len, int lane, int64 id)
 		return false;
 	k = jq_key_find(db, key, len, &hash);
 	if (k != NULL)
-		for (ix = k->first; ix != JQ_NIL && !has; ix = JQ_ENTRY(ix)->next[0])
-			has = JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == id;
+	{
+		has = answers(k, pos);
+		for (ix = k->first; ix != JQ_NIL && !has && lane >= 0;
+			 ix = JQ_ENTRY(ix)->next[0])
+			has = JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == pos.id;
+	}
 	LWLockRelease(jq_key_partition(hash));
 	return has;
+}
+
+bool
+jq_keylock_take_over(Oid db, const char *key, int len, int lane, JqPos pos)
+{
+	uint32 hash;
+	JqKey *k = jq_key_find(db, key, len, &hash);
+	bool taken = k != NULL && answers(k, pos);
+
+	if (taken)
+		jq_key_spill_from(k, pos, lane);
+	LWLockRelease(jq_key_partition(hash));
+	return taken;
 }
 
 uint32

@@ -109,9 +109,15 @@ extern void jq_keylock_release(Oid db, const char *key, int len);
 /* all keys of this process; for its exit hook */
 extern void jq_keylock_release_all(void);
 
-/* does that job of the lane wait for the key, in memory? */
+/*
+ * Does the job wait for the key, in memory and that lane (-1: wherever it is), or
+ * does the key, as it is spilled, answer for its row?
+ */
 extern bool jq_keylock_has(Oid db, const char *key, int len, int lane,
-						   int64 id);
+						   JqPos pos);
+/* the row leaves memory: is it the key that answers for it from now on? */
+extern bool jq_keylock_take_over(Oid db, const char *key, int len, int lane,
+								 JqPos pos);
 
 /* the job it is held for, 0 = none */
 extern int64 jq_keylock_job(Oid db, const char *key, int len);

@@ -215,7 +215,7 @@ lane_uncount(JqLane *l)
 static void
 lane_lose(JqLane *l, JqPos pos, uint8 flags)
 {
-	if (flags & JQ_E_DUE)
+	if ((flags & JQ_E_DUE) && !l->lost_due)
 	{
 		l->lost_due = true;
 		jq_db_request_quietly(l->dbix, JQ_REQ_LOST);
@@ -243,19 +243,21 @@ lane_trim(JqLane *l)
 static void
 lane_forget(JqLane *l, uint32 ix)
 {
-	lane_lose(l, JQ_ENTRY_POS(ix), JQ_ENTRY(ix)->flags);
-	if (JQ_ENTRY(ix)->keylen > 0 &&
-		((JQ_ENTRY(ix)->flags & JQ_E_BROUGHT) ||
-		 pg_atomic_read_u32(&jq_shared->spilled_keys) > 0))
-	{
-		char key[JQ_KEY_MAX + 1];
-		int len = jq_entry_key(ix, key);
+	JqEntry *e = JQ_ENTRY(ix);
+	JqPos pos = JQ_ENTRY_POS(ix);
+	bool spilled = pg_atomic_read_u32(&jq_shared->spilled_keys) > 0;
+	char key[JQ_KEY_MAX + 1];
+	int len = 0;
 
-		/* rare; nobody is sure to ask after the locks */
-		if (jq_keylock_dropped(l->db, key, len,
-							   JQ_ENTRY(ix)->flags & JQ_E_BROUGHT))
-			jq_db_request(l->dbix, JQ_REQ_KEYS);
-	}
+	if (e->keylen > 0 && (spilled || (e->flags & JQ_E_BROUGHT)))
+		len = jq_entry_key(ix, key);
+	/* a key finds what has a run_at, too */
+	if (len == 0 || !spilled || !(e->flags & JQ_E_DUE) ||
+		!jq_keylock_take_over(l->db, key, len, e->lane, pos))
+		lane_lose(l, pos, e->flags);
+	/* rare; nobody is sure to ask after the locks */
+	if (len > 0 && jq_keylock_dropped(l->db, key, len, e->flags & JQ_E_BROUGHT))
+		jq_db_request(l->dbix, JQ_REQ_KEYS);
 	jq_entry_free(ix);
 }
 
@@ -314,12 +316,14 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 	uint32 ix;
 	bool refill;
 	bool ask = false;
+	bool lost;
 	JqLane *l;
 	int dbix;
 
 	if (lane < 0)
 		return;
 	l = &jq_lanes[lane];
+	lost = l->lost_due;
 	ix = lane_search(l, pos, before);
 	if (ix != JQ_NIL)
 	{
@@ -334,11 +338,13 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 	}
 	lane_check(l);
 	refill = ix != JQ_NIL && jq_lane_wants_refill(l);
+	lost = l->lost_due && !lost;
 	dbix = l->dbix;
 	LWLockRelease(jq_lane_lock(lane));
-	if (refill || ask)
-		jq_db_request(dbix,
-					  (refill ? JQ_REQ_REFILL : 0) | (ask ? JQ_REQ_KEYS : 0));
+	if (refill || ask || lost)
+		jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
+								(ask ? JQ_REQ_KEYS : 0) |
+								(lost ? JQ_REQ_LOST : 0));
 }
 
 void
@@ -579,9 +585,9 @@ jq_lane_which_lost(Oid db, Oid role, const char *queue, const JqItem *items,
 
 		lost[i] =
 			!jq_claim_pass_over(db, items[i].id) &&
-			(lane < 0 || (lane_search(&jq_lanes[lane], pos, before) == JQ_NIL &&
-						  !jq_keylock_has(db, items[i].key, items[i].keylen,
-										  lane, items[i].id)));
+			(lane < 0 ||
+			 (lane_search(&jq_lanes[lane], pos, before) == JQ_NIL &&
+			  !jq_keylock_has(db, items[i].key, items[i].keylen, lane, pos)));
 	}
 	if (lane >= 0)
 		LWLockRelease(jq_lane_lock(lane));

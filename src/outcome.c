@@ -278,16 +278,17 @@ end_refused(JqAttempt *volatile a)
 	RESUME_INTERRUPTS();
 }
 
+/* there is no row; there may be one by now, see comeback.c */
 static void
-end_without_row(JqAttempt *a)
+end_without_row(JqAttempt *volatile a)
 {
+	volatile bool looked = false;
+	volatile bool cancelled = false;
+
 	pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
 	jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
 	free_keys(a);
 	JQ_PAUSE("worker-found-none");
-	/* nobody else knows that it may have come back */
-	HOLD_INTERRUPTS();
-	jq_claim_end();
 	PG_TRY();
 	{
 		JqTable *t;
@@ -296,16 +297,27 @@ end_without_row(JqAttempt *a)
 		jq_begin_bookkeeping();
 		t = jq_table();
 		if (t != NULL)
+			jq_look_prepare(t);
+		/* nobody else knows that it may have come back */
+		HOLD_INTERRUPTS();
+		looked = true;
+		cancelled = !jq_claim_end_uncancelled();
+		if (t != NULL && !cancelled)
 			jq_look_again(t, a->job->id, a->role, a->queue);
+		RESUME_INTERRUPTS();
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
 	{
 		jq_abort_bookkeeping();
+		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(jq_job_context);
-	RESUME_INTERRUPTS();
+	if (cancelled)
+		end_failed(a, true);
+	else if (!looked)
+		leave_to_scheduler(JQ_HELD_DOUBTFUL, InvalidTransactionId, NULL, NULL);
 }
 
 void

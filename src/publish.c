@@ -233,26 +233,31 @@ pending_lane(Oid owner, const char *queue)
 }
 
 static void
+fill_pending(Pending *p, int lane, const JqItem *item, TimestampTz run_at,
+			 bool held)
+{
+	char *key = NULL;
+
+	if (item->keylen > 0)
+	{
+		key = MemoryContextAlloc(TopTransactionContext, item->keylen);
+		memcpy(key, item->key, item->keylen);
+	}
+	p->item = *item;
+	p->item.key = key;
+	p->lane = lane;
+	p->run_at = run_at;
+	p->held = held;
+}
+
+static void
 add_pending(int lane, const JqItem *item, TimestampTz run_at, bool held)
 {
-	Pending *p;
-
 	if (pending == NULL)
 		push_buf =
 			MemoryContextAlloc(TopTransactionContext, 256 * sizeof(JqItem));
 	pending = grow(pending, npending, &maxpending, sizeof(Pending), 16);
-	p = &pending[npending];
-	p->item = *item;
-	if (item->keylen > 0)
-	{
-		char *copy = MemoryContextAlloc(TopTransactionContext, item->keylen);
-
-		memcpy(copy, item->key, item->keylen);
-		p->item.key = copy;
-	}
-	p->lane = lane;
-	p->run_at = run_at;
-	p->held = held;
+	fill_pending(&pending[npending], lane, item, run_at, held);
 	npending++;
 }
 
@@ -417,10 +422,24 @@ jq_publish_held(Oid owner, const char *queue, const JqItem *item,
 }
 
 void
-jq_publish_not_held(int64 id)
+jq_publish_held_is(Oid owner, const char *queue, const JqItem *item,
+				   TimestampTz run_at)
 {
 	Assert(npending > 0 && pending[npending - 1].held &&
-		   pending[npending - 1].item.id == id);
+		   pending[npending - 1].item.id == item->id);
+	fill_pending(&pending[npending - 1], pending_lane(owner, queue), item,
+				 run_at, true);
+}
+
+void
+jq_publish_not_held(int64 id)
+{
+	int i = npending - 1;
+
+	while (pending[i].item.id != id || !pending[i].held)
+		i--;
+	Assert(i >= levels[nlevels - 1].start);
+	memmove(&pending[i], &pending[i + 1], (npending - i - 1) * sizeof(Pending));
 	npending--;
 	(void) jq_claim_unhold(MyDatabaseId, id);
 }

@@ -38,7 +38,10 @@ extern void jq_publish_unknown(Oid owner, const char *queue);
  */
 extern void jq_publish_held(Oid owner, const char *queue, const JqItem *item,
 							TimestampTz run_at);
-/* the last claim that was told so is given back at once */
+/* of the last claim that was told so: what the row is, under the claim */
+extern void jq_publish_held_is(Oid owner, const char *queue, const JqItem *item,
+							   TimestampTz run_at);
+/* a claim that was told so is given back at once, nothing has been done */
 extern void jq_publish_not_held(int64 id);
 
 /* does this transaction hold the claim of the job? */

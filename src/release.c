@@ -528,32 +528,27 @@ settle(JqTable *t, Waiting *w, int n, bool edges)
 			again(w[i].row.item.id);
 }
 
-/* what has been held and does not wait any more is not ours, and may be nobody's */
+/* what is held and does not wait any more is not ours, and may be nobody's */
 static void
-look_at_held(const Waiting *w, int n)
+give_back(JqTable *t, const Waiting *w, int n)
 {
-	bool begun = false;
-	JqTable *t = NULL;
 	int i;
 
 	for (i = 0; i < n; i++)
 	{
 		if (!w[i].held || w[i].done)
 			continue;
-		if (!begun)
-			t = jq_sched_begin();
-		begun = true;
-		if (t != NULL)
-			jq_look_again(t, w[i].row.item.id, w[i].row.lane_role,
-						  w[i].row.queue);
+		jq_look_prepare(t);
+		HOLD_INTERRUPTS();
+		jq_publish_not_held(w[i].row.item.id);
+		jq_look_again(t, w[i].row.item.id, w[i].row.lane_role, w[i].row.queue);
+		RESUME_INTERRUPTS();
 	}
-	if (begun)
-		jq_sched_commit();
 }
 
-/* the transaction has committed, and interrupts are held */
+/* the transaction has committed */
 static void
-note_committed(const Waiting *w, int n)
+note_cancelled(const Waiting *w, int n)
 {
 	int i;
 
@@ -562,7 +557,6 @@ note_committed(const Waiting *w, int n)
 			jq_sched_note_end(w[i].row.item.id, w[i].row.owner, w[i].row.queue,
 							  JQ_CANCELLED, 0, 0, GetCurrentTimestamp(),
 							  w[i].reason);
-	look_at_held(w, n);
 }
 
 /* ------------------------------------------------------- jobs that have ended */
@@ -704,11 +698,11 @@ settle_ended(void)
 			}
 		}
 		JQ_PAUSE("after-before-commit");
-		HOLD_INTERRUPTS();
+		for (i = 0; i < nlists; i++)
+			give_back(t, lists[i], counts[i]);
 		jq_sched_commit();
 		for (i = 0; i < nlists; i++)
-			note_committed(lists[i], counts[i]);
-		RESUME_INTERRUPTS();
+			note_cancelled(lists[i], counts[i]);
 		between();
 		more = first < ended.n;
 	}
@@ -779,10 +773,9 @@ settle_range(int64 first, int64 last, bool all)
 		}
 		settle(t, w, m, true);
 		JQ_PAUSE("after-before-commit");
-		HOLD_INTERRUPTS();
+		give_back(t, w, m);
 		jq_sched_commit();
-		note_committed(w, m);
-		RESUME_INTERRUPTS();
+		note_cancelled(w, m);
 		if (m > 0)
 			first = w[m - 1].row.item.id + 1;
 		more = m < n || n == limit;

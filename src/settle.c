@@ -142,17 +142,6 @@ settle_if_suspect(int64 id)
 
 /* ------------------------------------------------- failing, doubtful claims */
 
-/* its claim has ended, and no row was there */
-static void
-look_again(int64 id, Oid role, const char *queue)
-{
-	JqTable *t = jq_sched_begin();
-
-	if (t != NULL)
-		jq_look_again(t, id, role, queue);
-	jq_sched_commit();
-}
-
 static void
 settle_doubtful(void *arg)
 {
@@ -184,15 +173,16 @@ settle_doubtful(void *arg)
 		jq_sched_again_in(100);
 		return;
 	}
+	t = jq_sched_begin();
+	if (t != NULL)
+		jq_look_prepare(t);
 	HOLD_INTERRUPTS();
 	(void) jq_claim_unhold(MyDatabaseId, h->id);
-	if (fetch == JQ_FETCH_FOUND)
-		jq_publish_found(t, &row);
-	else
-	{
+	if (fetch != JQ_FETCH_FOUND)
 		jq_after_ended(jq_sched_dbix, h->id); /* whoever ended it */
-		look_again(h->id, h->role, h->queue);
-	}
+	if (t != NULL)
+		jq_look_again(t, h->id, h->role, h->queue);
+	jq_sched_commit();
 	RESUME_INTERRUPTS();
 }
 
@@ -238,8 +228,6 @@ settle_failing(void *arg)
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
 	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
-	if (recorded == JQ_RECORD_GONE && !cancelled)
-		look_again(h->id, h->role, h->queue);
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
 		jq_sched_note_end(h->id, h->role, h->queue,
@@ -309,8 +297,6 @@ settle_lost(void *arg)
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
 	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
-	if (recorded == JQ_RECORD_GONE && !cancelled)
-		look_again(h->id, JQ_CONSUMER_ROLE, h->queue);
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
 		jq_sched_note_end(h->id, h->owner, h->queue,

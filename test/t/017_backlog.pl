@@ -447,10 +447,37 @@ backlog_property 'a due job of a key with more jobs than memory keeps is found w
 	# the lane is to be read anew
 	my $last = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 7}', queue => 'due', priority => 7)});
 	sql("UPDATE jobqueue_job SET args = args WHERE id = $last");
-	wait_for("SELECT run_at IS NULL FROM jobqueue_job WHERE id = $late");
+	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
 	open_gate($gate);
 	open_gate($other);
 	check_effects(182);
+};
+
+backlog_property 'due jobs of a key with more jobs than memory keeps are counted once, however often all that is due is looked at' => sub {
+	my $other = close_gate(2);
+
+	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
+	wait_at_gate(1);
+	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 0}', key => 'k', queue => 'due', run_at => t + interval '0.5 s'))
+		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 80)");
+	wait_for(q{SELECT blocked = 80 FROM jobqueue_status WHERE queue = 'due'});
+	sql(q{SELECT jobqueue_pause('rest')});
+	foreach my $i (1 .. 3)
+	{
+		sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 0}', queue => 'rest', run_at => clock_timestamp() + interval '0.1 s')});
+		wait_for("SELECT ready = $i FROM jobqueue_status WHERE queue = 'rest'");
+		my $last = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 7}', queue => 'rest', priority => 7, run_at => clock_timestamp() + interval '1 h')});
+		sql("UPDATE jobqueue_job SET args = args WHERE queue = 'rest' AND run_at < clock_timestamp()");
+		sql("SELECT jobqueue_cancel($last)");
+		wait_for("SELECT ready = $i AND NOT estimated FROM jobqueue_status WHERE queue = 'rest'");
+	}
+	# what a worker was to meet of them it has met
+	enqueue('note', what => 'met', queue => 'due', role => 'r1', priority => 9);
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'met'});
+	check_numbers("due|0|0|80|0\nrest|3|0|0|0", 'numbers are right');
+	sql(q{SELECT jobqueue_resume('rest')});
+	open_gate($other);
+	check_effects(83);
 };
 
 backlog_property 'due jobs that are to be looked for anew are not written anew where there is room' => sub {

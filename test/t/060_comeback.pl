@@ -99,6 +99,75 @@ paused_property 'one that is retried while a consumer finds out that it is gone 
 	wait_drained();
 };
 
+paused_property 'one that is cancelled when it has come back does not run' => sub {
+	my $s = session();
+
+	sql(q{SELECT jobqueue_pause('z')});
+	my $job = forgotten_job(q{'note'}, 'z');
+	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+	arm('worker-found-none');
+	sql(q{SELECT jobqueue_resume('z')});
+	caught('worker-found-none');
+	$s->query_safe('COMMIT');
+	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
+	release('worker-found-none');
+	wait_drained();
+	is(ran(), '', 'it has not run');
+	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is cancelled');
+
+	$job = forgotten_job('NULL', 'c');
+	my $consumer = session();
+	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+	arm('fetch-found-none');
+	send_sql($consumer, q{SELECT id FROM jobqueue_fetch('c')});
+	caught('fetch-found-none');
+	$s->query_safe('COMMIT');
+	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
+	release('fetch-found-none');
+	unlike($consumer->query('SELECT 1'), qr/^$job$/m, 'it is not given');
+	wait_drained();
+	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is cancelled');
+};
+
+paused_property 'who finds no row can be terminated though the table is locked' => sub {
+	my $s = session();
+
+	sql(q{SELECT jobqueue_pause('z')});
+	forgotten_job(q{'note'}, 'z');
+	arm('worker-found-none');
+	sql(q{SELECT jobqueue_resume('z')});
+	my $pid = caught('worker-found-none');
+	$s->query_safe('BEGIN; LOCK TABLE jobqueue_job IN ACCESS EXCLUSIVE MODE');
+	release('worker-found-none');
+	wait_for("SELECT count(*) = 1 FROM pg_locks WHERE pid = $pid AND NOT granted");
+	sql("SELECT pg_terminate_backend($pid)");
+	wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid");
+	$s->query_safe('ROLLBACK');
+	wait_drained();
+	memory_empties('memory is empty');
+};
+
+paused_property 'one that others changed just before it was cancelled leaves nothing in memory' => sub {
+	my $s = session();
+
+	foreach my $how ([ '-infinity', q{jobqueue_reprioritize_where('c', NULL, NULL, 5)} ],
+		[ 'tomorrow', q{jobqueue_reschedule_where('c', 'scheduled', NULL, NULL)} ])
+	{
+		my $job = sql("SELECT jobqueue_enqueue(NULL, queue => 'c', run_at => '$how->[0]')");
+
+		wait_for(q{SELECT ready + scheduled = 1 FROM jobqueue_status WHERE queue = 'c'});
+		arm('control-looked');
+		send_sql($s, "SELECT jobqueue_cancel($job)");
+		caught('control-looked');
+		sql("SELECT $how->[1]");
+		wait_for(q{SELECT ready = 1 AND NOT estimated AND spilled = 0 FROM jobqueue_status WHERE queue = 'c'});
+		release('control-looked');
+		like($s->query('SELECT 1'), qr/^t$/m, "$how->[1]: it is cancelled");
+		wait_drained();
+		is(sql(q{SELECT ready FROM jobqueue_status WHERE queue = 'c'}), 0, 'numbers are right');
+	}
+};
+
 paused_property 'one that is retried while somebody else acts on it is acted on' => sub {
 	my $gate = stop_both();
 	my $job = enqueue('note', what => 'not wanted', queue => 'z');
@@ -115,10 +184,13 @@ paused_property 'one that is retried while somebody else acts on it is acted on'
 	$other->query_safe('COMMIT');
 	open_gate($gate);
 	wait_passed();
+	# it is not to begin before it is acted on
+	$gate = stop_both();
 	release('control-found-none');
 	like($s->query('SELECT 1'), qr/^t$/m, 'it is cancelled');
+	open_gate($gate);
 	wait_drained();
-	is(ran(), 'gate gate passed', 'it has not run');
+	is(ran(), 'gate gate passed gate gate', 'it has not run');
 	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is not lost');
 	memory_empties('memory is empty');
 	forget();
