@@ -675,7 +675,12 @@ jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	dbix = l->dbix;
-	done = hold_mine(l, s->claim_pos.id, kind, xid, sqlstate, error);
+	/* who has cancelled it has been told so */
+	if (s->cancel_for == s->claim_pos.id)
+		done = hold_mine(l, s->claim_pos.id, JQ_HELD_FAILING,
+						 InvalidTransactionId, "CANCL", "cancelled");
+	else
+		done = hold_mine(l, s->claim_pos.id, kind, xid, sqlstate, error);
 	if (done)
 		claim_clear(s);
 	LWLockRelease(jq_lane_lock(lane));

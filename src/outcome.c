@@ -209,8 +209,16 @@ end_failed(JqAttempt *volatile a, bool asked)
 			 cancelled			? "cancelled" :
 			 jq_run_timed_out() ? "job timed out" :
 								  message);
-	jq_claim_end();
-	if (recorded == JQ_RECORD_RETRY)
+	if (recorded != JQ_RECORD_RETRY)
+		jq_claim_end();
+	else if (!jq_claim_end_uncancelled())
+	{
+		/* since then: it is not to run again */
+		RESUME_INTERRUPTS();
+		end_failed(a, true);
+		return;
+	}
+	else
 	{
 		int dbix = jq_dir_db(MyDatabaseId, true);
 
@@ -267,8 +275,15 @@ end_refused(JqAttempt *volatile a)
 		a->started_at = 0;
 		note_end(a, JQ_CANCELLED, a->refusal.reason);
 	}
-	jq_claim_end();
-	if (refused == JQ_REFUSED_LATER)
+	if (refused != JQ_REFUSED_LATER)
+		jq_claim_end();
+	else if (!jq_claim_end_uncancelled())
+	{
+		RESUME_INTERRUPTS();
+		end_failed(a, true);
+		return;
+	}
+	else
 	{
 		int dbix = jq_dir_db(MyDatabaseId, true);
 

@@ -141,7 +141,7 @@ worker_exit(int code, Datum arg)
 			jq_keylock_order_begin(args.db, s->claim_key, s->claim_keylen,
 								   queue, s->claim_pos, DT_NOEND);
 
-		if (s->claim_state == JQ_CLAIM_RUNNING &&
+		if ((s->claim_state == JQ_CLAIM_RUNNING || cancelled) &&
 			jq_claim_to_held(
 				JQ_HELD_FAILING, InvalidTransactionId,
 				cancelled		   ? "CANCL" :

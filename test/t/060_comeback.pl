@@ -147,6 +147,44 @@ paused_property 'who finds no row can be terminated though the table is locked' 
 	memory_empties('memory is empty');
 };
 
+foreach my $how ('cancelled', 'cancelled, and its worker terminated,')
+{
+	paused_property "one that is $how while a worker that found no row waits for the table does not run" => sub {
+		my $s = session();
+
+		sql(q{SELECT jobqueue_pause('z')});
+		my $job = forgotten_job(q{'note'}, 'z');
+		$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+		arm('worker-found-none');
+		sql(q{SELECT jobqueue_resume('z')});
+		my $pid = caught('worker-found-none');
+		$s->query_safe('COMMIT');
+		$s->query_safe('BEGIN; LOCK TABLE jobqueue_job IN ACCESS EXCLUSIVE MODE');
+		release('worker-found-none');
+		wait_for("SELECT count(*) = 1 FROM pg_locks WHERE pid = $pid AND NOT granted");
+		# it is to find both signals when it looks
+		kill('STOP', $pid), kill('TERM', $pid) if $how =~ /terminated/;
+		like($s->query("SELECT jobqueue_cancel($job)"), qr/^t$/m, 'it is cancelled');
+		kill('CONT', $pid);
+		wait_for("SELECT count(*) = 0 FROM pg_locks WHERE pid = $pid AND NOT granted");
+		$s->query_safe('COMMIT');
+		wait_drained();
+		is(ran(), '', 'it has not run');
+		is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is cancelled');
+	};
+}
+
+paused_property 'one that is cancelled when its failure has been recorded does not run again' => sub {
+	arm('fail-after-record');
+	my $job = enqueue('fail', what => 'failed');
+	caught('fail-after-record');
+	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
+	release('fail-after-record');
+	wait_drained();
+	is(sql("SELECT state, attempt FROM jobqueue_jobs WHERE id = $job"), 'cancelled|1', 'it is');
+	forget();
+};
+
 paused_property 'one that others changed just before it was cancelled leaves nothing in memory' => sub {
 	my $s = session();
 
