@@ -361,10 +361,11 @@ find_next(const char *sql, TimestampTz after)
 void
 jq_sched_find_next_due(TimestampTz after)
 {
-	/* not what is due by now: what became due since then is not published */
+	/* not what is due by now: what became due since then is not published; but
+	 * where the clock was put back what was due then comes once more */
 	TimestampTz next =
 		find_next("SELECT min(run_at) FROM %s.jobqueue_job WHERE run_at > $1",
-				  after != 0 ? after : due_seen);
+				  after != 0 ? after : Min(due_seen, GetCurrentTimestamp()));
 
 	if (next != DT_NOEND)
 		jq_db_due(jq_sched_dbix, next);

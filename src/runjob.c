@@ -569,10 +569,11 @@ give_back_for_rerun(JqAttempt *a)
 																	  RERUN;
 }
 
-/* it waits for the job before it in the table, not in memory */
-static void
+/* it waits for the job before it in the table, not in memory; the verdict */
+static JqVerdict
 put_off_row(JqAttempt *a, TimestampTz until)
 {
+	bool cancelled;
 	Oid types[2] = {INT8OID, TIMESTAMPTZOID};
 	Datum values[2];
 	JqOwnerState state;
@@ -599,10 +600,11 @@ put_off_row(JqAttempt *a, TimestampTz until)
 	CommitTransactionCommand();
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_unique_let_go();
-	jq_claim_end();
+	cancelled = !jq_claim_end_uncancelled();
 	if (dbix >= 0)
 		jq_db_due(dbix, until);
 	RESUME_INTERRUPTS();
+	return cancelled ? RERUN : PARKED;
 }
 
 /*
@@ -695,8 +697,7 @@ attempt_it(JqAttempt *a)
 		CommitTransactionCommand();
 		if (put_off == DT_NOBEGIN)
 			return give_back(a, &row);
-		put_off_row(a, put_off);
-		return PARKED;
+		return put_off_row(a, put_off);
 	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
 		!jq_keylock_mine(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY)))

@@ -318,13 +318,15 @@ sub bad_lines
 }
 
 # Who has a unique_key and waits for a job that is put off until it has that waits
-# for ever.  Such are cancelled; how many there were.
+# for ever.  Such are cancelled, some at a time, as a role may not hold many; how
+# many those were.
 sub end_unique_circles
 {
 	return <<'END';
-SELECT count(jobqueue_cancel(u.job)) FROM jobqueue_unique u JOIN jobqueue_jobs holder ON holder.id = u.job
-JOIN jobqueue_job late ON (late.queue, late.unique_key) = (u.queue, u.unique_key)
-WHERE holder.state = 'blocked' AND late.on_conflict = 'R'
+SELECT count(jobqueue_cancel(job)) FROM (SELECT DISTINCT u.job FROM jobqueue_unique u
+	JOIN jobqueue_jobs holder ON holder.id = u.job
+	JOIN jobqueue_job late ON (late.queue, late.unique_key) = (u.queue, u.unique_key)
+	WHERE holder.state = 'blocked' AND late.on_conflict = 'R' LIMIT 20) c
 END
 }
 
