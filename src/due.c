@@ -38,7 +38,7 @@ static TimestampTz locks_seen = DT_NOBEGIN; /* and of unique_keys */
 
 bool jq_sched_prune_more;
 
-/* is one of them still due, locked by somebody, and nobody's? */
+/* is one of them due still, and claimed by nobody?  Then somebody had it locked. */
 static bool
 any_is_left(JqTable *t, Datum ids)
 {
@@ -168,12 +168,12 @@ offer_due(TimestampTz from, TimestampTz upto, OfferFunc offer)
 						strcmp(rows[j].queue, rows[i].queue) == 0;
 				 j++)
 				if (!jq_claim_pass_over(MyDatabaseId, rows[j].item.id) &&
-					/* that it has looked at before */
+					/* one that was offered before may be a spilled key's by now, and
+					 * would be counted once more */
 					!(from == DT_NOBEGIN &&
-					  jq_keylock_has(MyDatabaseId, rows[j].item.key,
-									 rows[j].item.keylen, -1,
-									 jq_pos_make(rows[j].item.priority,
-												 rows[j].item.id))))
+					  jq_keylock_answers(
+						  MyDatabaseId, rows[j].item.key, rows[j].item.keylen,
+						  jq_pos_make(rows[j].item.priority, rows[j].item.id))))
 				{
 					src[m] = j;
 					items[m++] = rows[j].item;
@@ -357,12 +357,12 @@ find_next(const char *sql, TimestampTz after)
 	return next;
 }
 
-/* when is the next row due, of those after what has been published (0) or after */
+/* when is the next row due after that; 0: after those that have been looked at */
 void
 jq_sched_find_next_due(TimestampTz after)
 {
-	/* not what is due by now: what became due since then is not published; but
-	 * where the clock was put back what was due then comes once more */
+	/* not after now: what became due since the look is not published yet.  But
+	 * where the clock was put back, what was due before that comes once more */
 	TimestampTz next =
 		find_next("SELECT min(run_at) FROM %s.jobqueue_job WHERE run_at > $1",
 				  after != 0 ? after : Min(due_seen, GetCurrentTimestamp()));

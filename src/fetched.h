@@ -180,7 +180,10 @@ extern void jq_fetched_undo(int64 id, JqFetchedFate was);
 extern void jq_fetched_keep(int64 id);
 /* the lease holds until then */
 extern void jq_fetched_extended(int64 id, TimestampTz until);
-/* The claim ends, and all it holds is free. */
+/*
+ * The claim ends, and all it holds is free.  false: nothing was done, as there is
+ * no such claim, or as it was cancelled: then the scheduler records that.
+ */
 extern bool jq_fetched_end(Oid db, int64 id, JqFetchedThen then);
 
 /*

@@ -167,11 +167,9 @@ look_at_unique(JqTable *t, const JqTaken *job, const char *queue,
 
 /* it stays in the table; when its role is resumed the lane is read anew */
 static bool
-is_of_paused_role(const JqTaken *job, const JqRow *row)
+is_of_paused_role(JqTable *t, const JqTaken *job, JqRow *row)
 {
 	Oid owner = DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER));
-	TimestampTz run_at = DT_NOBEGIN;
-	JqItem item;
 
 	if (!jq_role_is_paused(MyDatabaseId, owner))
 		return false;
@@ -179,15 +177,7 @@ is_of_paused_role(const JqTaken *job, const JqRow *row)
 	jq_fetchxact_drop(job->id, JQ_THEN_TABLE);
 	/* resumed meanwhile: the row was out when the lane was read */
 	if (!jq_role_is_paused(MyDatabaseId, owner))
-	{
-		jq_row_item(&item, row);
-		if (!JQ_ROW_NULL(row, JQ_COL_RUN_AT))
-			run_at = DatumGetTimestampTz(JQ_ROW(row, JQ_COL_RUN_AT));
-		if (run_at <= GetCurrentTimestamp())
-			run_at = DT_NOBEGIN;
-		jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
-					   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
-	}
+		jq_publish_found(t, row);
 	return true;
 }
 
@@ -244,7 +234,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 						  JQ_THEN_TABLE); /* held: adopt publishes it */
 		return JQ_LOOK_DROPPED;
 	}
-	if (is_of_paused_role(job, row))
+	if (is_of_paused_role(t, job, row))
 		return JQ_LOOK_DROPPED;
 	if (!jq_row_is(row, JQ_CONSUMER_ROLE, jq_lanes[job->lane].queue,
 				   job->pos.priority, job->key, job->keylen, &item, &run_at))

@@ -33,7 +33,7 @@ extern void jq_fetchxact_reserve(int n);
 extern void jq_fetchxact_taken(int64 id);
 /*
  * The claim on it goes at once, nothing has been done with it: the row is gone,
- * or belongs elsewhere, or it is to wait in its lane.
+ * or belongs elsewhere, or it is to wait in its lane.  false: as jq_fetched_end.
  */
 extern bool jq_fetchxact_drop(int64 id, JqFetchedThen then);
 

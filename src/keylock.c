@@ -716,23 +716,35 @@ answers(JqKey *k, JqPos pos)
 }
 
 bool
+jq_keylock_answers(Oid db, const char *key, int len, JqPos pos)
+{
+	uint32 hash;
+	bool has;
+	JqKey *k;
+
+	if (len == 0 || pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+		return false;
+	k = jq_key_find(db, key, len, &hash);
+	has = k != NULL && answers(k, pos);
+	LWLockRelease(jq_key_partition(hash));
+	return has;
+}
+
+bool
 jq_keylock_has(Oid db, const char *key, int len, int lane, JqPos pos)
 {
 	uint32 hash;
 	uint32 ix;
-	bool has = false;
+	bool has;
 	JqKey *k;
 
 	if (len == 0)
 		return false;
 	k = jq_key_find(db, key, len, &hash);
-	if (k != NULL)
-	{
-		has = answers(k, pos);
-		for (ix = k->first; ix != JQ_NIL && !has && lane >= 0;
-			 ix = JQ_ENTRY(ix)->next[0])
-			has = JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == pos.id;
-	}
+	has = k != NULL && answers(k, pos);
+	for (ix = k != NULL ? k->first : JQ_NIL; ix != JQ_NIL && !has;
+		 ix = JQ_ENTRY(ix)->next[0])
+		has = JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == pos.id;
 	LWLockRelease(jq_key_partition(hash));
 	return has;
 }

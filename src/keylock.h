@@ -110,9 +110,11 @@ extern void jq_keylock_release(Oid db, const char *key, int len);
 extern void jq_keylock_release_all(void);
 
 /*
- * Does the job wait for the key, in memory and that lane (-1: wherever it is), or
- * does the key, as it is spilled, answer for its row?
+ * Is the key spilled, so that it answers for the row, which its refill will bring?
+ * It does from now on, too: nobody else need know of the row.
  */
+extern bool jq_keylock_answers(Oid db, const char *key, int len, JqPos pos);
+/* or does the job wait for the key in memory, in that lane? */
 extern bool jq_keylock_has(Oid db, const char *key, int len, int lane,
 						   JqPos pos);
 /* the row leaves memory: is it the key that answers for it from now on? */

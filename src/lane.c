@@ -317,13 +317,14 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 	bool refill;
 	bool ask = false;
 	bool lost;
+	bool had_lost;
 	JqLane *l;
 	int dbix;
 
 	if (lane < 0)
 		return;
 	l = &jq_lanes[lane];
-	lost = l->lost_due;
+	had_lost = l->lost_due;
 	ix = lane_search(l, pos, before);
 	if (ix != JQ_NIL)
 	{
@@ -338,7 +339,7 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 	}
 	lane_check(l);
 	refill = ix != JQ_NIL && jq_lane_wants_refill(l);
-	lost = l->lost_due && !lost;
+	lost = l->lost_due && !had_lost;
 	dbix = l->dbix;
 	LWLockRelease(jq_lane_lock(lane));
 	if (refill || ask || lost)
@@ -652,27 +653,33 @@ jq_lane_made_ready(Oid db, Oid role, const char *queue, JqPos pos,
 		jq_db_request(dbix, JQ_REQ_REFILL);
 }
 
+/* lane lock held, and released: the frontier has been lowered, so the scheduler is
+ * to read on from there */
+static void
+lane_read_on(JqLane *l, int lane, uint32 request)
+{
+	int dbix = l->dbix;
+
+	lane_trim(l);
+	l->want_refill = true;
+	l->starved = false;
+	lane_check(l);
+	LWLockRelease(jq_lane_lock(lane));
+	jq_db_request(dbix, JQ_REQ_REFILL | request);
+}
+
 void
 jq_lane_lose(Oid db, Oid role, const char *queue, JqPos pos, uint8 flags)
 {
 	int lane = lane_lock_by_name(db, role, queue, true);
-	JqLane *l;
-	int dbix;
 
 	if (lane < 0)
 	{
 		lane_overflow(db, flags & JQ_E_DUE);
 		return;
 	}
-	l = &jq_lanes[lane];
-	lane_lose(l, pos, flags);
-	lane_trim(l);
-	l->want_refill = true;
-	l->starved = false;
-	lane_check(l);
-	dbix = l->dbix;
-	LWLockRelease(jq_lane_lock(lane));
-	jq_db_request(dbix, JQ_REQ_REFILL | (flags & JQ_E_DUE ? JQ_REQ_LOST : 0));
+	lane_lose(&jq_lanes[lane], pos, flags);
+	lane_read_on(&jq_lanes[lane], lane, flags & JQ_E_DUE ? JQ_REQ_LOST : 0);
 }
 
 void
@@ -681,7 +688,6 @@ jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 low_id,
 {
 	int lane = lane_lock_by_name(db, role, queue, true);
 	JqLane *l;
-	int dbix;
 	bool count = false;
 
 	if (lane < 0)
@@ -698,13 +704,7 @@ jq_lane_spill(Oid db, Oid role, const char *queue, JqPos pos, int64 low_id,
 	}
 	lane_count_spilled(l, pos, nrows);
 	lane_lower(l, pos, low_id);
-	lane_trim(l);
-	l->want_refill = true;
-	l->starved = false;
-	lane_check(l);
-	dbix = l->dbix;
-	LWLockRelease(jq_lane_lock(lane));
-	jq_db_request(dbix, JQ_REQ_REFILL | (count ? JQ_REQ_RECOUNT : 0));
+	lane_read_on(l, lane, count ? JQ_REQ_RECOUNT : 0);
 }
 
 void

@@ -97,10 +97,11 @@ extern bool jq_lane_refill_begin(int lane, JqRefill *r);
 extern void jq_lane_refill_add(int lane, const JqItem *items, int n);
 
 /*
- * Rows that are due and had to leave memory.  Before they are looked for (make_place:
- * some more have to); which of these does nobody have; and such a row has been made ready in the table, which
- * the lane is told twice: before the commit, so that it does not think that it
- * knows the row, and after it.
+ * Rows that are due and had to leave memory.  Before they are looked for, with
+ * make_place some more of each lane leave it; which of these rows does nobody
+ * have; and a row that nobody had has been made ready in the table, which its lane
+ * is told twice: before the commit, so that it does not think that it knows the
+ * row, and after it.
  */
 extern void jq_lane_lost_begin(Oid db, bool make_place);
 extern void jq_lane_which_lost(Oid db, Oid role, const char *queue,

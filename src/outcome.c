@@ -148,6 +148,19 @@ record_failure(JqAttempt *a, TimestampTz *run_at)
 	return recorded;
 }
 
+/* the row says when it goes on; false: not at all, it has been cancelled since */
+static bool
+claim_ends_until(TimestampTz run_at)
+{
+	int dbix = jq_dir_db(MyDatabaseId, true);
+
+	if (!jq_claim_end_uncancelled())
+		return false;
+	if (dbix >= 0)
+		jq_db_due(dbix, run_at);
+	return true;
+}
+
 /* the job did not complete: write down why, then let the claim go */
 static void
 end_failed(JqAttempt *volatile a, bool asked)
@@ -211,19 +224,11 @@ end_failed(JqAttempt *volatile a, bool asked)
 								  message);
 	if (recorded != JQ_RECORD_RETRY)
 		jq_claim_end();
-	else if (!jq_claim_end_uncancelled())
+	else if (!claim_ends_until(run_at))
 	{
-		/* since then: it is not to run again */
 		RESUME_INTERRUPTS();
 		end_failed(a, true);
 		return;
-	}
-	else
-	{
-		int dbix = jq_dir_db(MyDatabaseId, true);
-
-		if (dbix >= 0)
-			jq_db_due(dbix, run_at);
 	}
 	if (ordered)
 		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
@@ -277,18 +282,11 @@ end_refused(JqAttempt *volatile a)
 	}
 	if (refused != JQ_REFUSED_LATER)
 		jq_claim_end();
-	else if (!jq_claim_end_uncancelled())
+	else if (!claim_ends_until(a->refusal.run_at))
 	{
 		RESUME_INTERRUPTS();
 		end_failed(a, true);
 		return;
-	}
-	else
-	{
-		int dbix = jq_dir_db(MyDatabaseId, true);
-
-		if (dbix >= 0)
-			jq_db_due(dbix, a->refusal.run_at);
 	}
 	RESUME_INTERRUPTS();
 }

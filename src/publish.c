@@ -437,8 +437,10 @@ jq_publish_not_held(int64 id)
 	int i = npending - 1;
 
 	while (pending[i].item.id != id || !pending[i].held)
+	{
 		i--;
-	Assert(i >= levels[nlevels - 1].start);
+		Assert(i >= levels[nlevels - 1].start);
+	}
 	memmove(&pending[i], &pending[i + 1], (npending - i - 1) * sizeof(Pending));
 	npending--;
 	(void) jq_claim_unhold(MyDatabaseId, id);

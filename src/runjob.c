@@ -598,6 +598,7 @@ put_off_row(JqAttempt *a, TimestampTz until)
 	/* between this commit and the publication nothing may come */
 	HOLD_INTERRUPTS();
 	CommitTransactionCommand();
+	JQ_PAUSE("order-put-off");
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_unique_let_go();
 	cancelled = !jq_claim_end_uncancelled();

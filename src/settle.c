@@ -165,17 +165,17 @@ settle_doubtful(void *arg)
 	settle_if_suspect(h->id);
 	t = jq_sched_begin();
 	if (t != NULL)
+	{
+		jq_look_prepare(t);
 		fetch = jq_row_fetch(t, h->id, NULL, NULL, &row, &xid, NULL);
-	jq_sched_commit();
+	}
 	if (fetch == JQ_FETCH_DOUBTFUL)
 	{
+		jq_sched_commit();
 		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
 		jq_sched_again_in(100);
 		return;
 	}
-	t = jq_sched_begin();
-	if (t != NULL)
-		jq_look_prepare(t);
 	HOLD_INTERRUPTS();
 	(void) jq_claim_unhold(MyDatabaseId, h->id);
 	if (fetch != JQ_FETCH_FOUND)

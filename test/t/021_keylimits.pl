@@ -602,6 +602,20 @@ END
 	forget();
 };
 
+# how many were cancelled: none where there are no pause points
+sub cancel_as_it_is_put_off
+{
+	return 0 unless $JobqueueTest::has_pause;
+	arm('order-put-off');
+	sql(q{SELECT jobqueue_reschedule_where('ord', 'scheduled', NULL, NULL)});
+	my $pid = caught('order-put-off');
+	my $job = sql("SELECT id FROM jobqueue_running WHERE pid = $pid");
+	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
+	release('order-put-off');
+	wait_for("SELECT state = 'cancelled' FROM jobqueue_jobs WHERE id = $job");
+	return 1;
+}
+
 property 'with more failed jobs than memory has keys for' => sub {
 	sql("SELECT jobqueue_configure('ord', backoff_base => '1 hour')");
 	bad_mood('bad');
@@ -617,12 +631,13 @@ property 'with more failed jobs than memory has keys for' => sub {
 	enqueue('note', what => 'free', queue => 'ord', key => 'x');
 	wait_for('SELECT count(*) = 1 FROM ran');
 	pass('another key goes on');
+	my $cancelled = cancel_as_it_is_put_off();
 	sql("SELECT jobqueue_configure('ord', backoff_base => '1 s')");
 	good_mood();
 	wait_for("SELECT jobqueue_reschedule_where('ord', 'scheduled', NULL, NULL) = 0 AND NOT EXISTS (SELECT FROM jobqueue_job)");
 	wait_drained();
 	is(sql('SELECT count(*), count(DISTINCT job) FROM ran'),
-		'6001|6001', 'each ran once');
+		join('|', (6001 - $cancelled) x 2), 'each ran once');
 	is( sql('SELECT count(*) FROM (SELECT (job - lag(job) OVER (PARTITION BY job % 2000 ORDER BY n)) < 0 AS bad FROM ran WHERE what <> $$free$$) x WHERE bad'),
 		0,
 		'each key in order');

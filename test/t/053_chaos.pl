@@ -451,7 +451,8 @@ my @points = qw(worker-before-commit worker-after-commit order-noted
   wait-before-sleep wait-before-flush unlock-after-locks unique-held
   unique-asked unique-before-hold settings-after-snapshot scheduler-before-record
   scheduler-before-lost schedule-locked schedule-before-commit
-  refill-after-snapshot quota-before-settle quota-after-snapshot prune-part
+  order-put-off refill-after-snapshot quota-before-settle quota-after-snapshot
+  prune-part
   message-before-put-off lock-woken lock-before-line key-refill-after-snapshot
   fetched-let-go fetched-given-back fetch-taken fetch-leased fetch-before-sleep fetch-before-list
   fetch-before-carry-out fail-before-record fail-after-record

@@ -40,6 +40,36 @@ sub forgotten_job
 	return sql(q{SELECT max(id) FROM jobqueue_jobs WHERE state = 'cancelled'});
 }
 
+# a worker has found that a job is gone, and it has come back since: its number,
+# and that of the process
+sub comes_back_behind_a_worker
+{
+	my $s = session();
+
+	sql(q{SELECT jobqueue_pause('z')});
+	my $job = forgotten_job(q{'note'}, 'z');
+	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+	arm('worker-found-none');
+	sql(q{SELECT jobqueue_resume('z')});
+	my $pid = caught('worker-found-none');
+	$s->query_safe('COMMIT');
+	return ($job, $pid);
+}
+
+# and a consumer: its number, and the session
+sub comes_back_behind_a_consumer
+{
+	my ($s, $consumer) = (session(), session());
+	my $job = forgotten_job('NULL', 'c');
+
+	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
+	arm('fetch-found-none');
+	send_sql($consumer, q{SELECT id FROM jobqueue_fetch('c')});
+	caught('fetch-found-none');
+	$s->query_safe('COMMIT');
+	return ($job, $consumer);
+}
+
 paused_property 'one that others made ready just before it was cancelled runs when that is undone' => sub {
 	my $gate = stop_both();
 	my $job = enqueue('note', what => 'late', queue => 'z', run_at => 'tomorrow');
@@ -63,15 +93,8 @@ paused_property 'one that others made ready just before it was cancelled runs wh
 };
 
 paused_property 'one that is retried while a worker finds out that it is gone runs' => sub {
-	my $s = session();
+	my ($job) = comes_back_behind_a_worker();
 
-	sql(q{SELECT jobqueue_pause('z')});
-	my $job = forgotten_job(q{'note'}, 'z');
-	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
-	arm('worker-found-none');
-	sql(q{SELECT jobqueue_resume('z')});
-	caught('worker-found-none');
-	$s->query_safe('COMMIT');
 	wait_passed();
 	release('worker-found-none');
 	wait_drained();
@@ -81,14 +104,8 @@ paused_property 'one that is retried while a worker finds out that it is gone ru
 };
 
 paused_property 'one that is retried while a consumer finds out that it is gone can be fetched' => sub {
-	my $job = forgotten_job('NULL', 'c');
-	my ($s, $consumer) = (session(), session());
+	my ($job, $consumer) = comes_back_behind_a_consumer();
 
-	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
-	arm('fetch-found-none');
-	send_sql($consumer, q{SELECT id FROM jobqueue_fetch('c')});
-	caught('fetch-found-none');
-	$s->query_safe('COMMIT');
 	is(sql(q{SELECT id FROM jobqueue_fetch('c')}), '', 'the other one has it');
 	release('fetch-found-none');
 	my $fetched = $consumer->query('SELECT 1') =~ /^$job$/m;
@@ -100,28 +117,15 @@ paused_property 'one that is retried while a consumer finds out that it is gone 
 };
 
 paused_property 'one that is cancelled when it has come back does not run' => sub {
-	my $s = session();
+	my ($job) = comes_back_behind_a_worker();
 
-	sql(q{SELECT jobqueue_pause('z')});
-	my $job = forgotten_job(q{'note'}, 'z');
-	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
-	arm('worker-found-none');
-	sql(q{SELECT jobqueue_resume('z')});
-	caught('worker-found-none');
-	$s->query_safe('COMMIT');
 	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
 	release('worker-found-none');
 	wait_drained();
 	is(ran(), '', 'it has not run');
 	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is cancelled');
 
-	$job = forgotten_job('NULL', 'c');
-	my $consumer = session();
-	$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
-	arm('fetch-found-none');
-	send_sql($consumer, q{SELECT id FROM jobqueue_fetch('c')});
-	caught('fetch-found-none');
-	$s->query_safe('COMMIT');
+	($job, my $consumer) = comes_back_behind_a_consumer();
 	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
 	release('fetch-found-none');
 	unlike($consumer->query('SELECT 1'), qr/^$job$/m, 'it is not given');
@@ -151,14 +155,8 @@ foreach my $how ('cancelled', 'cancelled, and its worker terminated,')
 {
 	paused_property "one that is $how while a worker that found no row waits for the table does not run" => sub {
 		my $s = session();
+		my ($job, $pid) = comes_back_behind_a_worker();
 
-		sql(q{SELECT jobqueue_pause('z')});
-		my $job = forgotten_job(q{'note'}, 'z');
-		$s->query_safe("BEGIN; SELECT jobqueue_retry($job)");
-		arm('worker-found-none');
-		sql(q{SELECT jobqueue_resume('z')});
-		my $pid = caught('worker-found-none');
-		$s->query_safe('COMMIT');
 		$s->query_safe('BEGIN; LOCK TABLE jobqueue_job IN ACCESS EXCLUSIVE MODE');
 		release('worker-found-none');
 		wait_for("SELECT count(*) = 1 FROM pg_locks WHERE pid = $pid AND NOT granted");
