@@ -453,6 +453,23 @@ backlog_property 'a due job of a key with more jobs than memory keeps is found w
 	check_effects(182);
 };
 
+backlog_property 'a due job of a key with more jobs than memory keeps, of which the key did not know, is found' => sub {
+	my $other = close_gate(2);
+
+	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
+	wait_at_gate(1);
+	# before all that wait for the key, and nobody else knows of it
+	sql_as('r1', q{BEGIN; SELECT jobqueue_enqueue('effect', '{"p": 5}', key => 'k', queue => 'due', priority => 5, run_at => clock_timestamp() + interval '10 ms'); PREPARE TRANSACTION 'late'});
+	bulk(80, role => 'r1', queue => "'due'", key => "'k'");
+	wait_for(q{SELECT blocked = 80 FROM jobqueue_status WHERE queue = 'due'});
+	sql(q{COMMIT PREPARED 'late'});
+	# all that is due has been looked at
+	enqueue('note', what => 'met', queue => 'due', role => 'r1', run_at => '-infinity');
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'met'});
+	open_gate($other);
+	check_effects(81);
+};
+
 backlog_property 'due jobs of a key with more jobs than memory keeps are counted once, however often all that is due is looked at' => sub {
 	my $other = close_gate(2);
 
