@@ -642,6 +642,7 @@ jq_lane_made_ready(Oid db, Oid role, const char *queue, JqPos pos,
 		lane_count_spilled(l, pos, 1);
 	else
 	{
+		/* model: MADE_READY */
 		lane_lower(l, pos, pos.id);
 		lane_trim(l);
 	}
