@@ -137,64 +137,75 @@ set_commit_level(int done)
 }
 
 /*
- * Snoozed jobs whose cancel came too late to interrupt them: what they have done
- * stays, but they are not to run again.
+ * The claims of snoozed jobs end, before these are due: what is claimed would be
+ * passed over then.  Not of those whose cancel came too late to interrupt them,
+ * which are flagged.  Nothing is in hand afterwards.
  */
 static void
-cancel_snoozed(int done, const bool *which)
+end_snoozed(int done, bool *cancelled)
 {
+	TimestampTz due = DT_NOEND;
 	int i;
 
 	jq_claim_put_aside();
 	for (i = 0; i < done; i++)
 	{
-		if (!which[i])
+		if (attempts[i].snoozed_until == 0 || cancelled[i])
 			continue;
 		jq_claim_pick(&jobs[i]);
-		jq_attempt_cancelled(&attempts[i]);
+		cancelled[i] = !jq_claim_end_uncancelled();
+		if (cancelled[i])
+			jq_claim_put_aside();
+		else
+			due = Min(due, attempts[i].snoozed_until);
 	}
-	/* the one that is to be run alone is in hand again */
-	if (done < njobs)
-		jq_claim_pick(&jobs[njobs - 1]);
+	if (due != DT_NOEND)
+	{
+		int dbix = jq_dir_db(MyDatabaseId, true);
+
+		if (dbix >= 0)
+			jq_db_due(dbix, due);
+	}
 }
 
 /* the first jobs have committed */
 static void
 note_committed(int done)
 {
-	TimestampTz due = DT_NOEND;
-	bool recall[JQ_BATCH_MAX];
-	bool any = false;
+	bool snoozed = false;
+	bool cancelled[JQ_BATCH_MAX];
 	int i;
 
 	jq_lockkey_end_of_job();
 	for (i = 0; i < done; i++)
 	{
-		recall[i] =
+		snoozed |= attempts[i].snoozed_until != 0;
+		cancelled[i] =
 			attempts[i].snoozed_until != 0 && jq_claim_cancel_asked(jobs[i].id);
-		any |= recall[i];
-		if (recall[i])
+		if (cancelled[i])
 			continue;
-		if (attempts[i].snoozed_until != 0)
-			due = Min(due, attempts[i].snoozed_until);
 		jq_attempt_note_completed(&attempts[i]);
 		if (jobs[i].keylen > 0)
 			jq_keylock_release(MyDatabaseId, jobs[i].key, jobs[i].keylen);
 	}
+	JQ_PAUSE("batch-noted-ends");
+	if (snoozed)
+		end_snoozed(done, cancelled);
 	jq_publish_told();
-	if (any)
-		cancel_snoozed(done, recall);
-	jq_claim_end_others(jobs[0].lane);
-	if (due != DT_NOEND)
+	if (snoozed)
 	{
-		int dbix = jq_dir_db(MyDatabaseId, true);
-
-		/* what is claimed would be passed over when it is due */
-		if (done == njobs)
-			jq_claim_end();
-		if (dbix >= 0)
-			jq_db_due(dbix, due);
+		/* what they have done stays, but they are not to run again */
+		for (i = 0; i < done; i++)
+			if (cancelled[i])
+			{
+				jq_claim_pick(&jobs[i]);
+				jq_attempt_cancelled(&attempts[i]);
+			}
+		/* the one that is to be run alone is in hand again */
+		if (done < njobs)
+			jq_claim_pick(&jobs[njobs - 1]);
 	}
+	jq_claim_end_others(jobs[0].lane);
 }
 
 /* the job in hand, alone, unless it has been cancelled while it waited */
@@ -346,8 +357,9 @@ jq_batch_give_back(void)
 	int lane;
 	char queue[JQ_QUEUE_NAME_MAX + 1];
 	Oid db, role;
-	bool open[JQ_BATCH_MAX];
-	int i;
+	int64 open[JQ_BATCH_MAX];
+	int nopen;
+	int i, j;
 
 	if (njobs == 0)
 		return;
@@ -356,16 +368,14 @@ jq_batch_give_back(void)
 	role = jq_lanes[lane].role;
 	strlcpy(queue, jq_lanes[lane].queue, sizeof(queue));
 	slow_down(jq_lanes[lane].queue_ix);
-	/* whoever cancelled one has been told so */
-	jq_claim_hold_cancelled(lane);
-	for (i = 0; i < njobs; i++)
-		open[i] = jq_claim_is_other(jobs[i].id);
-	jq_claim_end_others(lane);
+	nopen = jq_claim_leave_others(lane, open);
 	for (i = 0; i < njobs; i++)
 	{
 		JqItem item;
 
-		if (!open[i])
+		for (j = 0; j < nopen && open[j] != jobs[i].id; j++)
+			;
+		if (j == nopen)
 			continue;
 		memset(&item, 0, sizeof(item));
 		item.id = jobs[i].id;

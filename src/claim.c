@@ -487,6 +487,16 @@ jq_claim_shares(void)
 		   !jq_slots[jq_my_slot].others_wait;
 }
 
+/* lane lock held */
+static void
+end_last_other(JqLane *l, JqClaimCell *c)
+{
+	int64 id = JQ_OTHERS(jq_my_slot)[--c->nothers].id;
+
+	l->nclaimed--;
+	pg_atomic_fetch_sub_u32(claim_count(c->db, id), 1);
+}
+
 void
 jq_claim_end_others(int lane)
 {
@@ -499,13 +509,8 @@ jq_claim_end_others(int lane)
 	}
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	jq_slots[jq_my_slot].others_wait = false;
-	jq_lanes[lane].nclaimed -= c->nothers;
 	while (c->nothers > 0)
-	{
-		int64 id = JQ_OTHERS(jq_my_slot)[--c->nothers].id;
-
-		pg_atomic_fetch_sub_u32(claim_count(c->db, id), 1);
-	}
+		end_last_other(&jq_lanes[lane], c);
 	LWLockRelease(jq_lane_lock(lane));
 	settle(&jq_slots[jq_my_slot]);
 }
@@ -586,6 +591,11 @@ jq_claim_take_turn(JqClaimed *job)
 	item.key = job->key;
 	item.keylen = job->keylen;
 	LWLockAcquire(jq_lane_lock(job->lane), LW_EXCLUSIVE);
+	if (s->cancel_for == job->id)
+	{
+		LWLockRelease(jq_lane_lock(job->lane));
+		return false;
+	}
 	ix = jq_entry_new(&item, job->lane);
 	r = jq_keylock_take(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY),
 						job->id, job->lane, ix, &ask, &next);
@@ -690,37 +700,34 @@ jq_claim_to_held(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 	return done;
 }
 
-void
-jq_claim_hold_cancelled(int lane)
+int
+jq_claim_leave_others(int lane, int64 *open)
 {
 	JqClaimCell *c = &jq_claim_cells[jq_my_slot];
-	JqOther *others = JQ_OTHERS(jq_my_slot);
 	JqLane *l = &jq_lanes[lane];
-	int dbix;
+	int nopen = 0;
 	bool any = false;
-	uint32 i = 0;
+	int dbix;
 
 	LWLockAcquire(jq_lane_lock(lane), LW_EXCLUSIVE);
 	dbix = l->dbix;
-	while (i < c->nothers)
+	while (c->nothers > 0)
 	{
-		if (others[i].cancel &&
-			hold_mine(l, others[i].id, JQ_HELD_FAILING, InvalidTransactionId,
-					  "CANCL", "cancelled"))
-		{
-			pg_atomic_fetch_sub_u32(claim_count(c->db, others[i].id), 1);
-			others[i] = others[c->nothers - 1];
-			c->nothers--;
-			l->nclaimed--;
+		JqOther *o = &JQ_OTHERS(jq_my_slot)[c->nothers - 1];
+
+		if (o->cancel && hold_mine(l, o->id, JQ_HELD_FAILING,
+								   InvalidTransactionId, "CANCL", "cancelled"))
 			any = true;
-		}
 		else
-			i++;
+			open[nopen++] = o->id;
+		end_last_other(l, c);
 	}
+	jq_slots[jq_my_slot].others_wait = false;
 	LWLockRelease(jq_lane_lock(lane));
 	settle(&jq_slots[jq_my_slot]);
 	if (any)
 		jq_db_request(dbix, JQ_REQ_FAILED);
+	return nopen;
 }
 
 /* ------------------------------------------------- sessions and scheduler */

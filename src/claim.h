@@ -107,8 +107,11 @@ extern bool jq_claim_may_repeat(const JqClaimed *job, Oid db);
 extern bool jq_claim_is_other(int64 id);
 /* does the job in hand share its transaction with others? */
 extern bool jq_claim_shares(void);
-/* exit hook: those others that are to be cancelled go to the table */
-extern void jq_claim_hold_cancelled(int lane);
+/*
+ * The claims of the others, which are of that lane, end undone: those that have been
+ * cancelled go to the scheduler.  The rest, how many is returned, is nobody's now.
+ */
+extern int jq_claim_leave_others(int lane, int64 *open);
 /* end the claims of the others, which are of that lane */
 extern void jq_claim_end_others(int lane);
 /* was a cancel meant for any job of the batch? */
@@ -119,7 +122,8 @@ extern void jq_claim_set_running(void);
 extern void jq_claim_set_taken(void);
 /*
  * The job in hand may have crashed the server: it takes turns with others of
- * that kind.  false: it has to wait; it is parked and the claim has ended.
+ * that kind.  false: it has to wait; it is parked and the claim has ended, unless
+ * it has been cancelled.
  */
 extern bool jq_claim_take_turn(JqClaimed *job);
 /* the claim in hand goes to the table; false: no room there */

@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "comeback.h"
+#include "database.h"
 #include "lane.h"
 #include "miscadmin.h"
 #include "publish.h"
@@ -59,8 +60,12 @@ jq_look_again(JqTable *t, int64 id, Oid role, const char *queue)
 	}
 	PG_CATCH();
 	{
-		/* the lane reads it, if it is there */
+		int dbix = jq_dir_db(MyDatabaseId, true);
+
+		/* if it is there, it is found: ready in its lane, or due */
 		jq_lane_spill(MyDatabaseId, role, queue, JQ_POS_NOTHING, 0, 0);
+		if (dbix >= 0)
+			jq_db_request(dbix, JQ_REQ_DUE);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

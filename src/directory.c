@@ -613,6 +613,7 @@ jq_dir_make_place(Oid db, Oid role)
 	int *count = palloc0(jq_shared->nlanes * sizeof(int)); /* of groups */
 	int greedy = -1;
 	int mine = 0;
+	int dbix = -1;
 	bool done = false;
 	int i;
 
@@ -634,8 +635,14 @@ jq_dir_make_place(Oid db, Oid role)
 		for (i = jq_shared->nlanes - 1; i >= 0 && !done; i--)
 			if (OidIsValid(jq_lanes[i].db) && jq_lanes[i].group == greedy &&
 				lane_is_free(&jq_lanes[i]))
+			{
+				dbix = jq_lanes[i].dbix;
 				done = give_up(i);
+			}
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
+	/* the caller looks anyway */
+	if (done && jq_dbs[dbix].oid != db)
+		jq_db_request(dbix, JQ_REQ_DISCOVER);
 	pfree(count);
 	return done;
 }

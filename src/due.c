@@ -207,12 +207,18 @@ jq_sched_publish_due(TimestampTz from)
 	offer_due(from, due_seen, jq_lane_publish_due);
 }
 
-/* rows due up to there that had to leave memory */
+/*
+ * Rows that had to leave memory: those due up to there (some were published as they
+ * were enqueued), and whatever was published since.  What is due later than that,
+ * and has left memory by now, is found by jq_sched_find_next_due after this.
+ */
 void
 jq_sched_find_lost(TimestampTz upto)
 {
+	due_seen = Max(due_seen, upto);
 	jq_lane_lost_begin(MyDatabaseId, true);
-	offer_due(DT_NOBEGIN, upto, jq_lane_which_lost);
+	JQ_PAUSE("lost-begun");
+	offer_due(DT_NOBEGIN, due_seen, jq_lane_which_lost);
 }
 
 /* running or not */
@@ -357,16 +363,17 @@ find_next(const char *sql, TimestampTz after)
 	return next;
 }
 
-/* when is the next row due after that; 0: after those that have been looked at */
+/* after those that have been looked at, when is the next row due? */
 void
-jq_sched_find_next_due(TimestampTz after)
+jq_sched_find_next_due(TimestampTz unused)
 {
 	/* not after now: what became due since the look is not published yet.  But
 	 * where the clock was put back, what was due before that comes once more */
 	TimestampTz next =
 		find_next("SELECT min(run_at) FROM %s.jobqueue_job WHERE run_at > $1",
-				  after != 0 ? after : Min(due_seen, GetCurrentTimestamp()));
+				  Min(due_seen, GetCurrentTimestamp()));
 
+	(void) unused;
 	if (next != DT_NOEND)
 		jq_db_due(jq_sched_dbix, next);
 }

@@ -42,11 +42,12 @@ jq_fetch_ready_at(const JqRow *row)
 static void
 hold_doubtful(const JqTaken *job, const char *queue, TransactionId xid)
 {
-	/* without room to note it, its turn comes again */
+	/* without room to note it, its turn comes again; a cancel of it is not
+	 * forgotten with the claim */
 	bool noted = jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
 										job->id, xid);
 
-	jq_fetchxact_drop(job->id, noted ? JQ_THEN_GONE : JQ_THEN_LANE);
+	jq_fetchxact_drop(job->id, noted ? JQ_THEN_TABLE : JQ_THEN_LANE);
 	if (noted)
 		jq_db_request(jq_lanes[job->lane].dbix, JQ_REQ_FAILED);
 }

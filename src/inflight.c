@@ -253,6 +253,22 @@ jq_inflight_clear(void)
 		my_mark->id = 0;
 }
 
+bool
+jq_inflight_is_suspect(Oid db, int64 id)
+{
+	bool found = false;
+	int i;
+
+	/* no more of them come while the server is up */
+	if (*(volatile int *) &suspects->n == 0)
+		return false;
+	LWLockAcquire(jq_lock(JQ_LOCK_CLAIM), LW_SHARED);
+	for (i = 0; i < suspects->n && !found; i++)
+		found = suspects->s[i].db == db && suspects->s[i].id == id;
+	LWLockRelease(jq_lock(JQ_LOCK_CLAIM));
+	return found;
+}
+
 /* ------------------------------------------------------------- scheduler */
 
 JqSuspect *

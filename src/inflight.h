@@ -26,6 +26,8 @@ extern void jq_inflight_attach(int slot);
 extern void jq_inflight_mark(Oid db, int64 id);
 extern void jq_inflight_clear(void);
 
+/* has the job crashed the server, which is not in the table yet? */
+extern bool jq_inflight_is_suspect(Oid db, int64 id);
 /* the suspects of a database; palloc'd */
 extern JqSuspect *jq_inflight_suspects(Oid db, int *n);
 /* its crash has been recorded in the table */

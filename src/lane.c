@@ -583,12 +583,14 @@ jq_lane_which_lost(Oid db, Oid role, const char *queue, const JqItem *items,
 	for (i = 0; i < n; i++)
 	{
 		JqPos pos = jq_pos_make(items[i].priority, items[i].id);
+		uint32 ix =
+			lane < 0 ? JQ_NIL : lane_search(&jq_lanes[lane], pos, before);
 
-		lost[i] =
-			!jq_claim_pass_over(db, items[i].id) &&
-			(lane < 0 ||
-			 (lane_search(&jq_lanes[lane], pos, before) == JQ_NIL &&
-			  !jq_keylock_has(db, items[i].key, items[i].keylen, lane, pos)));
+		if (ix != JQ_NIL)
+			jq_entry_is_due(JQ_ENTRY(ix));
+		lost[i] = ix == JQ_NIL && !jq_claim_pass_over(db, items[i].id) &&
+				  (lane < 0 || !jq_keylock_has(db, items[i].key,
+											   items[i].keylen, lane, pos));
 	}
 	if (lane >= 0)
 		LWLockRelease(jq_lane_lock(lane));

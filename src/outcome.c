@@ -374,14 +374,12 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			}
 			jq_attempt_note_completed(a);
 			free_keys(a); /* model: KEY_UNTIL_COMMIT */
-			if (a->snoozed_until != 0)
+			JQ_PAUSE("worker-noted-end");
+			if (a->snoozed_until != 0 && !claim_ends_until(a->snoozed_until))
 			{
-				int dbix = jq_dir_db(MyDatabaseId, true);
-
-				/* what is claimed would be passed over when it is due */
-				jq_claim_end();
-				if (dbix >= 0)
-					jq_db_due(dbix, a->snoozed_until);
+				jq_publish_told();
+				end_failed(a, true);
+				break;
 			}
 			jq_publish_told();
 			break;

@@ -194,6 +194,13 @@ jq_flags_of_twins(uint8 flags, uint8 other)
 							  flags;
 }
 
+/* its row has a run_at, which the entry may not know of: it is older, perhaps */
+static inline void
+jq_entry_is_due(JqEntry *e)
+{
+	e->flags = jq_flags_of_twins(e->flags, JQ_E_DUE);
+}
+
 /* what is known of a job that another entry stands for as well: it stays known */
 static inline void
 jq_entry_add_reruns(JqEntry *e, const JqEntry *twin)

@@ -511,6 +511,7 @@ jq_attempt_in_batch(JqAttempt *a)
 		(jq_attempt_is_ordered(a) &&
 		 tried_before(a, t, &(JqPos){0}, &(TimestampTz){0})) ||
 		DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 ||
+		jq_inflight_is_suspect(MyDatabaseId, a->job->id) ||
 		!JQ_ROW_NULL(&row, JQ_COL_UNIQUE_KEY) ||
 		(kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL))
 	{
@@ -563,6 +564,8 @@ give_back_for_rerun(JqAttempt *a)
 	item.priority = a->job->pos.priority;
 	item.tid = a->job->tid;
 	item.flags = a->job->flags & (JQ_E_DUE | JQ_E_UNSURE | JQ_E_RERUNS);
+	if (!a->running) /* perhaps nobody has looked at the row */
+		item.flags = jq_flags_perhaps_due(item.flags);
 	item.key = a->job->key;
 	item.keylen = a->job->keylen;
 	return publish_claimed(a, a->role, a->queue, &item, DT_NOBEGIN) ? PARKED :
@@ -617,6 +620,7 @@ put_off_message(JqAttempt *a, JqRow *row)
 {
 	JqTable *t;
 	bool done = false;
+	bool cancelled = false;
 
 	jq_begin_bookkeeping();
 	MemoryContextSwitchTo(jq_job_context);
@@ -634,10 +638,10 @@ put_off_message(JqAttempt *a, JqRow *row)
 	{
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 		jq_unique_let_go();
-		jq_claim_end();
+		cancelled = !jq_claim_end_uncancelled();
 	}
 	RESUME_INTERRUPTS();
-	return done ? PARKED : give_back(a, row);
+	return cancelled ? RERUN : done ? PARKED : give_back(a, row);
 }
 
 /* the transaction of the attempt; errors are caught by the caller */
@@ -700,6 +704,14 @@ attempt_it(JqAttempt *a)
 			return give_back(a, &row);
 		return put_off_row(a, put_off);
 	}
+	if (jq_inflight_is_suspect(MyDatabaseId, a->job->id))
+	{
+		/* the scheduler records its crash before it can crash the server again */
+		UnregisterSnapshot(snapshot);
+		CommitTransactionCommand();
+		a->xid = InvalidTransactionId;
+		return DOUBTFUL_ROW;
+	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
 		!jq_keylock_mine(JQ_SUSPECT_DB, JQ_SUSPECT_KEY, strlen(JQ_SUSPECT_KEY)))
 	{
@@ -714,7 +726,7 @@ attempt_it(JqAttempt *a)
 			jq_unique_let_go();
 			UnregisterSnapshot(snapshot);
 			CommitTransactionCommand();
-			return PARKED;
+			return jq_claim_cancel_wanted() ? RERUN : PARKED;
 		}
 	}
 

@@ -251,13 +251,6 @@ scheduler_exit(int code, Datum arg)
 	jq_db_sched_detach(jq_sched_dbix, came_up);
 }
 
-static void
-serve_due(TimestampTz from)
-{
-	guarded(jq_sched_publish_due, from, JQ_REQ_DUE);
-	guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
-}
-
 /*
  * Rows that are due and had to leave memory, or just had to be looked for anew: what
  * is to be served then.  With room for them they are published again, together with
@@ -275,11 +268,9 @@ serve_lost(uint32 requests, JqFrom *from)
 		return requests | JQ_REQ_DUE | JQ_REQ_REFILL;
 	}
 	if (requests & JQ_REQ_DUE)
-		serve_due(from->due);
-	else
-		/* should the clock have been put back some are to come */
-		guarded(jq_sched_find_next_due, from->taken, JQ_REQ_DUE);
+		guarded(jq_sched_publish_due, from->due, JQ_REQ_DUE);
 	guarded(jq_sched_find_lost, from->taken, JQ_REQ_LOST);
+	guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
 	return (requests & ~JQ_REQ_DUE) | JQ_REQ_REFILL;
 }
 
@@ -308,7 +299,10 @@ serve(uint32 requests, JqFrom *from)
 	if (requests & (JQ_REQ_REFILL | JQ_REQ_DISCOVER))
 		guarded(jq_sched_refill, 0, JQ_REQ_REFILL);
 	if (requests & JQ_REQ_DUE)
-		serve_due(from->due);
+	{
+		guarded(jq_sched_publish_due, from->due, JQ_REQ_DUE);
+		guarded(jq_sched_find_next_due, 0, JQ_REQ_DUE);
+	}
 	if (requests & JQ_REQ_EXPIRY)
 	{
 		guarded(jq_sched_end_expired, from->expiry, JQ_REQ_EXPIRY);

@@ -65,7 +65,7 @@ extern void jq_sched_count(TimestampTz unused);
 extern void jq_sched_publish_due(TimestampTz from);
 extern void jq_sched_find_lost(TimestampTz upto);
 extern void jq_sched_end_expired(TimestampTz from);
-extern void jq_sched_find_next_due(TimestampTz after);
+extern void jq_sched_find_next_due(TimestampTz unused);
 extern void jq_sched_find_next_expiry(TimestampTz unused);
 extern void jq_sched_prune(TimestampTz unused);
 extern bool jq_sched_prune_more; /* the last call has left some */

@@ -98,23 +98,6 @@ settle_suspect(void *arg)
 							 suspect->id)));
 }
 
-/* it does not run, and crash the server again, before its crash is recorded */
-static void
-hold_suspect(void *arg)
-{
-	JqSuspect *suspect = arg;
-	JqTable *t = jq_sched_begin();
-	TransactionId xid;
-	JqRow row;
-
-	if (t != NULL && jq_row_fetch(t, suspect->id, NULL, NULL, &row, &xid,
-								  NULL) == JQ_FETCH_FOUND)
-		(void) jq_claim_hold_doubtful(MyDatabaseId, jq_row_lane_role(&row),
-									  jq_row_cstring(&row, JQ_COL_QUEUE),
-									  suspect->id, InvalidTransactionId);
-	jq_sched_commit();
-}
-
 void
 jq_sched_settle_suspects(TimestampTz unused)
 {
@@ -123,8 +106,8 @@ jq_sched_settle_suspects(TimestampTz unused)
 
 	(void) unused;
 	for (i = 0; i < n; i++)
-		if (!safely(settle_suspect, &list[i], JQ_REQ_FAILED))
-			(void) safely(hold_suspect, &list[i], JQ_REQ_FAILED);
+		/* if not now, then when a worker has taken it, and left it to us */
+		(void) safely(settle_suspect, &list[i], JQ_REQ_FAILED);
 }
 
 /* the job has crashed the server, and that could not be recorded yet */

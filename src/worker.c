@@ -111,6 +111,19 @@ jq_worker_role_changed(void)
 
 /* ------------------------------------------------------------------- exit */
 
+/* the job in hand goes to the scheduler, who records a cancel as such; false: there
+ * is no room for that */
+static bool
+leave_failed(void)
+{
+	return jq_claim_to_held(
+		JQ_HELD_FAILING, InvalidTransactionId,
+		jq_run_timed_out() ? "57014" : "57P01",
+		jq_run_timed_out() ?
+			"job timed out, and did not end when it was cancelled" :
+			"the worker was terminated while it ran the job");
+}
+
 static void
 worker_exit(int code, Datum arg)
 {
@@ -126,8 +139,7 @@ worker_exit(int code, Datum arg)
 	if (s->claim_lane >= 0)
 	{
 		char queue[JQ_QUEUE_NAME_MAX + 1];
-
-		bool cancelled = s->cancel_for == s->claim_pos.id;
+		bool left;
 		int queue_ix = jq_lanes[s->claim_lane].queue_ix;
 		JqQueueSettings settings;
 
@@ -141,17 +153,14 @@ worker_exit(int code, Datum arg)
 			jq_keylock_order_begin(args.db, s->claim_key, s->claim_keylen,
 								   queue, s->claim_pos, DT_NOEND);
 
-		if ((s->claim_state == JQ_CLAIM_RUNNING || cancelled) &&
-			jq_claim_to_held(
-				JQ_HELD_FAILING, InvalidTransactionId,
-				cancelled		   ? "CANCL" :
-				jq_run_timed_out() ? "57014" :
-									 "57P01",
-				jq_run_timed_out() ?
-					"job timed out, and did not end when it was cancelled" :
-					"the worker was terminated while it ran the job"))
-			;
-		else
+		left = s->claim_state == JQ_CLAIM_RUNNING && leave_failed();
+		if (!left)
+		{
+			/* before the claim: whoever takes the job now must not meet it */
+			jq_unique_let_go();
+			left = !jq_claim_end_uncancelled() && leave_failed();
+		}
+		if (!left)
 		{
 			JqItem item;
 
@@ -167,7 +176,6 @@ worker_exit(int code, Datum arg)
 			item.key = s->claim_key;
 			item.keylen = s->claim_keylen;
 			/* its key goes last, so that no later one passes it */
-			jq_unique_let_go();
 			jq_claim_end();
 			jq_lane_publish(args.db, args.role, queue, &item, 1);
 			jq_keylock_order_recorded(args.db, s->claim_key, s->claim_keylen,

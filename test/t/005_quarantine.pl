@@ -16,6 +16,11 @@ BEGIN
 	INSERT INTO ran (what) VALUES ('crash');
 	COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID';
 END $$;
+CREATE FUNCTION crash_at_gate(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM gate(args);
+	PERFORM crash();
+END $$;
 CREATE TABLE switch (crash boolean);
 INSERT INTO switch VALUES (true);
 CREATE FUNCTION crash_if() RETURNS void LANGUAGE plpgsql AS $$
@@ -145,6 +150,26 @@ property 'a crash that cannot be recorded yet is, before the job runs again; oth
 	is(crash_count() - $before, 1, 'one crash');
 	is(sql("SELECT crashes FROM jobqueue_job WHERE id = $id"), 0, 'which is not in its row');
 	let_crash("ROLLBACK PREPARED 'held'");
+	wait_state($id, 'dead');
+	is(crash_count() - $before, 2, 'after two crashes it is dead');
+	forget();
+};
+
+property 'also where the row was about to be deleted, and was not' => sub {
+	my $before = crash_count();
+	my $gate = close_gate(1);
+	my $id = enqueue('crash_at_gate', gate => 1, queue => 'q', max_attempts => 100);
+	wait_at_gate(1);
+	sql("SELECT jobqueue_pause('q')");
+	sql("BEGIN; DELETE FROM jobqueue_job WHERE id = $id; PREPARE TRANSACTION 'held'");
+	my $offset = crash_offset();
+	open_gate($gate);
+	wait_crash_restart($offset);
+	# a scheduler has been there
+	enqueue('note', what => 'n', run_at => '-infinity');
+	wait_for('SELECT count(*) = 1 FROM ran');
+	sql("ROLLBACK PREPARED 'held'");
+	let_crash("SELECT jobqueue_resume('q')");
 	wait_state($id, 'dead');
 	is(crash_count() - $before, 2, 'after two crashes it is dead');
 	forget();

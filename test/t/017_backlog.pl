@@ -31,8 +31,8 @@ END
 # properties that begin with nothing, even after a failure
 sub backlog_property
 {
-	my ($name, $code) = @_;
-	property($name, sub {
+	my ($name, $code, $how) = @_;
+	($how // \&property)->($name, sub {
 			sql('TRUNCATE effects, ran; SELECT jobqueue_sweep()');
 			$code->();
 		});
@@ -469,6 +469,53 @@ backlog_property 'a due job of a key with more jobs than memory keeps, of which 
 	open_gate($other);
 	check_effects(81);
 };
+
+backlog_property 'a job that became due while its key was in use, and had to leave memory, is found' => sub {
+	my $other = close_gate(2);
+
+	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
+	wait_at_gate(1);
+	my $job = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 0}', key => 'k', queue => 'due')});
+	wait_for(q{SELECT blocked = 1 FROM jobqueue_status WHERE queue = 'due'});
+	my $gate = stop_workers('r1');
+	# it waits for the key, and does not know that it is due
+	sql("SELECT jobqueue_reschedule($job, clock_timestamp() + interval '0.1 s')");
+	wait_for(q{SELECT ready = 1 FROM jobqueue_status WHERE queue = 'due'});
+	bulk(120, role => 'r1', queue => "'due'", p => -1);
+	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
+	open_gate($other);
+	wait_for(q{SELECT count(*) = 0 FROM jobqueue_job WHERE queue = 'gate' AND key = 'k'});
+	open_gate($gate);
+	check_effects(121);
+};
+
+backlog_property 'jobs that become due while others are looked for that had to leave memory are not lost' => sub {
+	my $gate = stop_workers('r1');
+
+	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 5}', queue => 'due', priority => 5, run_at => t + interval '0.5 s'))
+		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 80)");
+	wait_for(q{SELECT ready = 80 FROM jobqueue_status WHERE queue = 'due'});
+	arm('due-after-look');
+	sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 0}', queue => 'p', run_at => clock_timestamp() + interval '0.1 s')});
+	caught('due-after-look');
+	# some have to leave, and then there is room
+	bulk(60, role => 'r1', queue => "'due'", p => -1);
+	is(sql(q{SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job WHERE priority = -1 ORDER BY id DESC LIMIT 40) c}), 40, 'there is room');
+	arm('settings-after-snapshot');
+	sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 0}', queue => 'p', run_at => clock_timestamp() + interval '0.1 s')});
+	wait_for(q{SELECT max(run_at) < clock_timestamp() FROM jobqueue_job WHERE queue = 'p'});
+	sql(q{SELECT jobqueue_pause('zz')});
+	release('due-after-look');
+	caught('settings-after-snapshot');
+	# it is to look for what has left memory, and at what is due, with one that is not yet
+	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 4}', queue => 'due', priority => 4, run_at => t + interval '0.1 s'))
+		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 30)");
+	wait_for(q{SELECT max(run_at) < clock_timestamp() FROM jobqueue_job WHERE queue = 'due'});
+	release('settings-after-snapshot');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
+	open_gate($gate);
+	check_effects(132);
+}, \&paused_property;
 
 backlog_property 'due jobs of a key with more jobs than memory keeps are counted once, however often all that is due is looked at' => sub {
 	my $other = close_gate(2);

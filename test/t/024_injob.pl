@@ -120,40 +120,46 @@ foreach my $queue ('default', 'b')
 	};
 }
 
-paused_property 'a snoozed job can be cancelled until it has let go' => sub {
-	my $id;
+foreach my $point ('worker-after-commit', 'worker-noted-end')
+{
+	paused_property "a snoozed job can be cancelled until it has let go: at $point" => sub {
+		my $id;
 
-	arm('worker-after-commit');
-	$id = enqueue('snooze', args => '{"times": 1, "delay": "1 s"}');
-	caught('worker-after-commit');
-	is(sql("SELECT jobqueue_cancel($id)"), 't', 'it runs');
-	release('worker-after-commit');
-	wait_state($id, 'cancelled');
-	is(sql("SELECT count(*) FROM ran"), 1, 'what it had committed stays');
-	is(sql("SELECT count(*) FROM jobqueue_job"), 0, 'and it does not come again');
-	sql('DELETE FROM jobqueue_archive');
-	forget();
-};
+		arm($point);
+		$id = enqueue('snooze', args => '{"times": 1, "delay": "1 s"}');
+		caught($point);
+		is(sql("SELECT jobqueue_cancel($id)"), 't', 'it runs');
+		release($point);
+		wait_state($id, 'cancelled');
+		is(sql("SELECT count(*) FROM ran"), 1, 'what it had committed stays');
+		is(sql("SELECT count(*) FROM jobqueue_job"), 0, 'and it does not come again');
+		sql('DELETE FROM jobqueue_archive');
+		forget();
+	};
+}
 
-paused_property 'a snoozed job of a batch can be cancelled until it has let go' => sub {
-	my @ids;
+foreach my $point ('worker-after-commit', 'batch-noted-ends')
+{
+	paused_property "a snoozed job of a batch can be cancelled until it has let go: at $point" => sub {
+		my @ids;
 
-	sql(q{SELECT jobqueue_configure('c', batch => 20, max_running => 1), jobqueue_pause('c')});
-	@ids = map { enqueue('snooze', args => '{"times": 1, "delay": "1 s"}', queue => 'c', key => "k$_") } (1 .. 3);
-	arm('worker-after-commit');
-	sql(q{SELECT jobqueue_resume('c')});
-	caught('worker-after-commit');
-	is(sql('SELECT count(*) FROM ran'), 3, 'they have run together');
-	is(sql("SELECT jobqueue_cancel($ids[0]), jobqueue_cancel($ids[2])"), 't|t', 'they run');
-	release('worker-after-commit');
-	wait_state($ids[0], 'cancelled');
-	wait_state($ids[2], 'cancelled');
-	wait_drained();
-	is(sql("SELECT string_agg(n::text, ' ' ORDER BY job) FROM (SELECT job, count(*) AS n FROM ran GROUP BY 1) r"), '1 2 1', 'the other one comes again, they do not');
-	is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'no key is left');
-	sql('DELETE FROM jobqueue_archive');
-	forget();
-};
+		sql(q{SELECT jobqueue_configure('c', batch => 20, max_running => 1), jobqueue_pause('c')});
+		@ids = map { enqueue('snooze', args => '{"times": 1, "delay": "1 s"}', queue => 'c', key => "k$_") } (1 .. 3);
+		arm($point);
+		sql(q{SELECT jobqueue_resume('c')});
+		caught($point);
+		is(sql('SELECT count(*) FROM ran'), 3, 'they have run together');
+		is(sql("SELECT jobqueue_cancel($ids[0]), jobqueue_cancel($ids[2])"), 't|t', 'they run');
+		release($point);
+		wait_state($ids[0], 'cancelled');
+		wait_state($ids[2], 'cancelled');
+		wait_drained();
+		is(sql("SELECT string_agg(n::text, ' ' ORDER BY job) FROM (SELECT job, count(*) AS n FROM ran GROUP BY 1) r"), '1 2 1', 'the other one comes again, they do not');
+		is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'no key is left');
+		sql('DELETE FROM jobqueue_archive');
+		forget();
+	};
+}
 
 paused_property 'a discard whose record fails is still one' => sub {
 	my $id;

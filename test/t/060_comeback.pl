@@ -183,6 +183,49 @@ paused_property 'one that is cancelled when its failure has been recorded does n
 	forget();
 };
 
+paused_property 'a message that is cancelled when it is put off is not handled' => sub {
+	sql(q{CREATE FUNCTION handle(state jsonb, message jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+		BEGIN
+			IF message ? 'fail' THEN RAISE 'no'; END IF;
+			INSERT INTO ran (what) VALUES (coalesce(message->>'what', 'begin'));
+			RETURN state;
+		END $$});
+	sql(q{SELECT jobqueue_start_service('s', 'handle', '{}', max_restarts => 1)});
+	sql(q{SELECT jobqueue_send('s', '{"fail": 1}')});
+	wait_for(q{SELECT status = 'failed' FROM jobqueue_services WHERE name = 's'});
+	sql(q{SELECT jobqueue_cancel(id) FROM jobqueue_jobs WHERE args ? 'fail'});
+	arm('message-before-put-off');
+	sql(q{SELECT jobqueue_send('s', '{"what": "not wanted"}')});
+	caught('message-before-put-off');
+	my $job = sql(q{SELECT id FROM jobqueue_jobs WHERE args->>'what' = 'not wanted'});
+	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
+	release('message-before-put-off');
+	wait_for("SELECT state = 'cancelled' FROM jobqueue_jobs WHERE id = $job");
+	sql(q{SELECT jobqueue_start_service('s', 'handle', '{}')});
+	sql(q{SELECT jobqueue_send('s', '{"what": "next"}')});
+	wait_drained();
+	unlike(ran(), qr/not wanted/, 'it has not been handled');
+	sql(q{SELECT jobqueue_stop_service('s')});
+	wait_drained();
+	forget();
+};
+
+paused_property 'one that is cancelled when a consumer finds its row locked is not given to the next' => sub {
+	my $job = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'c')});
+	my ($s, $consumer) = (session(), session());
+
+	$s->query_safe("BEGIN; DELETE FROM jobqueue_job WHERE id = $job");
+	arm('fetch-taken');
+	send_sql($consumer, q{SELECT id FROM jobqueue_fetch('c')});
+	caught('fetch-taken');
+	is(sql("SELECT jobqueue_cancel($job)"), 't', 'it is cancelled');
+	release('fetch-taken');
+	unlike($consumer->query('SELECT 1'), qr/^$job$/m, 'it is not given');
+	$s->query_safe('ROLLBACK');
+	wait_drained();
+	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is cancelled');
+};
+
 paused_property 'one that others changed just before it was cancelled leaves nothing in memory' => sub {
 	my $s = session();
 
