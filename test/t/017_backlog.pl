@@ -489,32 +489,67 @@ backlog_property 'a job that became due while its key was in use, and had to lea
 	check_effects(121);
 };
 
-backlog_property 'jobs that become due while others are looked for that had to leave memory are not lost' => sub {
-	my $gate = stop_workers('r1');
+# as if time had gone by: memory is not told
+sub due_only_now
+{
+	my ($where) = @_;
 
-	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 5}', queue => 'due', priority => 5, run_at => t + interval '0.5 s'))
-		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 80)");
-	wait_for(q{SELECT ready = 80 FROM jobqueue_status WHERE queue = 'due'});
+	sql(<<END);
+BEGIN;
+ALTER TABLE jobqueue_job DISABLE TRIGGER jobqueue_job_guard;
+UPDATE jobqueue_job SET run_at = clock_timestamp() WHERE queue = 'due' AND $where;
+ALTER TABLE jobqueue_job ENABLE ALWAYS TRIGGER jobqueue_job_guard;
+COMMIT
+END
+}
+
+# so that nothing has to leave memory any more
+sub make_room
+{
+	is(sql(q{SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job WHERE priority = -1 LIMIT 30) c}), 30, 'there is room');
+}
+
+backlog_property 'jobs that became due, and had to leave memory, while others were published that are due are not lost' => sub {
+	my $gate = stop_workers('r1');
+	my $due = q{run_at => clock_timestamp() + interval '0.1 s'};
+
+	due_for_r1(80);
 	arm('due-after-look');
-	sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 0}', queue => 'p', run_at => clock_timestamp() + interval '0.1 s')});
+	sql_as('r1', qq{SELECT jobqueue_enqueue('effect', '{"p": -2}', queue => 'due', priority => -2, $due)});
 	caught('due-after-look');
-	# some have to leave, and then there is room
-	bulk(60, role => 'r1', queue => "'due'", p => -1);
-	is(sql(q{SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job WHERE priority = -1 ORDER BY id DESC LIMIT 40) c}), 40, 'there is room');
-	arm('settings-after-snapshot');
-	sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 0}', queue => 'p', run_at => clock_timestamp() + interval '0.1 s')});
-	wait_for(q{SELECT max(run_at) < clock_timestamp() FROM jobqueue_job WHERE queue = 'p'});
+	# next, the scheduler is to look for what has left memory, and for what is due
+	bulk(30, role => 'r1', queue => "'due'", p => -1);
+	sql_as('r1', qq{SELECT jobqueue_enqueue('effect', '{"p": -2}', queue => 'due', priority => -2, $due)});
+	wait_for(q{SELECT max(run_at) < clock_timestamp() FROM jobqueue_job WHERE priority = -2});
 	sql(q{SELECT jobqueue_pause('zz')});
+	arm('settings-after-snapshot');
 	release('due-after-look');
 	caught('settings-after-snapshot');
-	# it is to look for what has left memory, and at what is due, with one that is not yet
-	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 4}', queue => 'due', priority => 4, run_at => t + interval '0.1 s'))
-		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 30)");
-	wait_for(q{SELECT max(run_at) < clock_timestamp() FROM jobqueue_job WHERE queue = 'due'});
+	due_only_now('priority = 0');
+	arm('due-made-ready');
 	release('settings-after-snapshot');
+	caught('due-made-ready');
+	bulk(40, role => 'r1', queue => "'due'", p => -1);
+	make_room();
+	release('due-made-ready');
 	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
 	open_gate($gate);
-	check_effects(132);
+	check_effects(122);
+}, \&paused_property;
+
+backlog_property 'and while it is looked for what had to leave memory' => sub {
+	my $gate = stop_workers('r1');
+
+	due_for_r1(80);
+	arm('lost-begun');
+	bulk(60, role => 'r1', queue => "'due'", p => -1);
+	caught('lost-begun');
+	due_only_now('priority = 0');
+	make_room();
+	release('lost-begun');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
+	open_gate($gate);
+	check_effects(110);
 }, \&paused_property;
 
 backlog_property 'due jobs of a key with more jobs than memory keeps are counted once, however often all that is due is looked at' => sub {
