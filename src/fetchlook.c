@@ -38,15 +38,26 @@ jq_fetch_ready_at(const JqRow *row)
 	return DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT));
 }
 
+/* whose it is, though it is not given to anybody */
+static void
+describe(const JqTaken *job, const JqRow *row)
+{
+	jq_fetched_describe(job->id, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), 0,
+						DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT)),
+						jq_fetch_ready_at(row), NULL, 0);
+}
+
 /* it may be fetched when that transaction has ended, or in a while */
 static void
-hold_doubtful(const JqTaken *job, const char *queue, TransactionId xid)
+hold_doubtful(const JqTaken *job, const JqRow *row, const char *queue,
+			  TransactionId xid)
 {
 	/* without room to note it, its turn comes again; a cancel of it is not
 	 * forgotten with the claim */
 	bool noted = jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
 										job->id, xid);
 
+	describe(job, row);
 	jq_fetchxact_drop(job->id, noted ? JQ_THEN_TABLE : JQ_THEN_LANE);
 	if (noted)
 		jq_db_request(jq_lanes[job->lane].dbix, JQ_REQ_FAILED);
@@ -118,9 +129,7 @@ end_refused(JqTable *t, const JqTaken *job, const JqRow *row,
 {
 	JqFetched f;
 
-	jq_fetched_describe(job->id, DatumGetObjectId(JQ_ROW(row, JQ_COL_OWNER)), 0,
-						DatumGetTimestampTz(JQ_ROW(row, JQ_COL_ENQUEUED_AT)),
-						jq_fetch_ready_at(row), NULL, 0);
+	describe(job, row);
 	jq_fetchxact_pin(job->id, NULL, false, &f);
 	switch (jq_unique_refuse(t, job->id, refusal))
 	{
@@ -154,7 +163,7 @@ look_at_unique(JqTable *t, const JqTaken *job, const char *queue,
 		case JQ_UNIQUE_AGAIN:
 			return JQ_LOOK_GIVE;
 		case JQ_UNIQUE_LATER:
-			hold_doubtful(job, queue, InvalidTransactionId);
+			hold_doubtful(job, row, queue, InvalidTransactionId);
 			break;
 		case JQ_UNIQUE_FULL:
 			jq_fetchxact_drop(job->id, JQ_THEN_LANE);
@@ -223,7 +232,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 			RESUME_INTERRUPTS();
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_DOUBTFUL:
-			hold_doubtful(job, queue, xid);
+			hold_doubtful(job, row, queue, xid);
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_FOUND:
 			break;

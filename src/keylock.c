@@ -744,7 +744,8 @@ jq_keylock_has(Oid db, const char *key, int len, int lane, JqPos pos)
 	has = k != NULL && answers(k, pos);
 	for (ix = k != NULL ? k->first : JQ_NIL; ix != JQ_NIL && !has;
 		 ix = JQ_ENTRY(ix)->next[0])
-		if (JQ_ENTRY(ix)->lane == lane && JQ_ENTRY(ix)->id == pos.id)
+		if (JQ_ENTRY(ix)->lane == lane &&
+			jq_pos_cmp(JQ_ENTRY_POS(ix), pos) == 0)
 		{
 			jq_entry_is_due(JQ_ENTRY(ix));
 			has = true;

@@ -114,8 +114,8 @@ extern void jq_keylock_release_all(void);
  * It does from now on, too: nobody else need know of the row.
  */
 extern bool jq_keylock_answers(Oid db, const char *key, int len, JqPos pos);
-/* or does the job, whose row is due, wait for the key in memory, in that lane?  Its
- * entry, which may be older than the row's run_at, is told of that. */
+/* or does the job, whose row is due, wait for the key in memory, at that place of that
+ * lane?  Its entry, which may be older than the row's run_at, is told of that. */
 extern bool jq_keylock_has(Oid db, const char *key, int len, int lane,
 						   JqPos pos);
 /* the row leaves memory: is it the key that answers for it from now on? */

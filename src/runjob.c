@@ -493,6 +493,8 @@ jq_attempt_in_batch(JqAttempt *a)
 	TimestampTz run_at;
 	char kind;
 	int nest;
+	/* before the row: what it says of crashes may be recorded just now */
+	bool suspect = jq_inflight_is_suspect(MyDatabaseId, a->job->id);
 
 	/* as at the start of a transaction: a lock that an earlier job has left
 	 * would keep what others have committed from being noticed */
@@ -510,8 +512,7 @@ jq_attempt_in_batch(JqAttempt *a)
 		!matches(a, &row, &item, &run_at) || has_expired(a, &row) ||
 		(jq_attempt_is_ordered(a) &&
 		 tried_before(a, t, &(JqPos){0}, &(TimestampTz){0})) ||
-		DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 ||
-		jq_inflight_is_suspect(MyDatabaseId, a->job->id) ||
+		DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 || suspect ||
 		!JQ_ROW_NULL(&row, JQ_COL_UNIQUE_KEY) ||
 		(kind != JQ_KIND_FUNCTION && kind != JQ_KIND_SQL))
 	{
@@ -654,6 +655,7 @@ attempt_it(JqAttempt *a)
 	JqFetch fetch;
 	char kind;
 	TimestampTz put_off;
+	bool suspect;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -666,6 +668,8 @@ attempt_it(JqAttempt *a)
 		jq_dir_purge_db(MyDatabaseId);
 		return DROPPED;
 	}
+	/* before the row: what it says of crashes may be recorded just now */
+	suspect = jq_inflight_is_suspect(MyDatabaseId, a->job->id);
 	fetch = jq_row_fetch(t, a->job->id, &a->job->tid, GetTransactionSnapshot(),
 						 &row, &a->xid, &snapshot);
 	if (fetch != JQ_FETCH_FOUND)
@@ -704,7 +708,7 @@ attempt_it(JqAttempt *a)
 			return give_back(a, &row);
 		return put_off_row(a, put_off);
 	}
-	if (jq_inflight_is_suspect(MyDatabaseId, a->job->id))
+	if (suspect)
 	{
 		/* the scheduler records its crash before it can crash the server again */
 		UnregisterSnapshot(snapshot);

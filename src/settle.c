@@ -200,9 +200,9 @@ settle_failing(void *arg)
 	f.reason = discarded ? h->error : NULL;
 	f.started_at = h->started_at;
 	t = jq_sched_begin();
-	if (t != NULL && cancelled)
-		jq_archive(t, h->id, "cancelled", "cancelled while it ran",
-				   h->started_at, (Datum) 0);
+	if (t != NULL && cancelled) /* unless it had ended, which has been told */
+		cancelled = jq_archive(t, h->id, "cancelled", "cancelled while it ran",
+							   h->started_at, (Datum) 0);
 	else if (t != NULL)
 		recorded = jq_record_failure(t, h->id, &f, &run_at);
 	HOLD_INTERRUPTS();
@@ -270,7 +270,8 @@ settle_lost(void *arg)
 	if (t != NULL && h->leased)
 		jq_lease_delete(t, h->id);
 	if (t != NULL && cancelled)
-		jq_archive(t, h->id, "cancelled", text, h->started_at, (Datum) 0);
+		cancelled =
+			jq_archive(t, h->id, "cancelled", text, h->started_at, (Datum) 0);
 	else if (t != NULL)
 		recorded = jq_record_failure(t, h->id, &f, &run_at);
 	HOLD_INTERRUPTS();

@@ -18,7 +18,8 @@ END
 sql(<<'END');
 CREATE ROLE r1 LOGIN;
 CREATE ROLE r2 LOGIN;
-SELECT jobqueue_grant('r1', 'use'), jobqueue_grant('r2', 'use');
+CREATE ROLE r3 LOGIN;
+SELECT jobqueue_grant('r1', 'use'), jobqueue_grant('r2', 'use'), jobqueue_grant('r3', 'use');
 CREATE TABLE effects (
 	n bigint GENERATED ALWAYS AS IDENTITY,
 	job bigint, p int, attempt int, queue text, role name DEFAULT current_user);
@@ -487,6 +488,28 @@ backlog_property 'a job that became due while its key was in use, and had to lea
 	wait_for(q{SELECT count(*) = 0 FROM jobqueue_job WHERE queue = 'gate' AND key = 'k'});
 	open_gate($gate);
 	check_effects(121);
+};
+
+backlog_property 'and one whose entry that waits for the key has its old priority' => sub {
+	my $other = close_gate(2);
+
+	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
+	wait_at_gate(1);
+	my $job = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 5}', key => 'k', queue => 'due', priority => 5)});
+	wait_for(q{SELECT blocked = 1 FROM jobqueue_status WHERE queue = 'due'});
+	my $gate = stop_workers('r1');
+	sql("SELECT jobqueue_reschedule($job, clock_timestamp() + interval '0.2 s')");
+	sql("SELECT jobqueue_reprioritize($job, 0)");
+	wait_for(q{SELECT ready = 1 FROM jobqueue_status WHERE queue = 'due'});
+	bulk(120, role => 'r1', queue => "'due'", p => -1);
+	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
+	# the key has no room for that entry any more
+	bulk(40, role => 'r3', queue => "'rest'", p => 1, key => "'k'");
+	wait_for(q{SELECT blocked = 40 FROM jobqueue_status WHERE queue = 'rest'});
+	open_gate($gate);
+	wait_for('SELECT count(*) >= 120 FROM effects');
+	open_gate($other);
+	check_effects(161);
 };
 
 # as if time had gone by: memory is not told

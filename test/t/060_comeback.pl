@@ -224,6 +224,34 @@ paused_property 'one that is cancelled when a consumer finds its row locked is n
 	$s->query_safe('ROLLBACK');
 	wait_drained();
 	is(sql("SELECT state FROM jobqueue_jobs WHERE id = $job"), 'cancelled', 'and is cancelled');
+	is(sql("SELECT owner = current_user::regrole FROM jobqueue_recent WHERE id = $job"), 't', 'which its owner is told');
+};
+
+paused_property 'one that was cancelled too late, whose worker was terminated then, has completed' => sub {
+	my $s = session();
+
+	arm('worker-before-commit');
+	my $job = enqueue('note', what => 'done');
+	my $pid = caught('worker-before-commit');
+	arm('control-looked');
+	send_sql($s, "SELECT jobqueue_cancel($job)");
+	caught('control-looked');
+	arm('worker-after-commit');
+	release('worker-before-commit');
+	caught('worker-after-commit');
+	release('control-looked');
+	$s->query('SELECT 1');
+	arm('scheduler-before-record');
+	sql("SELECT pg_terminate_backend($pid)");
+	release('worker-after-commit');
+	caught('scheduler-before-record');
+	release('scheduler-before-record');
+	# the scheduler is done with it
+	enqueue('note', what => 'next', run_at => sql(q{SELECT clock_timestamp() + interval '10 ms'}));
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'next'});
+	wait_drained();
+	is(sql("SELECT string_agg(outcome, ' ') FROM jobqueue_recent WHERE id = $job"), 'completed', 'that is what is told');
+	forget();
 };
 
 paused_property 'one that others changed just before it was cancelled leaves nothing in memory' => sub {
