@@ -148,7 +148,10 @@ record_failure(JqAttempt *a, TimestampTz *run_at)
 	return recorded;
 }
 
-/* the row says when it goes on; false: not at all, it has been cancelled since */
+/*
+ * The row says when it goes on, and nobody has it claimed by then: what is claimed
+ * would be passed over.  false: it is claimed still, as it has been cancelled since.
+ */
 static bool
 claim_ends_until(TimestampTz run_at)
 {
