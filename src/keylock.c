@@ -747,7 +747,7 @@ jq_keylock_has(Oid db, const char *key, int len, int lane, JqPos pos)
 		if (JQ_ENTRY(ix)->lane == lane &&
 			jq_pos_cmp(JQ_ENTRY_POS(ix), pos) == 0)
 		{
-			jq_entry_is_due(JQ_ENTRY(ix));
+			jq_entry_is_due(JQ_ENTRY(ix)); /* model: TOLD */
 			has = true;
 		}
 	LWLockRelease(jq_key_partition(hash));

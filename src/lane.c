@@ -587,7 +587,7 @@ jq_lane_which_lost(Oid db, Oid role, const char *queue, const JqItem *items,
 			lane < 0 ? JQ_NIL : lane_search(&jq_lanes[lane], pos, before);
 
 		if (ix != JQ_NIL)
-			jq_entry_is_due(JQ_ENTRY(ix));
+			jq_entry_is_due(JQ_ENTRY(ix)); /* model: TOLD */
 		lost[i] = ix == JQ_NIL && !jq_claim_pass_over(db, items[i].id) &&
 				  (lane < 0 || !jq_keylock_has(db, items[i].key,
 											   items[i].keylen, lane, pos));

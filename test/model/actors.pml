@@ -308,6 +308,7 @@ proctype session()
 
 	ep = ncrash;
 	{
+#ifndef HELD				/* it has had it from the beginning */
 		d_step {
 			nwaiting();
 			if
@@ -321,6 +322,7 @@ proctype session()
 		:: (holder == SESS) -> skip
 		:: true											/* gives up: time-out, exit */
 		fi;
+#endif
 		/* jq_key_session_leave, or jq_keywait_given and a release */
 		d_step {
 #ifndef NO_GIVE_BACK
@@ -818,6 +820,10 @@ start:
 					:: OUT(j) -> passed[j] = true
 					:: else
 					fi;
+#ifndef NO_TOLD
+					if :: ent[j] & IN -> ent[j] = ent[j] | EDUE :: else fi;
+					if :: par[j] & IN -> par[j] = par[j] | EDUE :: else fi;
+#endif
 					j = 0 }
 			:: else -> break
 			od;

@@ -271,6 +271,9 @@ proctype monitor()			/* nothing can move any more */
 
 init {
 	atomic {
+#ifdef HELD
+		holder = SESS;
+#endif
 		need = true; discover = true; cut[0] = NJ; cut[1] = NJ; kF = NJ; kcut = NJ;
 		want[0] = true; want[1] = (NL == 2);
 		run monitor();

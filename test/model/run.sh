@@ -108,6 +108,7 @@ shared='-DNJ=3 -DLANE1=2 -DLIM0=2'
 keyset='-DNJ=3 -DNW=3 -DLIM0=1 -DSET0=3 -DLONG=3'
 order='-DORDERED=1 -DNFAIL=1'
 suspects='-DNJ=3 -DSUSPECT=3 -DLIM0=2 -DLONG=3'
+told='-DNW=1 -DC0=2 -DC1=1 -DKEYED=2 -DSESSION -DHELD -DCAP=2 -DCANCEL=1 -DRESCHEDULE'
 starve='-DC0=1 -DC1=2 -DLANE1=2 -DCAP=1'
 room='-DWAITS=0 -DKEY1=2 -DNKEYS=1 -DMAX=2'	# two unique_keys, one digest
 
@@ -139,6 +140,7 @@ room='-DWAITS=0 -DKEY1=2 -DNKEYS=1 -DMAX=2'	# two unique_keys, one digest
 	check keys ok $keys
 	check session ok $session
 	check session_cancel ok $session -DCANCEL=1
+	check told ok $told
 	model=limits
 	check places ok
 	check places_exits ok -DNEXIT=1
@@ -216,6 +218,7 @@ room='-DWAITS=0 -DKEY1=2 -DNKEYS=1 -DMAX=2'	# two unique_keys, one digest
 	check no_EXIT_KEY caught $one -DKEYED=1 -DNEXIT=1 -DNO_EXIT_KEY
 	check no_GIVE_BACK caught $session -DNO_GIVE_BACK
 	check no_KEY_ASK caught $session -DNO_KEY_ASK
+	check no_TOLD caught $told -DNO_TOLD
 	check no_DROPPED caught $session -DCANCEL=1 -DNO_DROPPED
 	model=limits
 	check no_JOIN_LOOK caught -DNO_JOIN_LOOK
