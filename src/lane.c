@@ -227,7 +227,7 @@ lane_lose(JqLane *l, JqPos pos, uint8 flags)
 	lane_lower(l, pos, pos.id);
 }
 
-static void lane_evict_last(JqLane *l);
+static void lane_evict_one(JqLane *l);
 static int lane_lock_by_name(Oid db, Oid role, const char *queue, bool create);
 
 /* nothing that stays may stand behind what is not known */
@@ -236,7 +236,7 @@ lane_trim(JqLane *l)
 {
 	while (!l->filling && l->tail[0] != JQ_NIL &&
 		   jq_pos_cmp(JQ_ENTRY_POS(l->tail[0]), l->frontier) >= 0)
-		lane_evict_last(l);
+		lane_evict_one(l);
 }
 
 /* an entry that is in nobody's hands any more: the table has its row */
@@ -290,13 +290,20 @@ lane_relieve_waiters(JqLane *l, uint32 ix, bool keep)
 
 /* give up the largest entry, and whoever counts on it */
 static void
-lane_evict_last(JqLane *l)
+lane_evict_one(JqLane *l)
 {
 	uint32 ix = l->tail[0];
 
 	lane_unlink(l, ix);
 	lane_relieve_waiters(l, ix, false);
 	lane_forget(l, ix);
+}
+
+/* and what may not stay then */
+static void
+lane_evict_last(JqLane *l)
+{
+	lane_evict_one(l);
 	lane_trim(l);
 }
 
