@@ -14,7 +14,7 @@ use Test::More;
 my $cells = 4096;
 
 new_node('wait_ends', streaming => 1,
-	conf => "max_connections = 330\njobqueue.max_workers = 4\njobqueue.max_workers_per_role = 4\n");
+	conf => "max_connections = 330\nshared_buffers = 16MB\njobqueue.max_workers = 4\njobqueue.max_workers_per_role = 4\n");
 sql(<<'END');
 CREATE FUNCTION answer(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT args $$;
 CREATE SEQUENCE tries;
