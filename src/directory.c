@@ -613,7 +613,7 @@ jq_dir_make_place(Oid db, Oid role)
 	int *count = palloc0(jq_shared->nlanes * sizeof(int)); /* of groups */
 	int greedy = -1;
 	int mine = 0;
-	int dbix = -1;
+	int other = -1; /* the database whose lane it was, if it is not this one */
 	bool done = false;
 	int i;
 
@@ -636,13 +636,13 @@ jq_dir_make_place(Oid db, Oid role)
 			if (OidIsValid(jq_lanes[i].db) && jq_lanes[i].group == greedy &&
 				lane_is_free(&jq_lanes[i]))
 			{
-				dbix = jq_lanes[i].dbix;
+				/* the caller looks anyway */
+				other = jq_lanes[i].db != db ? jq_lanes[i].dbix : -1;
 				done = give_up(i);
 			}
 	LWLockRelease(jq_lock(JQ_LOCK_DIR));
-	/* the caller looks anyway */
-	if (done && jq_dbs[dbix].oid != db)
-		jq_db_request(dbix, JQ_REQ_DISCOVER);
+	if (done && other >= 0)
+		jq_db_request(other, JQ_REQ_DISCOVER);
 	pfree(count);
 	return done;
 }

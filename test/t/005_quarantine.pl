@@ -169,7 +169,13 @@ property 'also where the row was about to be deleted, and was not' => sub {
 	enqueue('note', what => 'n', run_at => '-infinity');
 	wait_for('SELECT count(*) = 1 FROM ran');
 	sql("ROLLBACK PREPARED 'held'");
-	let_crash("SELECT jobqueue_resume('q')");
+	$gate = close_gate(1);
+	sql("SELECT jobqueue_resume('q')");
+	wait_at_gate(1);
+	is(sql("SELECT crashes FROM jobqueue_job WHERE id = $id"), 1, 'it is in its row when it runs again');
+	$offset = crash_offset();
+	open_gate($gate);
+	wait_crash_restart($offset);
 	wait_state($id, 'dead');
 	is(crash_count() - $before, 2, 'after two crashes it is dead');
 	forget();

@@ -63,6 +63,16 @@ sub stop_workers
 	return $gate;
 }
 
+# a job of r2 runs that has the key k
+sub use_key
+{
+	my $gate = close_gate(2);
+
+	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
+	wait_at_gate(1);
+	return $gate;
+}
+
 sub check_effects
 {
 	my ($count) = @_;
@@ -434,10 +444,8 @@ backlog_property 'jobs that were due and had to give way while somebody has thei
 };
 
 backlog_property 'a due job of a key with more jobs than memory keeps is found when it had to leave memory' => sub {
-	my $other = close_gate(2);
+	my $other = use_key();
 
-	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
-	wait_at_gate(1);
 	my $late = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 5}', key => 'k', queue => 'due', priority => 5, run_at => clock_timestamp() + interval '1 h')});
 	bulk(80, role => 'r1', queue => "'due'", key => "'k'");
 	wait_for(q{SELECT blocked = 80 FROM jobqueue_status WHERE queue = 'due'});
@@ -455,10 +463,8 @@ backlog_property 'a due job of a key with more jobs than memory keeps is found w
 };
 
 backlog_property 'a due job of a key with more jobs than memory keeps, of which the key did not know, is found' => sub {
-	my $other = close_gate(2);
+	my $other = use_key();
 
-	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
-	wait_at_gate(1);
 	# before all that wait for the key, and nobody else knows of it
 	sql_as('r1', q{BEGIN; SELECT jobqueue_enqueue('effect', '{"p": 5}', key => 'k', queue => 'due', priority => 5, run_at => clock_timestamp() + interval '10 ms'); PREPARE TRANSACTION 'late'});
 	bulk(80, role => 'r1', queue => "'due'", key => "'k'");
@@ -472,10 +478,8 @@ backlog_property 'a due job of a key with more jobs than memory keeps, of which 
 };
 
 backlog_property 'a job that became due while its key was in use, and had to leave memory, is found' => sub {
-	my $other = close_gate(2);
+	my $other = use_key();
 
-	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
-	wait_at_gate(1);
 	my $job = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 0}', key => 'k', queue => 'due')});
 	wait_for(q{SELECT blocked = 1 FROM jobqueue_status WHERE queue = 'due'});
 	my $gate = stop_workers('r1');
@@ -491,10 +495,8 @@ backlog_property 'a job that became due while its key was in use, and had to lea
 };
 
 backlog_property 'and one whose entry that waits for the key has its old priority' => sub {
-	my $other = close_gate(2);
+	my $other = use_key();
 
-	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
-	wait_at_gate(1);
 	my $job = sql_as('r1', q{SELECT jobqueue_enqueue('effect', '{"p": 5}', key => 'k', queue => 'due', priority => 5)});
 	wait_for(q{SELECT blocked = 1 FROM jobqueue_status WHERE queue = 'due'});
 	my $gate = stop_workers('r1');
@@ -576,10 +578,8 @@ backlog_property 'and while it is looked for what had to leave memory' => sub {
 }, \&paused_property;
 
 backlog_property 'due jobs of a key with more jobs than memory keeps are counted once, however often all that is due is looked at' => sub {
-	my $other = close_gate(2);
+	my $other = use_key();
 
-	enqueue('gate', gate => 2, role => 'r2', key => 'k', queue => 'gate');
-	wait_at_gate(1);
 	sql_as('r1', "SELECT count(jobqueue_enqueue('effect', '{\"p\": 0}', key => 'k', queue => 'due', run_at => t + interval '0.5 s'))
 		FROM (SELECT clock_timestamp() AS t OFFSET 0) x, generate_series(1, 80)");
 	wait_for(q{SELECT blocked = 80 FROM jobqueue_status WHERE queue = 'due'});
@@ -630,6 +630,24 @@ backlog_property 'due jobs of another database that have to give way are counted
 	open_gate($gate);
 	check_effects(300);
 	sql('DROP DATABASE other WITH (FORCE)');
+};
+
+property 'a queue with as many jobs as memory keeps is given up without much stack' => sub {
+	my $limit = PostgreSQL::Test::Utils::slurp_file("/proc/$$/limits") =~ /^Max stack size\s+(\w+)/m ? $1 : die;
+	my $crash = crash_offset();
+
+	# a server inherits it
+	system_or_bail('prlimit', "--pid=$$", '--stack=1048576:');
+	set_conf('jobqueue.max_ready_jobs' => 100000);
+	node()->restart;
+	system_or_bail('prlimit', "--pid=$$", "--stack=$limit:");
+	sql(q{SELECT jobqueue_pause('many')});
+	sql(q{SELECT count(jobqueue_enqueue('effect', '{"p": 0}', queue => 'many')) FROM generate_series(1, 90000)});
+	wait_for(q{SELECT ready = 90000 AND NOT estimated FROM jobqueue_status WHERE queue = 'many'});
+	sql(q{SELECT jobqueue_reprioritize_where('many', NULL, NULL, 1)});
+	wait_for(q{SELECT ready = 90000 AND NOT estimated FROM jobqueue_status WHERE queue = 'many'});
+	unlike(slurp_file(node()->logfile, $crash), qr/terminated by signal/, 'no process has crashed');
+	sql(q{SELECT jobqueue_cancel_where('many', NULL, NULL)});
 };
 
 done_testing();
