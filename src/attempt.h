@@ -82,6 +82,8 @@ extern void jq_attempt_done(void);
 extern bool jq_attempt_was_cancelled(JqVerdict verdict);
 /* completed: into the ring and the counters */
 extern void jq_attempt_note_completed(JqAttempt *a);
+/* the claim ends, and the row says when it goes on; false: it has been cancelled */
+extern bool jq_attempt_ends_until(const JqAttempt *a, TimestampTz run_at);
 /* the attempt is over; see jq_run_claimed */
 extern void jq_attempt_settle(JqAttempt *a, JqVerdict verdict);
 extern void jq_attempt_cancelled(JqAttempt *a);

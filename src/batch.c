@@ -155,9 +155,13 @@ end_snoozed(int done, bool *cancelled)
 		jq_claim_pick(&jobs[i]);
 		cancelled[i] = !jq_claim_end_uncancelled();
 		if (cancelled[i])
+		{
 			jq_claim_put_aside();
-		else
-			due = Min(due, attempts[i].snoozed_until);
+			continue;
+		}
+		if (jq_claim_was_passed())
+			jq_publish_unsure(MyDatabaseId, jobs[i].id);
+		due = Min(due, attempts[i].snoozed_until);
 	}
 	if (due != DT_NOEND)
 	{
@@ -387,6 +391,8 @@ jq_batch_give_back(void)
 		item.keylen = jobs[i].keylen;
 		/* it finds its key held until the exit hook has let go of all */
 		jq_lane_publish(db, role, queue, &item, 1);
+		if (jq_claim_was_passed())
+			jq_publish_unsure(db, jobs[i].id);
 	}
 	njobs = 0;
 }

@@ -32,6 +32,7 @@
 #include "fetched.h"
 #include "keylock.h"
 #include "lane.h"
+#include "publish.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 
@@ -107,10 +108,10 @@ jq_claim_count_down(Oid db, int64 id)
 
 /* by an outside consumer? */
 static bool
-claimed_by_consumer(Oid db, int64 id)
+claimed_by_consumer(Oid db, int64 id, bool pass)
 {
 	return pg_atomic_read_u32(claim_count(db, id)) != 0 &&
-		   jq_fetched_has(db, id);
+		   (pass ? jq_fetched_pass_over(db, id) : jq_fetched_has(db, id));
 }
 
 static void
@@ -135,7 +136,19 @@ other_of_slot(int slot, int64 id)
 }
 
 static bool
-claimed_by_slot(Oid db, int64 id)
+is_of_slot(int slot, Oid db, int64 id)
+{
+	JqClaimCell *c = &jq_claim_cells[slot];
+
+	if (c->id == id && c->db == db)
+		return true;
+	/* it may have gone to the others after we looked */
+	pg_read_barrier();
+	return c->nothers > 0 && c->db == db && other_of_slot(slot, id) >= 0;
+}
+
+static bool
+claimed_by_slot(Oid db, int64 id, bool pass)
 {
 	int i;
 
@@ -143,13 +156,14 @@ claimed_by_slot(Oid db, int64 id)
 		return false;
 	for (i = 0; i < jq_shared->nslots; i++)
 	{
-		JqClaimCell *c = &jq_claim_cells[i];
-
-		if (c->id == id && c->db == db)
+		if (!is_of_slot(i, db, id))
+			continue;
+		if (!pass)
 			return true;
-		/* it may have gone to the others after we looked */
-		pg_read_barrier();
-		if (c->nothers > 0 && c->db == db && other_of_slot(i, id) >= 0)
+		jq_slots[i].claim_passed = true;
+		/* whose claim has not ended by now sees that: jq_claim_was_passed() */
+		pg_memory_barrier();
+		if (is_of_slot(i, db, id))
 			return true;
 	}
 	return false;
@@ -161,7 +175,7 @@ is_out(Oid db, int64 id, bool pass)
 	JqHeld key;
 	JqHeld *h;
 
-	if (claimed_by_slot(db, id) || claimed_by_consumer(db, id))
+	if (claimed_by_slot(db, id, pass) || claimed_by_consumer(db, id, pass))
 		return true;
 	if (pg_atomic_read_u32(&jq_shared->nheld) == 0)
 		return false;
@@ -194,7 +208,7 @@ jq_claim_has(Oid db, int64 id)
 	JqHeld *h;
 	bool has;
 
-	if (claimed_by_slot(db, id) || claimed_by_consumer(db, id))
+	if (claimed_by_slot(db, id, false) || claimed_by_consumer(db, id, false))
 		return true;
 	if (pg_atomic_read_u32(&jq_shared->nheld) == 0)
 		return false;
@@ -264,6 +278,13 @@ jq_claim_end_uncancelled(void)
 	return ended;
 }
 
+bool
+jq_claim_was_passed(void)
+{
+	pg_memory_barrier();
+	return jq_slots[jq_my_slot].claim_passed;
+}
+
 /* lane lock of the claim held */
 static void
 put_aside(JqSlot *s)
@@ -292,9 +313,12 @@ claim_set(JqSlot *s, const JqClaimed *job, Oid db)
 	s->claim_pos = job->pos;
 	s->claim_tid = job->tid;
 	s->claim_flags = job->flags & ~JQ_E_UNPARKED;
+	if (jq_claim_cells[jq_my_slot].nothers == 0)
+		s->claim_passed = false;
 	s->claim_keylen = job->keylen;
 	memcpy(s->claim_key, job->key, job->keylen);
 	s->cancel_for = 0;
+	pg_write_barrier(); /* claim_passed before that */
 	jq_claim_cells[jq_my_slot].db = db;
 	jq_claim_cells[jq_my_slot].id = job->id;
 }
@@ -611,6 +635,8 @@ jq_claim_take_turn(JqClaimed *job)
 	settle(s);
 	if (spill)
 		jq_lane_lose(db, role, queue, job->pos, job->flags);
+	if (!taken && jq_claim_was_passed())
+		jq_publish_unsure(db, job->id);
 	return taken;
 }
 
@@ -778,9 +804,9 @@ jq_claim_hold(Oid db, Oid role, const char *queue, int64 id)
 		LWLockRelease(jq_lane_lock(lane));
 		jq_dir_forget();
 	}
-	if (claimed_by_slot(db, id))
+	if (claimed_by_slot(db, id, false))
 		result = JQ_HOLD_RUNNING;
-	else if (claimed_by_consumer(db, id))
+	else if (claimed_by_consumer(db, id, false))
 	{
 		JqFetched f;
 

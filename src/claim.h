@@ -72,8 +72,11 @@ extern void jq_claim_init(void);
 /* Is the job claimed?  Any lock but JQ_LOCK_CLAIM may be held. */
 extern bool jq_claim_is_out(Oid db, int64 id);
 /*
- * The same, by one who has met it and leaves it to whoever has it, for memory not
- * to know it otherwise: jq_claim_unhold() will tell.
+ * The same, by one who has met it, or its row, and leaves it to whoever has it, for
+ * memory not to know it otherwise.  The row may have been changed since the claim
+ * was taken: so whoever ends the claim on a job that is to go on asks whether
+ * anybody has passed over it (jq_claim_unhold, jq_claim_was_passed, JqFetched), and
+ * then has the row looked at (jq_publish_unsure).  model: PASSED
  */
 extern bool jq_claim_pass_over(Oid db, int64 id);
 
@@ -137,6 +140,11 @@ extern JqHoldResult jq_claim_hold(Oid db, Oid role, const char *queue,
 								  int64 id);
 /* true: somebody has passed over it */
 extern bool jq_claim_unhold(Oid db, int64 id);
+/*
+ * The claim of this process has ended, and its next one not begun: has anybody
+ * passed over the job, or over another one of the batch, while it was claimed?
+ */
+extern bool jq_claim_was_passed(void);
 /* the database has no jobs any more: nobody is to look at what is left of them */
 extern void jq_claim_purge(Oid db);
 /* copy of the entries of a database that the scheduler works on; palloc'd */

@@ -46,7 +46,7 @@ jq_look_prepare(JqTable *t)
 }
 
 void
-jq_look_again(JqTable *t, int64 id, Oid role, const char *queue)
+jq_look_again(JqTable *t, int64 id)
 {
 	Assert(InterruptHoldoffCount > 0);
 	PG_TRY();
@@ -60,12 +60,8 @@ jq_look_again(JqTable *t, int64 id, Oid role, const char *queue)
 	}
 	PG_CATCH();
 	{
-		int dbix = jq_dir_db(MyDatabaseId, true);
-
-		/* if it is there, it is found: ready in its lane, or due */
-		jq_lane_spill(MyDatabaseId, role, queue, JQ_POS_NOTHING, 0, 0);
-		if (dbix >= 0)
-			jq_db_request(dbix, JQ_REQ_DUE);
+		/* if it is there, it is found: whatever it is by now */
+		jq_publish_forget(MyDatabaseId);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

@@ -11,10 +11,10 @@
 extern void jq_look_prepare(JqTable *t);
 
 /*
- * In a transaction, interrupts held: a claim on the job, of that lane, has ended
- * without its row, which was not there.  If it is now, it is published.
+ * In a transaction, interrupts held: a claim on the job has ended without its row,
+ * which was not there, or may have been changed.  If it is there now it is published.
  */
-extern void jq_look_again(JqTable *t, int64 id, Oid role, const char *queue);
+extern void jq_look_again(JqTable *t, int64 id);
 
 /* the row as it is now */
 extern void jq_publish_found(JqTable *t, JqRow *row);

@@ -22,6 +22,7 @@
 #include "guc.h"
 #include "keylock.h"
 #include "lane.h"
+#include "looks.h"
 #include "miscadmin.h"
 #include "pausedrole.h"
 #include "storage/shmem.h"
@@ -798,6 +799,7 @@ jq_dir_purge_db(Oid db)
 	}
 	jq_fetched_purge(db);
 	jq_claim_purge(db);
+	jq_looks_purge(db);
 	jq_keylock_order_forget(db, true);
 	jq_keylock_purge(db);
 	/* last: whoever waited for those has gone back into his lane */

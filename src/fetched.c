@@ -100,6 +100,22 @@ jq_fetched_has(Oid db, int64 id)
 }
 
 bool
+jq_fetched_pass_over(Oid db, int64 id)
+{
+	JqFetched *f;
+
+	if (pg_atomic_read_u32(&jq_shared->nfetched) == 0)
+		return false;
+	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
+	f = jq_fetched_find(db, id);
+	/* nobody reads it before we let go of the lock */
+	if (f != NULL)
+		f->passed = true;
+	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	return f != NULL;
+}
+
+bool
 jq_fetched_get(Oid db, int64 id, JqFetched *out)
 {
 	JqFetched *f;

@@ -85,6 +85,7 @@ typedef struct JqFetched
 	JqPlace place;
 	bool key_given;	  /* it has let its key go already */
 	uint8 nkeys;	  /* places in the key table that are counted for it */
+	bool passed;	  /* somebody has passed over it: see jq_claim_pass_over */
 	bool has_spare;	  /* one of them is for its unique_key, if it needs one */
 	uint8 digest_len; /* of its unique_key while it executes; 0 = none */
 	char digest[JQ_DIGEST_MAX];
@@ -117,6 +118,7 @@ extern bool jq_fetched_full(void);
 
 /* is the job claimed so?  Any lock but its own may be held. */
 extern bool jq_fetched_has(Oid db, int64 id);
+extern bool jq_fetched_pass_over(Oid db, int64 id);
 extern bool jq_fetched_get(Oid db, int64 id, JqFetched *out);
 /*
  * The process without which the claim does not end: its session, or whose open

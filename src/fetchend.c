@@ -17,6 +17,7 @@
 #include "lane.h"
 #include "miscadmin.h"
 #include "pause.h"
+#include "publish.h"
 #include "queue.h"
 #include "utils/timestamp.h"
 
@@ -239,7 +240,7 @@ jq_fetched_tell_of_room(void)
  * meanwhile; the claim is lost.  model: CANCEL_BACK
  */
 static bool
-remove_claim(const JqFetched *f, JqFetchedThen then)
+remove_claim(JqFetched *f, JqFetchedThen then)
 {
 	JqLane *l = &jq_lanes[f->lane];
 	JqFetched *mine;
@@ -260,6 +261,7 @@ remove_claim(const JqFetched *f, JqFetchedThen then)
 		return false;
 	}
 	nkeys = mine->nkeys;
+	f->passed = mine->passed;
 	hash_search(jq_fetched_table, f, HASH_REMOVE, NULL);
 	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
 	jq_claim_count_down(f->db, f->id);
@@ -304,6 +306,8 @@ jq_fetched_end(Oid db, int64 id, JqFetchedThen then)
 	removed = remove_claim(&f, then);
 	if (removed && then == JQ_THEN_LANE)
 		jq_lane_publish(db, JQ_CONSUMER_ROLE, f.queue, &item, 1);
+	if (removed && then != JQ_THEN_GONE && f.passed)
+		jq_publish_unsure(db, id);
 	JQ_PAUSE("fetched-given-back");
 	if (then == JQ_THEN_LANE && item.keylen > 0 && !f.key_given)
 		jq_keylock_release_of_claim(db, key, item.keylen, id);
@@ -449,8 +453,9 @@ jq_fetched_recorded(Oid db, int64 id)
 {
 	JqFetched f;
 
-	if (jq_fetched_get(db, id, &f) && f.state == JQ_FETCHED_LOST)
-		(void) remove_claim(&f, JQ_THEN_GONE);
+	if (jq_fetched_get(db, id, &f) && f.state == JQ_FETCHED_LOST &&
+		remove_claim(&f, JQ_THEN_GONE) && f.passed)
+		jq_publish_unsure(db, id);
 }
 
 void

@@ -301,7 +301,7 @@ change_members(JqTable *t, const char *const *list, const char *role,
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, grant ? "GRANT USAGE ON SCHEMA %s TO %s;" : "",
-					 t->schema_name, role);
+					 jq_table_schema(t), role);
 	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
 	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
@@ -334,8 +334,8 @@ change_members(JqTable *t, const char *const *list, const char *role,
 				is_listed(list, name))
 			{
 				right = "SELECT ON";
-				what =
-					psprintf("%s.%s", t->schema_name, quote_identifier(name));
+				what = psprintf("%s.%s", jq_table_schema(t),
+								quote_identifier(name));
 			}
 		}
 		if (what != NULL)

@@ -804,6 +804,22 @@ jq_owner_end(JqOwnerState *state)
 	SetUserIdAndSecContext(state->user, state->sec_context);
 }
 
+/*
+ * Our schema may be renamed at any time, nothing locks it against that: its name is
+ * looked up just before it is used.
+ */
+const char *
+jq_table_schema(JqTable *t)
+{
+	char *name;
+
+	AcceptInvalidationMessages();
+	name = get_namespace_name(t->schema);
+	if (name != NULL)
+		strlcpy(t->schema_name, quote_identifier(name), sizeof(t->schema_name));
+	return t->schema_name;
+}
+
 char *
 jq_owner_statement(JqTable *t, const char *sql)
 {
@@ -815,7 +831,7 @@ jq_owner_statement(JqTable *t, const char *sql)
 	while ((mark = strstr(p, "%s")) != NULL)
 	{
 		appendBinaryStringInfo(&buf, p, mark - p);
-		appendStringInfoString(&buf, t->schema_name);
+		appendStringInfoString(&buf, jq_table_schema(t));
 		p = mark + 2;
 	}
 	appendStringInfoString(&buf, p);

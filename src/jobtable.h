@@ -63,12 +63,15 @@ enum
 #define JQ_DEFAULT_MAX_ATTEMPTS 10
 #define JQ_DEFAULT_TIMEOUT_US USECS_PER_HOUR
 
+/* a name, quoted, and its end */
+#define JQ_QUOTED_MAX (2 * NAMEDATALEN + 2)
+
 typedef struct JqTable
 {
 	Oid extension;
 	Oid schema;
-	char schema_name[NAMEDATALEN]; /* quoted */
-	Oid owner;					   /* of the extension */
+	char schema_name[JQ_QUOTED_MAX]; /* quoted; see jq_table_schema */
+	Oid owner;						 /* of the extension */
 	Oid meta;
 	Oid job;
 	Oid pk;
@@ -220,6 +223,8 @@ extern void jq_owner_execute_kept(JqTable *t, JqKept *kept, const char *sql,
 								  const char *nulls);
 /* the text that they run */
 extern char *jq_owner_statement(JqTable *t, const char *sql);
+/* the name of our schema as it is now, quoted; good until the next call */
+extern const char *jq_table_schema(JqTable *t);
 
 /*
  * The same for a query, with the latest snapshot: it sees what has committed,

@@ -108,6 +108,16 @@ lane_search(JqLane *l, JqPos pos, uint32 *before)
 	return JQ_NIL;
 }
 
+static void lane_lose_twins(JqLane *l, uint32 ix, uint32 twin);
+
+static bool
+has_key(uint32 ix, const char *key, int len)
+{
+	char own[JQ_KEY_MAX + 1];
+
+	return jq_entry_key(ix, own) == len && memcmp(own, key, len) == 0;
+}
+
 /*
  * Put the entry in its place.  If one is there already this is a duplicate, and
  * is freed; what counted on it counts on the other, and what it said of the row
@@ -126,7 +136,13 @@ lane_insert(JqLane *l, uint32 ix)
 	else
 	{
 		uint32 twin = lane_search(l, pos, before);
+		char key[JQ_KEY_MAX + 1];
 
+		if (twin != JQ_NIL && !has_key(twin, key, jq_entry_key(ix, key)))
+		{
+			lane_lose_twins(l, ix, twin);
+			return false;
+		}
 		if (twin != JQ_NIL)
 		{
 			JQ_ENTRY(twin)->flags =
@@ -288,6 +304,57 @@ lane_relieve_waiters(JqLane *l, uint32 ix, bool keep)
 	}
 }
 
+/* an entry of that key is not there any more */
+static void
+lane_drop_key(JqLane *l, const char *key, int len, uint8 flags)
+{
+	if (len > 0 && jq_keylock_dropped(l->db, key, len, flags & JQ_E_BROUGHT))
+		jq_db_request(l->dbix, JQ_REQ_KEYS);
+}
+
+static void
+lane_drop_entry(JqLane *l, uint32 ix)
+{
+	char key[JQ_KEY_MAX + 1];
+
+	lane_relieve_waiters(l, ix, true);
+	lane_drop_key(l, key, jq_entry_key(ix, key), JQ_ENTRY(ix)->flags);
+	jq_entry_free(ix);
+}
+
+/*
+ * Entries of one job with different keys: one of them is older than the row, and
+ * that key, spilled, would not find it.  The table knows which.
+ */
+static void
+lane_lose_twins(JqLane *l, uint32 ix, uint32 twin)
+{
+	JqPos pos = JQ_ENTRY_POS(ix);
+	uint8 flags = jq_flags_of_twins(JQ_ENTRY(twin)->flags, JQ_ENTRY(ix)->flags);
+
+	lane_unlink(l, twin);
+	lane_drop_entry(l, twin);
+	lane_drop_entry(l, ix);
+	lane_lose(l, pos, flags);
+	l->want_refill = true;
+	lane_trim(l);
+}
+
+/* the same where the last entry is of the job, and there is none for the other */
+static void
+lane_lose_known(JqLane *l, const JqItem *item)
+{
+	uint32 ix = l->tail[0];
+	uint8 flags = jq_flags_of_twins(JQ_ENTRY(ix)->flags, item->flags);
+
+	lane_unlink(l, ix);
+	lane_drop_entry(l, ix);
+	lane_drop_key(l, item->key, item->keylen, item->flags);
+	lane_lose(l, jq_pos_make(item->priority, item->id), flags);
+	l->want_refill = true;
+	lane_trim(l);
+}
+
 /* give up the largest entry, and whoever counts on it */
 static void
 lane_evict_one(JqLane *l)
@@ -353,6 +420,8 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 		jq_db_request(dbix, (refill ? JQ_REQ_REFILL : 0) |
 								(ask ? JQ_REQ_KEYS : 0) |
 								(lost ? JQ_REQ_LOST : 0));
+	if (pg_atomic_read_u32(&jq_shared->starved) != 0)
+		jq_claim_unstarve();
 }
 
 void
@@ -416,8 +485,11 @@ lane_offer(JqLane *l, int lane, const JqItem *item)
 		{
 			JqEntry *e = JQ_ENTRY(l->tail[0]);
 
-			e->flags = jq_flags_of_twins(e->flags, item->flags) |
-					   (item->flags & JQ_E_BROUGHT);
+			if (has_key(l->tail[0], item->key, item->keylen))
+				e->flags = jq_flags_of_twins(e->flags, item->flags) |
+						   (item->flags & JQ_E_BROUGHT);
+			else
+				lane_lose_known(l, item);
 			return KNOWN;
 		}
 		/* no room: the largest gives way, perhaps this one */
@@ -882,11 +954,17 @@ make_room(int lane, int want)
 											 Max(share - waiting, LANE_RESERVE);
 			int dbix;
 
+			/* what does not go on needs none, if there is none for others */
+			if (jq_lane_stopped(l) &&
+				pg_atomic_read_u32(&jq_shared->pool_nfree) == 0)
+				keep = 0;
 			if (i == lane || l->nready <= keep ||
 				(pass == 0 && !jq_lane_waits(l)))
 				continue;
 			LWLockAcquire(jq_lane_lock(i), LW_EXCLUSIVE);
-			while (want > 0 && l->nready > keep)
+			/* it may go on again by now */
+			while (want > 0 && l->nready > keep &&
+				   (keep > 0 || jq_lane_stopped(l)))
 			{
 				lane_evict_last(l);
 				want--;

@@ -98,6 +98,20 @@ leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 	}
 }
 
+/*
+ * It could not be started, and is looked at later.  Where order is kept, later ones
+ * of its key wait for that.
+ */
+static void
+leave_doubtful(JqAttempt *a, TransactionId xid)
+{
+	if (jq_slots[jq_my_slot].claim_lane >= 0 && jq_attempt_is_ordered(a))
+		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
+							   a->queue, a->job->pos, DT_NOEND);
+	free_keys(a);
+	leave_to_scheduler(JQ_HELD_DOUBTFUL, xid, NULL, NULL);
+}
+
 static void
 record_cancel(JqAttempt *a)
 {
@@ -152,8 +166,8 @@ record_failure(JqAttempt *a, TimestampTz *run_at)
  * The row says when it goes on, and nobody has it claimed by then: what is claimed
  * would be passed over.  false: it is claimed still, as it has been cancelled since.
  */
-static bool
-claim_ends_until(TimestampTz run_at)
+bool
+jq_attempt_ends_until(const JqAttempt *a, TimestampTz run_at)
 {
 	int dbix = jq_dir_db(MyDatabaseId, true);
 
@@ -161,6 +175,8 @@ claim_ends_until(TimestampTz run_at)
 		return false;
 	if (dbix >= 0)
 		jq_db_due(dbix, run_at);
+	if (jq_claim_was_passed())
+		jq_publish_unsure(MyDatabaseId, a->job->id);
 	return true;
 }
 
@@ -227,7 +243,7 @@ end_failed(JqAttempt *volatile a, bool asked)
 								  message);
 	if (recorded != JQ_RECORD_RETRY)
 		jq_claim_end();
-	else if (!claim_ends_until(run_at))
+	else if (!jq_attempt_ends_until(a, run_at))
 	{
 		RESUME_INTERRUPTS();
 		end_failed(a, true);
@@ -285,7 +301,7 @@ end_refused(JqAttempt *volatile a)
 	}
 	if (refused != JQ_REFUSED_LATER)
 		jq_claim_end();
-	else if (!claim_ends_until(a->refusal.run_at))
+	else if (!jq_attempt_ends_until(a, a->refusal.run_at))
 	{
 		RESUME_INTERRUPTS();
 		end_failed(a, true);
@@ -319,7 +335,7 @@ end_without_row(JqAttempt *volatile a)
 		looked = true;
 		cancelled = !jq_claim_end_uncancelled();
 		if (t != NULL && !cancelled)
-			jq_look_again(t, a->job->id, a->role, a->queue);
+			jq_look_again(t, a->job->id);
 		RESUME_INTERRUPTS();
 		CommitTransactionCommand();
 	}
@@ -378,7 +394,8 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			jq_attempt_note_completed(a);
 			free_keys(a); /* model: KEY_UNTIL_COMMIT */
 			JQ_PAUSE("worker-noted-end");
-			if (a->snoozed_until != 0 && !claim_ends_until(a->snoozed_until))
+			if (a->snoozed_until != 0 &&
+				!jq_attempt_ends_until(a, a->snoozed_until))
 			{
 				jq_publish_told();
 				end_failed(a, true);
@@ -408,16 +425,13 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			end_refused(a);
 			break;
 		case DOUBTFUL_ROW:
-			free_keys(a);
-			leave_to_scheduler(JQ_HELD_DOUBTFUL, a->xid, NULL, NULL);
+			leave_doubtful(a, a->xid);
 			break;
 		case TROUBLE:
 			ereport(WARNING,
 					(errmsg("job " INT64_FORMAT " could not be started: %s",
 							a->job->id, a->error->message)));
-			free_keys(a);
-			leave_to_scheduler(JQ_HELD_DOUBTFUL, InvalidTransactionId, NULL,
-							   NULL);
+			leave_doubtful(a, InvalidTransactionId);
 			break;
 		case FAILED:
 		case RERUN:

@@ -32,6 +32,7 @@
 #include "jobtable.h"
 #include "keylock.h"
 #include "lane.h"
+#include "looks.h"
 #include "pause.h"
 #include "pausedrole.h"
 #include "prepared.h"
@@ -612,6 +613,22 @@ jq_publish_now(Oid db, Oid owner, const char *queue, const JqItem *item,
 	}
 }
 
+void
+jq_publish_unsure(Oid db, int64 id)
+{
+	int dbix = jq_dir_db(db, true);
+
+	if (dbix < 0)
+		return;
+	if (jq_looks_ask(db, id))
+	{
+		jq_db_request(dbix, JQ_REQ_FAILED);
+		return;
+	}
+	/* other databases have a thousand of them */
+	jq_publish_forget(db);
+}
+
 /* before the jobs: one enqueued together with a pause does not start */
 static void
 push_settings(void)
@@ -769,27 +786,26 @@ let_go(int from, int from_key, bool again)
 	for (i = from; i < npending; i++)
 	{
 		Pending *p = &pending[i];
-		bool passed;
+		PendingLane *l = &lanes[p->lane];
+		bool unsure;
 
 		if (!p->held)
 			continue;
 		/* what nobody takes (a consumer, a paused queue) would stay, and be
 		 * counted; if it stands there still it is published below */
 		if (!again && p->run_at == DT_NOBEGIN)
-			jq_lane_remove(MyDatabaseId, lanes[p->lane].owner,
-						   lanes[p->lane].queue,
+			jq_lane_remove(MyDatabaseId, l->owner, l->queue,
 						   jq_pos_make(p->item.priority, p->item.id));
-		passed = jq_claim_unhold(MyDatabaseId, p->item.id);
 		/* it may have been changed before we had it, or by those who change many
-		 * while we had it: whoever takes it sees what it is; model: PASSED */
-		if (passed && p->run_at != DT_NOBEGIN)
-		{
-			p->item.flags = jq_flags_perhaps_due(p->item.flags);
-			p->run_at = DT_NOBEGIN;
-		}
+		 * while we had it, or have committed what we did; model: PASSED */
+		unsure = jq_claim_unhold(MyDatabaseId, p->item.id) &&
+				 (again ? !written_before(from, p->item.id) :
+						  l->spilled || written_before(npending, p->item.id));
 		if (again && !written_before(from, p->item.id))
-			jq_publish_now(MyDatabaseId, lanes[p->lane].owner,
-						   lanes[p->lane].queue, &p->item, p->run_at);
+			jq_publish_now(MyDatabaseId, l->owner, l->queue, &p->item,
+						   p->run_at);
+		if (unsure)
+			jq_publish_unsure(MyDatabaseId, p->item.id);
 		if (p->item.keylen > 0)
 			jq_keylock_order_recorded(MyDatabaseId, p->item.key, p->item.keylen,
 									  p->item.id);

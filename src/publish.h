@@ -89,6 +89,12 @@ extern void jq_publish_now(Oid db, Oid owner, const char *queue,
 						   const JqItem *item, TimestampTz run_at);
 
 /*
+ * The row may be anything now: the scheduler looks at it, and publishes it as what
+ * it is.  Besides what the caller publishes, not instead.
+ */
+extern void jq_publish_unsure(Oid db, int64 id);
+
+/*
  * Nothing is taken from the lane until the transaction ends; if it commits, the
  * lane is read anew.
  */

@@ -172,7 +172,7 @@ execute(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values)
 	typedef struct KeptPlan
 	{
 		const char *sql; /* as it stands here */
-		char schema[NAMEDATALEN];
+		char schema[JQ_QUOTED_MAX];
 		SPIPlanPtr plan;
 	} KeptPlan;
 	static KeptPlan plans[16];
@@ -181,7 +181,7 @@ execute(JqTable *t, const char *sql, int nargs, Oid *types, Datum *values)
 
 	for (p = plans; p->sql != sql && p->sql != NULL; p++)
 		Assert(p < &plans[lengthof(plans) - 1]);
-	if (p->plan != NULL && strcmp(p->schema, t->schema_name) != 0)
+	if (p->plan != NULL && strcmp(p->schema, jq_table_schema(t)) != 0)
 	{
 		SPI_freeplan(p->plan);
 		p->plan = NULL;
@@ -541,7 +541,7 @@ give_back(JqTable *t, const Waiting *w, int n)
 		jq_look_prepare(t);
 		HOLD_INTERRUPTS();
 		jq_publish_not_held(w[i].row.item.id);
-		jq_look_again(t, w[i].row.item.id, w[i].row.lane_role, w[i].row.queue);
+		jq_look_again(t, w[i].row.item.id);
 		RESUME_INTERRUPTS();
 	}
 }

@@ -202,6 +202,8 @@ publish_claimed(JqAttempt *a, Oid role, const char *queue, const JqItem *item,
 		return false;
 	}
 	jq_publish_now(MyDatabaseId, role, queue, item, run_at);
+	if (jq_claim_was_passed())
+		jq_publish_unsure(MyDatabaseId, item->id);
 	JQ_PAUSE("worker-gave-back");
 	if (a->job->keylen > 0)
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
@@ -582,7 +584,6 @@ put_off_row(JqAttempt *a, TimestampTz until)
 	Datum values[2];
 	JqOwnerState state;
 	JqTable *t;
-	int dbix = jq_dir_db(MyDatabaseId, true);
 
 	values[0] = Int64GetDatum(a->job->id);
 	values[1] = TimestampTzGetDatum(until);
@@ -605,9 +606,7 @@ put_off_row(JqAttempt *a, TimestampTz until)
 	JQ_PAUSE("order-put-off");
 	jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 	jq_unique_let_go();
-	cancelled = !jq_claim_end_uncancelled();
-	if (dbix >= 0)
-		jq_db_due(dbix, until);
+	cancelled = !jq_attempt_ends_until(a, until);
 	RESUME_INTERRUPTS();
 	return cancelled ? RERUN : PARKED;
 }
@@ -639,7 +638,8 @@ put_off_message(JqAttempt *a, JqRow *row)
 	{
 		jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 		jq_unique_let_go();
-		cancelled = !jq_claim_end_uncancelled();
+		/* not before it is started again, which tells what it is then */
+		cancelled = !jq_attempt_ends_until(a, DT_NOEND);
 	}
 	RESUME_INTERRUPTS();
 	return cancelled ? RERUN : done ? PARKED : give_back(a, row);
@@ -756,6 +756,7 @@ attempt_it(JqAttempt *a)
 	{
 		JqServiceLook look;
 
+		JQ_PAUSE("message-before-look");
 		PushActiveSnapshot(snapshot);
 		look = jq_service_look(t, &row);
 		if (look == JQ_SERVICE_FOREIGN)

@@ -42,7 +42,7 @@ typedef struct Statement
 {
 	const char *sql; /* its address, NULL: free */
 	Oid extension;
-	char schema_name[NAMEDATALEN];
+	char schema_name[JQ_QUOTED_MAX];
 	SPIPlanPtr plan;
 } Statement;
 
@@ -59,7 +59,7 @@ plan_of(JqTable *t, const char *sql, int nargs, Oid *types)
 			elog(ERROR, "too many statements of services");
 	/* another extension, or moved to another schema */
 	if (p->plan != NULL && (p->extension != t->extension ||
-							strcmp(p->schema_name, t->schema_name) != 0))
+							strcmp(p->schema_name, jq_table_schema(t)) != 0))
 	{
 		SPIPlanPtr old = p->plan;
 

@@ -24,6 +24,7 @@
 #include "keylock.h"
 #include "lane.h"
 #include "lease.h"
+#include "looks.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "publish.h"
@@ -37,6 +38,7 @@
 
 #define SHUTDOWN_GRACE_MS 200
 #define LOCK_TIMEOUT_MS "50"
+#define LOOKS_AT_ONCE 100
 
 /*
  * What is settled here may be in the hands of an open transaction: its service is
@@ -106,7 +108,7 @@ jq_sched_settle_suspects(TimestampTz unused)
 
 	(void) unused;
 	for (i = 0; i < n; i++)
-		/* if not now, then when a worker has taken it, and left it to us */
+		/* if not now, then in a while */
 		(void) safely(settle_suspect, &list[i], JQ_REQ_FAILED);
 }
 
@@ -164,9 +166,38 @@ settle_doubtful(void *arg)
 	if (fetch != JQ_FETCH_FOUND)
 		jq_after_ended(jq_sched_dbix, h->id); /* whoever ended it */
 	if (t != NULL)
-		jq_look_again(t, h->id, h->role, h->queue);
+		jq_look_again(t, h->id);
 	jq_sched_commit();
+	/* later ones of its key may go on, behind it */
+	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
 	RESUME_INTERRUPTS();
+}
+
+/*
+ * What the rows of jobs are that somebody has given back.  What has been taken is in
+ * nobody's hands but ours.
+ */
+static void
+look_at(void *arg)
+{
+	JqTable *t = jq_sched_begin();
+	int64 id;
+	int n;
+
+	(void) arg;
+	if (t == NULL)
+		jq_looks_purge(MyDatabaseId);
+	else
+		jq_look_prepare(t);
+	HOLD_INTERRUPTS();
+	for (n = 0; n < LOOKS_AT_ONCE && jq_looks_take(MyDatabaseId, &id); n++)
+		if (id == JQ_LOOK_AT_ALL)
+			jq_publish_forget(MyDatabaseId);
+		else
+			jq_look_again(t, id);
+	RESUME_INTERRUPTS();
+	jq_sched_commit();
+	MemoryContextReset(jq_sched_context);
 }
 
 static void
@@ -177,6 +208,7 @@ settle_failing(void *arg)
 	JqFailure f;
 	JqRecorded recorded = JQ_RECORD_GONE;
 	TimestampTz run_at = DT_NOEND;
+	bool passed;
 	bool cancelled = strcmp(h->sqlstate, "CANCL") == 0;
 	bool discarded = strcmp(h->sqlstate, "DISCD") == 0;
 
@@ -207,9 +239,11 @@ settle_failing(void *arg)
 		recorded = jq_record_failure(t, h->id, &f, &run_at);
 	HOLD_INTERRUPTS();
 	jq_sched_commit();
-	(void) jq_claim_unhold(MyDatabaseId, h->id);
+	passed = jq_claim_unhold(MyDatabaseId, h->id);
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
+	if (recorded == JQ_RECORD_RETRY && passed)
+		jq_publish_unsure(MyDatabaseId, h->id);
 	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
 	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
@@ -326,11 +360,19 @@ void
 jq_sched_settle_held(TimestampTz unused)
 {
 	int nlost, nheld, i;
-	JqFetched *lost = jq_fetched_list(MyDatabaseId, &nlost);
-	JqHeld *held = jq_claim_list(MyDatabaseId, &nheld);
-	Round round = {palloc((nlost + nheld + 1) * sizeof(Oid)), 0};
+	JqFetched *lost;
+	JqHeld *held;
+	Round round;
 
-	(void) unused;
+	/* those that could not be recorded */
+	jq_sched_settle_suspects(unused);
+	if (jq_looks_any(MyDatabaseId) && safely(look_at, NULL, JQ_REQ_FAILED) &&
+		jq_looks_any(MyDatabaseId))
+		jq_db_request(jq_sched_dbix, JQ_REQ_FAILED);
+	lost = jq_fetched_list(MyDatabaseId, &nlost);
+	held = jq_claim_list(MyDatabaseId, &nheld);
+	round.waited_for = palloc((nlost + nheld + 1) * sizeof(Oid));
+	round.n = 0;
 	for (i = 0; i < nlost; i++)
 		if (lost[i].state == JQ_FETCHED_LOST && lost[i].fate == JQ_FATE_NONE)
 			settle_one(&round, lost[i].owner, settle_lost, &lost[i]);

@@ -17,6 +17,7 @@
 #include "guc.h"
 #include "inflight.h"
 #include "keylock.h"
+#include "looks.h"
 #include "miscadmin.h"
 #include "pause.h"
 #include "pausedrole.h"
@@ -89,6 +90,7 @@ shmem_request(void)
 	size = add_size(size, jq_keylock_size());
 	size = add_size(size, jq_recent_size());
 	size = add_size(size, jq_inflight_size());
+	size = add_size(size, jq_looks_size());
 	size = add_size(size, jq_prepared_size());
 	size = add_size(size, jq_xids_size());
 	size = add_size(size, jq_after_size());
@@ -162,6 +164,7 @@ shmem_startup(void)
 	jq_keylock_init();
 	jq_recent_init();
 	jq_inflight_init();
+	jq_looks_init();
 	jq_prepared_init();
 	jq_xids_init();
 	jq_after_init();

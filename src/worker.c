@@ -178,6 +178,8 @@ worker_exit(int code, Datum arg)
 			/* its key goes last, so that no later one passes it */
 			jq_claim_end();
 			jq_lane_publish(args.db, args.role, queue, &item, 1);
+			if (jq_claim_was_passed())
+				jq_publish_unsure(args.db, item.id);
 			jq_keylock_order_recorded(args.db, s->claim_key, s->claim_keylen,
 									  item.id);
 		}

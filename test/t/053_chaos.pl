@@ -453,7 +453,7 @@ my @points = qw(worker-before-commit worker-after-commit order-noted
   scheduler-before-lost schedule-locked schedule-before-commit
   order-put-off refill-after-snapshot quota-before-settle quota-after-snapshot
   prune-part lost-begun worker-noted-end batch-noted-ends
-  message-before-put-off lock-woken lock-before-line key-refill-after-snapshot
+  message-before-look message-before-put-off lock-woken lock-before-line key-refill-after-snapshot
   fetched-let-go fetched-given-back fetch-taken fetch-leased fetch-before-sleep fetch-before-list
   fetch-before-carry-out fail-before-record fail-after-record
   enqueue-before-push enqueue-before-publish due-after-look due-made-ready
