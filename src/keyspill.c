@@ -220,6 +220,23 @@ jq_keylock_answers_for(Oid db, const JqItem *item, int lane, bool fresh)
 }
 
 bool
+jq_keylock_uncount(Oid db, const char *key, int len, int lane, JqPos pos)
+{
+	uint32 hash;
+	JqKey *k;
+	bool answers;
+
+	if (len == 0 || pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
+		return false;
+	k = jq_key_find(db, key, len, &hash);
+	answers = k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0;
+	if (answers)
+		count_spilled(k, lane, -1);
+	LWLockRelease(jq_key_partition(hash));
+	return answers;
+}
+
+bool
 jq_keylock_dropped(Oid db, const char *key, int len, bool brought)
 {
 	JqKey *k;

@@ -383,8 +383,9 @@ jq_lane_drop(JqLane *l, uint32 ix)
 }
 
 void
-jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
+jq_lane_remove(Oid db, Oid role, const char *queue, const JqItem *item)
 {
+	JqPos pos = jq_pos_make(item->priority, item->id);
 	int lane = lane_lock_by_name(db, role, queue, false);
 	uint32 before[JQ_LEVELS];
 	uint32 ix;
@@ -411,6 +412,9 @@ jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos)
 		if (len > 0)
 			ask = jq_keylock_dropped(db, key, len, brought);
 	}
+	else if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0 &&
+			 !jq_keylock_uncount(db, item->key, item->keylen, lane, pos))
+		lane_count_spilled(l, pos, -1);
 	lane_check(l);
 	refill = ix != JQ_NIL && jq_lane_wants_refill(l);
 	lost = l->lost_due && !had_lost;

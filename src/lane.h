@@ -76,7 +76,8 @@ extern void jq_lane_drop(JqLane *l, uint32 ix);
  * No row stands there any more.  Whoever says so holds the claim on the job, so
  * that nobody puts it there again meanwhile.
  */
-extern void jq_lane_remove(Oid db, Oid role, const char *queue, JqPos pos);
+extern void jq_lane_remove(Oid db, Oid role, const char *queue,
+						   const JqItem *item);
 
 /* Lane lock held: and back to its place. */
 extern void jq_lane_untake(JqLane *l, uint32 ix);

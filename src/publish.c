@@ -794,8 +794,7 @@ let_go(int from, int from_key, bool again)
 		/* what nobody takes (a consumer, a paused queue) would stay, and be
 		 * counted; if it stands there still it is published below */
 		if (!again && p->run_at == DT_NOBEGIN)
-			jq_lane_remove(MyDatabaseId, l->owner, l->queue,
-						   jq_pos_make(p->item.priority, p->item.id));
+			jq_lane_remove(MyDatabaseId, l->owner, l->queue, &p->item);
 		/* it may have been changed before we had it, or by those who change many
 		 * while we had it, or have committed what we did; model: PASSED */
 		unsure = jq_claim_unhold(MyDatabaseId, p->item.id) &&

@@ -181,6 +181,21 @@ property 'paused queues do not keep a job of another one from memory' => sub {
 	check_drained();
 };
 
+property 'the numbers of a paused queue are right when what is in the table only is cancelled, or moved' => sub {
+	sql(q{SELECT jobqueue_configure('p'), jobqueue_pause('p')});
+	fill(q{'note'}, 'p', 0);
+	sql(q{SELECT count(jobqueue_enqueue('note', '{"what": "x"}', queue => 'p', key => 'k')) FROM generate_series(1, 50)});
+	is(sql(q{SELECT ready, estimated FROM jobqueue_status WHERE queue = 'p'}), '350|f', 'they are');
+	sql(q{SELECT count(jobqueue_reprioritize(id, 1)) FROM (SELECT id FROM jobqueue_job ORDER BY id OFFSET 150 LIMIT 20) x});
+	is(sql(q{SELECT ready, estimated FROM jobqueue_status WHERE queue = 'p'}), '350|f', 'also after some of them were moved');
+	sql(q{SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job ORDER BY id OFFSET 140) x});
+	is(sql(q{SELECT ready, estimated FROM jobqueue_status WHERE queue = 'p'}), '140|f', 'and cancelled');
+	sql('SELECT count(jobqueue_cancel(id)) FROM jobqueue_job');
+	is(sql(q{SELECT ready, spilled, estimated FROM jobqueue_status WHERE queue = 'p'}), '0|0|f', 'all of them');
+	sql(q{SELECT jobqueue_resume('p')});
+	check_drained();
+};
+
 paused_property 'later messages wait for one that could not be started' => sub {
 	sql(q{CREATE FUNCTION handle(state jsonb, message jsonb) RETURNS jsonb LANGUAGE sql
 		AS $$ SELECT CASE WHEN message ? 'init' THEN state ELSE state || message END $$});
