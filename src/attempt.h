@@ -37,6 +37,7 @@ typedef struct JqAttempt
 	bool outside;
 	int commit_level;  /* synchronous_commit at its end, in a batch */
 	TransactionId xid; /* DOUBTFUL_ROW */
+	bool crashed;	   /* DOUBTFUL_ROW: its crash is to be recorded */
 	TimestampTz ready_at;
 	TimestampTz enqueued_at;
 	TimestampTz started_at;

@@ -160,11 +160,18 @@ claimed_by_slot(Oid db, int64 id, bool pass)
 			continue;
 		if (!pass)
 			return true;
-		jq_slots[i].claim_passed = true;
-		/* whose claim has not ended by now sees that: jq_claim_was_passed() */
-		pg_memory_barrier();
-		if (is_of_slot(i, db, id))
-			return true;
+		do
+		{
+			jq_slots[i].claim_passed = true;
+			/* whose claim has not ended by now sees that: jq_claim_was_passed() */
+			pg_memory_barrier();
+			if (!is_of_slot(i, db, id))
+				break;
+			/* it may be its next claim, of the same job */
+			pg_read_barrier();
+			if (jq_slots[i].claim_passed)
+				return true;
+		} while (true);
 	}
 	return false;
 }

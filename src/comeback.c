@@ -19,9 +19,10 @@
 #include "storage/lmgr.h"
 #include "utils/timestamp.h"
 
-void
-jq_publish_found(JqTable *t, JqRow *row)
+static void
+publish_found(JqTable *t, JqRow *row, bool counted)
 {
+	bool refused;
 	JqItem item;
 	TimestampTz run_at = DT_NOBEGIN;
 
@@ -34,8 +35,20 @@ jq_publish_found(JqTable *t, JqRow *row)
 		if (run_at <= GetCurrentTimestamp())
 			run_at = DT_NOBEGIN;
 	}
-	jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
-				   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
+	/* one that is due has to be told of besides, and is counted once too often */
+	if (counted && run_at == DT_NOBEGIN && !(item.flags & JQ_E_DUE))
+		jq_lane_publish_due(MyDatabaseId, jq_row_lane_role(row),
+							jq_row_cstring(row, JQ_COL_QUEUE), &item, 1,
+							&refused);
+	else
+		jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
+					   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
+}
+
+void
+jq_publish_found(JqTable *t, JqRow *row)
+{
+	publish_found(t, row, false);
 }
 
 void
@@ -46,7 +59,7 @@ jq_look_prepare(JqTable *t)
 }
 
 void
-jq_look_again(JqTable *t, int64 id)
+jq_look_again(JqTable *t, int64 id, bool counted)
 {
 	Assert(InterruptHoldoffCount > 0);
 	PG_TRY();
@@ -56,7 +69,7 @@ jq_look_again(JqTable *t, int64 id)
 
 		/* if somebody is about to change it, whoever takes it will see that */
 		if (jq_row_fetch(t, id, NULL, NULL, &row, &xid, NULL) != JQ_FETCH_GONE)
-			jq_publish_found(t, &row);
+			publish_found(t, &row, counted);
 	}
 	PG_CATCH();
 	{

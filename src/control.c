@@ -193,7 +193,7 @@ jq_control_hold(JqTable *t, int64 id, JqHeldJob *h, bool *running)
 				jq_look_prepare(t);
 				HOLD_INTERRUPTS();
 				jq_publish_not_held(id);
-				jq_look_again(t, id);
+				jq_look_again(t, id, false);
 				RESUME_INTERRUPTS();
 				break; /* and if it is there, it is ours to hold */
 			case JQ_HOLD_RUNNING:

@@ -228,7 +228,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 			HOLD_INTERRUPTS();
 			jq_after_ended(dbix, job->id);
 			if (jq_fetchxact_drop(job->id, JQ_THEN_TABLE))
-				jq_look_again(t, job->id);
+				jq_look_again(t, job->id, false);
 			RESUME_INTERRUPTS();
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_DOUBTFUL:

@@ -99,13 +99,15 @@ leave_to_scheduler(JqHeldKind kind, TransactionId xid, const char *sqlstate,
 }
 
 /*
- * It could not be started, and is looked at later.  Where order is kept, later ones
- * of its key wait for that.
+ * It could not be started, and is looked at later.  order: where that is kept, later
+ * ones of its key wait for that; but not for a transaction that has its row, which
+ * may wait for one of them.
  */
 static void
-leave_doubtful(JqAttempt *a, TransactionId xid)
+leave_doubtful(JqAttempt *a, TransactionId xid, bool order)
 {
-	if (jq_slots[jq_my_slot].claim_lane >= 0 && jq_attempt_is_ordered(a))
+	if (order && jq_slots[jq_my_slot].claim_lane >= 0 &&
+		jq_attempt_is_ordered(a))
 		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
 							   a->queue, a->job->pos, DT_NOEND);
 	free_keys(a);
@@ -261,7 +263,12 @@ end_refused(JqAttempt *volatile a)
 {
 	volatile JqRefused refused = JQ_REFUSED_GONE;
 	volatile bool written = false;
+	bool ordered = jq_attempt_is_ordered(a);
 
+	/* as in end_failed: it may have to be left to the scheduler */
+	if (ordered)
+		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
+							   a->queue, a->job->pos, DT_NOEND);
 	free_keys(a);
 	PG_TRY();
 	{
@@ -307,6 +314,9 @@ end_refused(JqAttempt *volatile a)
 		end_failed(a, true);
 		return;
 	}
+	if (ordered)
+		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
+								  a->job->id);
 	RESUME_INTERRUPTS();
 }
 
@@ -335,7 +345,7 @@ end_without_row(JqAttempt *volatile a)
 		looked = true;
 		cancelled = !jq_claim_end_uncancelled();
 		if (t != NULL && !cancelled)
-			jq_look_again(t, a->job->id);
+			jq_look_again(t, a->job->id, false);
 		RESUME_INTERRUPTS();
 		CommitTransactionCommand();
 	}
@@ -356,6 +366,10 @@ void
 jq_attempt_note_completed(JqAttempt *a)
 {
 	note_end(a, a->snoozed_until != 0 ? JQ_SNOOZED : JQ_COMPLETED, NULL);
+	/* an order of it, merged with one that has no end: see note_order */
+	if (a->job->keylen > 0)
+		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
+								  a->job->id);
 }
 
 /* after errors: was a cancel meant for the job in hand? */
@@ -414,6 +428,10 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
 			jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
 			free_keys(a);
+			jq_claim_end();
+			/* it was held for jobqueue_adopt(), which may have come */
+			if (jq_claim_was_passed())
+				jq_publish_unsure(MyDatabaseId, a->job->id);
 			break;
 		case NO_ROW:
 			end_without_row(a);
@@ -425,13 +443,13 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			end_refused(a);
 			break;
 		case DOUBTFUL_ROW:
-			leave_doubtful(a, a->xid);
+			leave_doubtful(a, a->xid, a->crashed);
 			break;
 		case TROUBLE:
 			ereport(WARNING,
 					(errmsg("job " INT64_FORMAT " could not be started: %s",
 							a->job->id, a->error->message)));
-			leave_doubtful(a, InvalidTransactionId);
+			leave_doubtful(a, InvalidTransactionId, true);
 			break;
 		case FAILED:
 		case RERUN:

@@ -541,7 +541,7 @@ give_back(JqTable *t, const Waiting *w, int n)
 		jq_look_prepare(t);
 		HOLD_INTERRUPTS();
 		jq_publish_not_held(w[i].row.item.id);
-		jq_look_again(t, w[i].row.item.id);
+		jq_look_again(t, w[i].row.item.id, false);
 		RESUME_INTERRUPTS();
 	}
 }

@@ -714,6 +714,7 @@ attempt_it(JqAttempt *a)
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
 		a->xid = InvalidTransactionId;
+		a->crashed = true;
 		return DOUBTFUL_ROW;
 	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&

@@ -157,6 +157,8 @@ settle_doubtful(void *arg)
 	if (fetch == JQ_FETCH_DOUBTFUL)
 	{
 		jq_sched_commit();
+		/* whoever changes it may wait for one of them */
+		jq_keylock_order_recorded_job(MyDatabaseId, h->id);
 		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
 		jq_sched_again_in(100);
 		return;
@@ -165,17 +167,25 @@ settle_doubtful(void *arg)
 	(void) jq_claim_unhold(MyDatabaseId, h->id);
 	if (fetch != JQ_FETCH_FOUND)
 		jq_after_ended(jq_sched_dbix, h->id); /* whoever ended it */
-	if (t != NULL)
-		jq_look_again(t, h->id);
-	jq_sched_commit();
-	/* later ones of its key may go on, behind it */
-	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	PG_TRY();
+	{
+		if (t != NULL)
+			jq_look_again(t, h->id, false);
+		jq_sched_commit();
+	}
+	PG_FINALLY();
+	{
+		/* later ones of its key may go on, behind it */
+		jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	}
+	PG_END_TRY();
 	RESUME_INTERRUPTS();
 }
 
 /*
- * What the rows of jobs are that somebody has given back.  What has been taken is in
- * nobody's hands but ours.
+ * What the rows of jobs are that somebody has given back.  What has been taken from
+ * the list is in nobody's hands but ours; whoever has such a job claimed by now asks
+ * again when he gives it back.
  */
 static void
 look_at(void *arg)
@@ -193,8 +203,8 @@ look_at(void *arg)
 	for (n = 0; n < LOOKS_AT_ONCE && jq_looks_take(MyDatabaseId, &id); n++)
 		if (id == JQ_LOOK_AT_ALL)
 			jq_publish_forget(MyDatabaseId);
-		else
-			jq_look_again(t, id);
+		else if (!jq_claim_pass_over(MyDatabaseId, id))
+			jq_look_again(t, id, true);
 	RESUME_INTERRUPTS();
 	jq_sched_commit();
 	MemoryContextReset(jq_sched_context);

@@ -142,6 +142,57 @@ property 'no later one of its key passes one that was looked at while it was giv
 	check_drained();
 };
 
+property 'one that is looked at while the next consumer has it leaves nothing in memory' => sub {
+	my ($s, $other) = (session(), session());
+	my $job = sql(q{SELECT jobqueue_enqueue(NULL, queue => 'c')});
+
+	$s->query_safe(q{BEGIN; SELECT id FROM jobqueue_fetch('c')});
+	sql("UPDATE jobqueue_job SET priority = priority WHERE id = $job");
+	wait_read();
+	my $scheduler = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'});
+	kill('STOP', $scheduler);
+	$s->query_safe('ROLLBACK');
+	is($other->query_safe(q{SELECT id FROM jobqueue_fetch('c')}), $job, 'he has it');
+	kill('CONT', $scheduler);
+	# it has served what was asked for before
+	sql(q{SELECT jobqueue_enqueue('note', '{"what": "later"}', run_at => clock_timestamp() + interval '0.1 s')});
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'later'});
+	$other->query_safe("SELECT jobqueue_complete($job)");
+	check_drained();
+};
+
+paused_property 'one that is given back where memory is full is counted once' => sub {
+	arm('worker-claimed');
+	my $job = enqueue('note', what => 'x', queue => 'z', priority => 3);
+	my $pid = caught('worker-claimed');
+
+	sql("UPDATE jobqueue_job SET priority = priority WHERE id = $job");
+	wait_read();
+	fill(q{'note'}, 'z', 2);
+	sql(q{SELECT jobqueue_pause('z')});
+	sql("SELECT pg_terminate_backend($pid)");
+	release('worker-claimed');
+	sql(q{SELECT jobqueue_enqueue('note', '{"what": "later"}', run_at => clock_timestamp() + interval '0.1 s')});
+	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'later'});
+	is(sql(q{SELECT sum(ready) FROM jobqueue_status WHERE queue = 'z'}), 301, 'it is');
+	sql(q{SELECT jobqueue_resume('z')});
+	check_drained();
+};
+
+property 'who waits for a later job of the key is not kept by one whose row he has changed' => sub {
+	my $gate = stop_worker();
+	my $s = session();
+
+	sql(q{SELECT jobqueue_configure('o', ordered => true)});
+	my $first = enqueue('note', what => 'one', queue => 'o', key => 'k');
+	my $second = enqueue('note', what => 'two', queue => 'o', key => 'k');
+	$s->query_safe("BEGIN; UPDATE jobqueue_job SET tags = '{x}' WHERE id = $first");
+	open_gate($gate);
+	is($s->query_safe("SELECT state FROM jobqueue_wait($second, '1 min')"), 'completed', 'it runs');
+	$s->query_safe('ROLLBACK');
+	check_drained();
+};
+
 paused_property 'one whose key is changed by hand while it waits for the old one is not lost' => sub {
 	my $s = session();
 	my $gate = stop_worker();
