@@ -22,7 +22,6 @@
 static void
 publish_found(JqTable *t, JqRow *row, bool counted)
 {
-	bool refused;
 	JqItem item;
 	TimestampTz run_at = DT_NOBEGIN;
 
@@ -35,11 +34,9 @@ publish_found(JqTable *t, JqRow *row, bool counted)
 		if (run_at <= GetCurrentTimestamp())
 			run_at = DT_NOBEGIN;
 	}
-	/* one that is due has to be told of besides, and is counted once too often */
-	if (counted && run_at == DT_NOBEGIN && !(item.flags & JQ_E_DUE))
-		jq_lane_publish_due(MyDatabaseId, jq_row_lane_role(row),
-							jq_row_cstring(row, JQ_COL_QUEUE), &item, 1,
-							&refused);
+	if (counted)
+		jq_publish_counted(MyDatabaseId, jq_row_lane_role(row),
+						   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);
 	else
 		jq_publish_now(MyDatabaseId, jq_row_lane_role(row),
 					   jq_row_cstring(row, JQ_COL_QUEUE), &item, run_at);

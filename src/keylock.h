@@ -142,9 +142,12 @@ extern uint32 jq_keylock_forget_waiters(uint32 entry);
  */
 extern bool jq_keylock_answers_for(Oid db, const JqItem *item, int lane,
 								   bool fresh);
-/* a row of that lane is gone; true: the key answered for it, and counts one less */
+/*
+ * A row of that lane is gone; true: the key counts one less.  unknown: the lane does
+ * not know it, and counts it, unless the key has been told of it since.
+ */
 extern bool jq_keylock_uncount(Oid db, const char *key, int len, int lane,
-							   JqPos pos);
+							   JqPos pos, bool unknown);
 /* rows that keys answer for are added to their lane's element */
 extern void jq_keylock_count_spilled(Oid db, int64 *per_lane);
 /*

@@ -220,20 +220,27 @@ jq_keylock_answers_for(Oid db, const JqItem *item, int lane, bool fresh)
 }
 
 bool
-jq_keylock_uncount(Oid db, const char *key, int len, int lane, JqPos pos)
+jq_keylock_uncount(Oid db, const char *key, int len, int lane, JqPos pos,
+				   bool unknown)
 {
 	uint32 hash;
 	JqKey *k;
-	bool answers;
+	bool counted = false;
+	int i;
 
 	if (len == 0 || pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
 		return false;
 	k = jq_key_find(db, key, len, &hash);
-	answers = k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0;
-	if (answers)
-		count_spilled(k, lane, -1);
+	if (k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
+		for (i = 0; i < k->nlanes && !counted; i++)
+			if (k->lanes[i] == lane &&
+				(!unknown || jq_pos_cmp(pos, k->counted[i]) <= 0))
+			{
+				k->counts[i] = Max(k->counts[i] - 1, 0);
+				counted = true;
+			}
 	LWLockRelease(jq_key_partition(hash));
-	return answers;
+	return counted;
 }
 
 bool

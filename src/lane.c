@@ -412,9 +412,16 @@ jq_lane_remove(Oid db, Oid role, const char *queue, const JqItem *item)
 		if (len > 0)
 			ask = jq_keylock_dropped(db, key, len, brought);
 	}
-	else if (!l->filling && jq_pos_cmp(pos, l->frontier) >= 0 &&
-			 !jq_keylock_uncount(db, item->key, item->keylen, lane, pos))
-		lane_count_spilled(l, pos, -1);
+	else if (!l->filling)
+	{
+		bool unknown = jq_pos_cmp(pos, l->frontier) >= 0;
+
+		/* what is due was not counted by the lane: see lane_lose */
+		if (!jq_keylock_uncount(db, item->key, item->keylen, lane, pos,
+								unknown) &&
+			unknown && !(item->flags & JQ_E_DUE))
+			lane_count_spilled(l, pos, -1);
+	}
 	lane_check(l);
 	refill = ix != JQ_NIL && jq_lane_wants_refill(l);
 	lost = l->lost_due && !had_lost;

@@ -74,6 +74,15 @@ free_keys(JqAttempt *a)
 	jq_unique_let_go();
 }
 
+/* it has ended: an order of it that was merged with one that has no end, too */
+static void
+end_order(const JqAttempt *a)
+{
+	if (a->job->keylen > 0)
+		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
+								  a->job->id);
+}
+
 /* the claim goes to the scheduler, who looks at the row later;
  * model: DOUBTFUL, CLAIM_UNTIL_RECORD */
 static void
@@ -329,6 +338,7 @@ end_without_row(JqAttempt *volatile a)
 
 	pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
 	jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
+	end_order(a);
 	free_keys(a);
 	JQ_PAUSE("worker-found-none");
 	PG_TRY();
@@ -366,10 +376,7 @@ void
 jq_attempt_note_completed(JqAttempt *a)
 {
 	note_end(a, a->snoozed_until != 0 ? JQ_SNOOZED : JQ_COMPLETED, NULL);
-	/* an order of it, merged with one that has no end: see note_order */
-	if (a->job->keylen > 0)
-		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
-								  a->job->id);
+	end_order(a);
 }
 
 /* after errors: was a cancel meant for the job in hand? */
@@ -422,11 +429,13 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			a->started_at = 0;
 			note_end(a, JQ_CANCELLED,
 					 a->reason != NULL ? a->reason : "expired");
+			end_order(a);
 			free_keys(a);
 			break;
 		case DROPPED:
 			pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
 			jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
+			end_order(a);
 			free_keys(a);
 			jq_claim_end();
 			/* it was held for jobqueue_adopt(), which may have come */

@@ -614,6 +614,19 @@ jq_publish_now(Oid db, Oid owner, const char *queue, const JqItem *item,
 }
 
 void
+jq_publish_counted(Oid db, Oid owner, const char *queue, const JqItem *item,
+				   TimestampTz run_at)
+{
+	bool refused;
+
+	/* of one that is due more has to be told: it is counted once too often */
+	if (run_at == DT_NOBEGIN && !(item->flags & JQ_E_DUE))
+		jq_lane_publish_due(db, owner, queue, item, 1, &refused);
+	else
+		jq_publish_now(db, owner, queue, item, run_at);
+}
+
+void
 jq_publish_unsure(Oid db, int64 id)
 {
 	int dbix = jq_dir_db(db, true);
@@ -801,8 +814,8 @@ let_go(int from, int from_key, bool again)
 				 (again ? !written_before(from, p->item.id) :
 						  l->spilled || written_before(npending, p->item.id));
 		if (again && !written_before(from, p->item.id))
-			jq_publish_now(MyDatabaseId, l->owner, l->queue, &p->item,
-						   p->run_at);
+			jq_publish_counted(MyDatabaseId, l->owner, l->queue, &p->item,
+							   p->run_at);
 		if (unsure)
 			jq_publish_unsure(MyDatabaseId, p->item.id);
 		if (p->item.keylen > 0)

@@ -88,6 +88,10 @@ extern bool jq_publish_is_mine(int64 id);
 extern void jq_publish_now(Oid db, Oid owner, const char *queue,
 						   const JqItem *item, TimestampTz run_at);
 
+/* the same for a row that its lane counts already, where it has no room for it */
+extern void jq_publish_counted(Oid db, Oid owner, const char *queue,
+							   const JqItem *item, TimestampTz run_at);
+
 /*
  * The row may be anything now: the scheduler looks at it, and publishes it as what
  * it is.  Besides what the caller publishes, not instead.

@@ -134,7 +134,7 @@ settle_doubtful(void *arg)
 	JqTable *t;
 	JqRow row;
 	TransactionId xid;
-	JqFetch fetch = JQ_FETCH_GONE;
+	JqFetch fetch;
 
 	if (TransactionIdIsValid(h->xid) ?
 			TransactionIdIsInProgress(h->xid) :
@@ -147,21 +147,28 @@ settle_doubtful(void *arg)
 		jq_sched_again_in(age < 1000 ? 20 : age < 10000 ? 100 : 1000);
 		return;
 	}
-	settle_if_suspect(h->id);
-	t = jq_sched_begin();
-	if (t != NULL)
+	for (;;)
 	{
-		jq_look_prepare(t);
-		fetch = jq_row_fetch(t, h->id, NULL, NULL, &row, &xid, NULL);
-	}
-	if (fetch == JQ_FETCH_DOUBTFUL)
-	{
+		fetch = JQ_FETCH_GONE;
+		t = jq_sched_begin();
+		if (t != NULL)
+		{
+			jq_look_prepare(t);
+			fetch = jq_row_fetch(t, h->id, NULL, NULL, &row, &xid, NULL);
+		}
+		if (fetch == JQ_FETCH_DOUBTFUL)
+		{
+			jq_sched_commit();
+			/* whoever changes it may wait for a later one of its key */
+			jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+			jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
+			jq_sched_again_in(100);
+			return;
+		}
+		if (!jq_inflight_is_suspect(MyDatabaseId, h->id))
+			break;
 		jq_sched_commit();
-		/* whoever changes it may wait for one of them */
-		jq_keylock_order_recorded_job(MyDatabaseId, h->id);
-		jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
-		jq_sched_again_in(100);
-		return;
+		settle_if_suspect(h->id);
 	}
 	HOLD_INTERRUPTS();
 	(void) jq_claim_unhold(MyDatabaseId, h->id);
@@ -200,7 +207,9 @@ look_at(void *arg)
 	else
 		jq_look_prepare(t);
 	HOLD_INTERRUPTS();
-	for (n = 0; n < LOOKS_AT_ONCE && jq_looks_take(MyDatabaseId, &id); n++)
+	for (n = 0;
+		 t != NULL && n < LOOKS_AT_ONCE && jq_looks_take(MyDatabaseId, &id);
+		 n++)
 		if (id == JQ_LOOK_AT_ALL)
 			jq_publish_forget(MyDatabaseId);
 		else if (!jq_claim_pass_over(MyDatabaseId, id))

@@ -41,6 +41,22 @@ sub wait_read
 	wait_for('SELECT count(*) = 0 FROM jobqueue_status WHERE estimated');
 }
 
+# what a scheduler that is asked meanwhile does not know yet
+sub while_scheduler_stands
+{
+	my ($code) = @_;
+	my $pid = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'});
+
+	# it holds no lock then
+	wait_for("SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $pid");
+	kill('STOP', $pid);
+	my $got = eval { $code->() };
+	my $error = $@;
+	kill('CONT', $pid);
+	die $error if $error ne '';
+	return $got;
+}
+
 sub check_drained
 {
 	wait_drained();
@@ -131,11 +147,10 @@ property 'no later one of its key passes one that was looked at while it was giv
 	sql(q{SELECT jobqueue_enqueue(NULL, queue => 'c', key => 'k')});
 	sql("UPDATE jobqueue_job SET priority = priority WHERE id = $job");
 	wait_read();
-	my $scheduler = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'});
-	kill('STOP', $scheduler);
-	$s->query_safe('ROLLBACK');
-	my $got = $other->query_safe(q{SELECT id FROM jobqueue_fetch('c')});
-	kill('CONT', $scheduler);
+	my $got = while_scheduler_stands(sub {
+		$s->query_safe('ROLLBACK');
+		return $other->query_safe(q{SELECT id FROM jobqueue_fetch('c')});
+	});
 	is($got, $job, 'it comes first');
 	$other->query_safe("SELECT jobqueue_complete($job)");
 	sql(q{SELECT jobqueue_complete(id) FROM jobqueue_fetch('c')});
@@ -149,11 +164,11 @@ property 'one that is looked at while the next consumer has it leaves nothing in
 	$s->query_safe(q{BEGIN; SELECT id FROM jobqueue_fetch('c')});
 	sql("UPDATE jobqueue_job SET priority = priority WHERE id = $job");
 	wait_read();
-	my $scheduler = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'});
-	kill('STOP', $scheduler);
-	$s->query_safe('ROLLBACK');
-	is($other->query_safe(q{SELECT id FROM jobqueue_fetch('c')}), $job, 'he has it');
-	kill('CONT', $scheduler);
+	my $got = while_scheduler_stands(sub {
+		$s->query_safe('ROLLBACK');
+		return $other->query_safe(q{SELECT id FROM jobqueue_fetch('c')});
+	});
+	is($got, $job, 'he has it');
 	# it has served what was asked for before
 	sql(q{SELECT jobqueue_enqueue('note', '{"what": "later"}', run_at => clock_timestamp() + interval '0.1 s')});
 	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'later'});
@@ -243,6 +258,39 @@ property 'the numbers of a paused queue are right when what is in the table only
 	is(sql(q{SELECT ready, estimated FROM jobqueue_status WHERE queue = 'p'}), '140|f', 'and cancelled');
 	sql('SELECT count(jobqueue_cancel(id)) FROM jobqueue_job');
 	is(sql(q{SELECT ready, spilled, estimated FROM jobqueue_status WHERE queue = 'p'}), '0|0|f', 'all of them');
+	sql(q{SELECT jobqueue_resume('p')});
+	check_drained();
+};
+
+property 'as many jobs of a key that is held count as blocked as there are' => sub {
+	my $s = session();
+	my $numbers = sub { return sql(q{SELECT (SELECT sum(blocked) FROM jobqueue_status), (SELECT waiting FROM jobqueue_keys WHERE key = 'k')}); };
+
+	$s->query_safe(q{SELECT jobqueue_lock('k')});
+	sql(q{SELECT count(jobqueue_enqueue('note', '{"what": "x"}', queue => 'z', key => 'k')) FROM generate_series(1, 200)});
+	wait_for(q{SELECT blocked = 200 FROM jobqueue_status WHERE queue = 'z'});
+	my $gate = stop_worker();
+	fill(q{'note'}, 'z', 0);
+	sql(q{SELECT count(jobqueue_enqueue('note', '{"what": "x"}', queue => 'z', key => 'k')) FROM generate_series(1, 150)});
+	sql(q{SELECT count(jobqueue_reprioritize(id, 1)) FROM (SELECT id FROM jobqueue_job WHERE key = 'k' ORDER BY id DESC LIMIT 100) x});
+	sql(q{SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job WHERE key = 'k' ORDER BY id DESC LIMIT 150) x});
+	is($numbers->(), '200|200', 'beside some that have gone, and were not looked at yet');
+	open_gate($gate);
+	wait_for(q{SELECT count(*) = 200 FROM jobqueue_job});
+	is($numbers->(), '200|200', 'also when all others have run');
+	sql(q{SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job ORDER BY id DESC LIMIT 50) x});
+	is($numbers->(), '150|150', 'and fewer when some of those have gone');
+	$s->query_safe(q{SELECT jobqueue_unlock('k')});
+	check_drained();
+};
+
+property 'what is about to be cancelled, which is undone, is counted once' => sub {
+	my $s = session();
+
+	sql(q{SELECT jobqueue_configure('p'), jobqueue_pause('p')});
+	fill(q{'note'}, 'p', 0);
+	$s->query_safe(q{BEGIN; SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job ORDER BY id DESC LIMIT 20) x; ROLLBACK});
+	is(sql(q{SELECT ready, estimated FROM jobqueue_status WHERE queue = 'p'}), '300|f', 'it is');
 	sql(q{SELECT jobqueue_resume('p')});
 	check_drained();
 };
