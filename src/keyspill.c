@@ -225,20 +225,22 @@ jq_keylock_uncount(Oid db, const char *key, int len, int lane, JqPos pos,
 {
 	uint32 hash;
 	JqKey *k;
-	bool counted = false;
-	int i;
+	bool counted;
+	int i = 0;
 
 	if (len == 0 || pg_atomic_read_u32(&jq_shared->spilled_keys) == 0)
 		return false;
 	k = jq_key_find(db, key, len, &hash);
-	if (k != NULL && k->spilled && jq_pos_cmp(pos, k->frontier) >= 0)
-		for (i = 0; i < k->nlanes && !counted; i++)
-			if (k->lanes[i] == lane &&
-				(!unknown || jq_pos_cmp(pos, k->counted[i]) <= 0))
-			{
-				k->counts[i] = Max(k->counts[i] - 1, 0);
-				counted = true;
-			}
+	while (k != NULL && i < k->nlanes && k->lanes[i] != lane)
+		i++;
+	/* those of more lanes than that are counted in the first one */
+	if (i == SPILL_LANES)
+		i = 0;
+	counted = k != NULL && k->spilled && i < k->nlanes &&
+			  jq_pos_cmp(pos, k->frontier) >= 0 &&
+			  (!unknown || jq_pos_cmp(pos, k->counted[i]) <= 0);
+	if (counted)
+		k->counts[i] = Max(k->counts[i] - 1, 0);
 	LWLockRelease(jq_key_partition(hash));
 	return counted;
 }

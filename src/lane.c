@@ -416,10 +416,11 @@ jq_lane_remove(Oid db, Oid role, const char *queue, const JqItem *item)
 	{
 		bool unknown = jq_pos_cmp(pos, l->frontier) >= 0;
 
-		/* what is due was not counted by the lane: see lane_lose */
-		if (!jq_keylock_uncount(db, item->key, item->keylen, lane, pos,
+		/* what is due was not counted: see lane_lose */
+		if (!(unknown && (item->flags & JQ_E_DUE)) &&
+			!jq_keylock_uncount(db, item->key, item->keylen, lane, pos,
 								unknown) &&
-			unknown && !(item->flags & JQ_E_DUE))
+			unknown)
 			lane_count_spilled(l, pos, -1);
 	}
 	lane_check(l);

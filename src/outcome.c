@@ -435,7 +435,9 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 		case DROPPED:
 			pg_atomic_fetch_add_u64(&jq_queues[a->queue_ix].wasted, 1);
 			jq_after_ended(jq_lanes[a->job->lane].dbix, a->job->id);
-			end_order(a);
+			/* if not, it goes on elsewhere, and its order may be of there */
+			if (jq_slots[jq_my_slot].claim_lane >= 0)
+				end_order(a);
 			free_keys(a);
 			jq_claim_end();
 			/* it was held for jobqueue_adopt(), which may have come */

@@ -800,7 +800,8 @@ let_go(int from, int from_key, bool again)
 	{
 		Pending *p = &pending[i];
 		PendingLane *l = &lanes[p->lane];
-		bool unsure;
+		bool passed;
+		bool goes_on; /* as before */
 
 		if (!p->held)
 			continue;
@@ -810,13 +811,18 @@ let_go(int from, int from_key, bool again)
 			jq_lane_remove(MyDatabaseId, l->owner, l->queue, &p->item);
 		/* it may have been changed before we had it, or by those who change many
 		 * while we had it, or have committed what we did; model: PASSED */
-		unsure = jq_claim_unhold(MyDatabaseId, p->item.id) &&
-				 (again ? !written_before(from, p->item.id) :
-						  l->spilled || written_before(npending, p->item.id));
-		if (again && !written_before(from, p->item.id))
+		passed = jq_claim_unhold(MyDatabaseId, p->item.id);
+		goes_on = again && !written_before(from, p->item.id);
+		/* an entry of it may have been dropped: nothing counts it then */
+		if (goes_on && passed)
+			jq_publish_now(MyDatabaseId, l->owner, l->queue, &p->item,
+						   p->run_at);
+		else if (goes_on)
 			jq_publish_counted(MyDatabaseId, l->owner, l->queue, &p->item,
 							   p->run_at);
-		if (unsure)
+		if (passed &&
+			(again ? goes_on :
+					 l->spilled || written_before(npending, p->item.id)))
 			jq_publish_unsure(MyDatabaseId, p->item.id);
 		if (p->item.keylen > 0)
 			jq_keylock_order_recorded(MyDatabaseId, p->item.key, p->item.keylen,

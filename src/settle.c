@@ -116,13 +116,23 @@ jq_sched_settle_suspects(TimestampTz unused)
 static void
 settle_if_suspect(int64 id)
 {
-	int n, i;
-	JqSuspect *list = jq_inflight_suspects(MyDatabaseId, &n);
+	PG_TRY();
+	{
+		int n, i;
+		JqSuspect *list = jq_inflight_suspects(MyDatabaseId, &n);
 
-	for (i = 0; i < n; i++)
-		if (list[i].id == id)
-			settle_suspect(&list[i]);
-	pfree(list);
+		for (i = 0; i < n; i++)
+			if (list[i].id == id)
+				settle_suspect(&list[i]);
+		pfree(list);
+	}
+	PG_CATCH();
+	{
+		/* whoever has it locked may wait for a later one of its key */
+		jq_keylock_order_recorded_job(MyDatabaseId, id);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 }
 
 /* ------------------------------------------------- failing, doubtful claims */
