@@ -136,15 +136,17 @@ lane_insert(JqLane *l, uint32 ix)
 	else
 	{
 		uint32 twin = lane_search(l, pos, before);
-		char key[JQ_KEY_MAX + 1];
 
-		if (twin != JQ_NIL && !has_key(twin, key, jq_entry_key(ix, key)))
-		{
-			lane_lose_twins(l, ix, twin);
-			return false;
-		}
 		if (twin != JQ_NIL)
 		{
+			char key[JQ_KEY_MAX + 1];
+			int len = jq_entry_key(ix, key);
+
+			if (!has_key(twin, key, len))
+			{
+				lane_lose_twins(l, ix, twin);
+				return false;
+			}
 			JQ_ENTRY(twin)->flags =
 				jq_flags_of_twins(JQ_ENTRY(twin)->flags, e->flags) |
 				(e->flags & (JQ_E_UNPARKED | JQ_E_BROUGHT));
