@@ -185,7 +185,8 @@ extern void jq_keylock_forget(Oid db);
 
 /*
  * The key is ours.  The job at pos is to run (again) at run_at, before all later
- * ones of the queue; DT_NOEND: its failure is about to be recorded.
+ * ones of the queue; DT_NOEND: its failure is about to be recorded, or it is to be
+ * looked at again.
  */
 extern void jq_keylock_order_begin(Oid db, const char *key, int len,
 								   const char *queue, JqPos pos,

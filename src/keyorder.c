@@ -19,7 +19,8 @@
  * and the waiters go on, to look at the table.  So an order is a hint, but for
  * one moment: from the end of a failing job until its failure is in the table,
  * when the key is free already.  That order is noted before the key is let go,
- * and has no end but the record of the failure.
+ * and has no end but the record of the failure.  So is the one of a job that could
+ * not be started, until the scheduler has looked at it and published it again.
  *
  * Memory has room for so many keys.  When half of it is taken, a job that has to
  * wait for another one does so in the table: it is put off until that one is to
@@ -163,8 +164,8 @@ order_in_table(JqKey *k)
 }
 
 /*
- * Of the same job, the last one counts.  Those whose failure is to be recorded
- * each have their own, in the pool if need be; of others a key has few, and what
+ * Of the same job, the last one counts.  Those whose failure is to be recorded, or
+ * that could not be started, each have their own, in the pool if need be; of others a key has few, and what
  * there is no room for is merged into one: all look at the table soon.
  */
 static void
@@ -195,10 +196,9 @@ note_order(JqKey *k, uint32 hash, uint32 queue, JqPos pos, TimestampTz until)
 			o = other;
 			queue = 0;
 			pos = jq_pos_min(pos, o->pos);
-			if (o->until != DT_NOEND)
+			/* one that has an end would take the place of another's end */
+			if (o->until != DT_NOEND || until != DT_NOEND)
 				until = GetCurrentTimestamp() + CROWDED_US;
-			else
-				until = DT_NOEND;
 		}
 	}
 	set_order(o, queue, pos, until);

@@ -820,9 +820,11 @@ let_go(int from, int from_key, bool again)
 		else if (goes_on)
 			jq_publish_counted(MyDatabaseId, l->owner, l->queue, &p->item,
 							   p->run_at);
-		if (passed &&
-			(again ? goes_on :
-					 l->spilled || written_before(npending, p->item.id)))
+		/* what we have made of it may not be in the list */
+		if (passed && (again ? goes_on :
+							   first_due != 0 || l->spilled ||
+								   npending >= jobqueue_max_ready_jobs ||
+								   written_before(npending, p->item.id)))
 			jq_publish_unsure(MyDatabaseId, p->item.id);
 		if (p->item.keylen > 0)
 			jq_keylock_order_recorded(MyDatabaseId, p->item.key, p->item.keylen,

@@ -100,16 +100,23 @@ settle_suspect(void *arg)
 							 suspect->id)));
 }
 
-void
-jq_sched_settle_suspects(TimestampTz unused)
+static void
+settle_suspects(bool at_start)
 {
 	int n, i;
 	JqSuspect *list = jq_inflight_suspects(MyDatabaseId, &n);
 
-	(void) unused;
+	/* if not now, then in a while; others do not wait for more than one */
 	for (i = 0; i < n; i++)
-		/* if not now, then in a while */
-		(void) safely(settle_suspect, &list[i], JQ_REQ_FAILED);
+		if (!safely(settle_suspect, &list[i], JQ_REQ_FAILED) && !at_start)
+			break;
+}
+
+void
+jq_sched_settle_suspects(TimestampTz unused)
+{
+	(void) unused;
+	settle_suspects(true);
 }
 
 /* the job has crashed the server, and that could not be recorded yet */
@@ -393,8 +400,8 @@ jq_sched_settle_held(TimestampTz unused)
 	JqHeld *held;
 	Round round;
 
-	/* those that could not be recorded */
-	jq_sched_settle_suspects(unused);
+	(void) unused;
+	settle_suspects(false);
 	if (jq_looks_any(MyDatabaseId) && safely(look_at, NULL, JQ_REQ_FAILED) &&
 		jq_looks_any(MyDatabaseId))
 		jq_db_request(jq_sched_dbix, JQ_REQ_FAILED);

@@ -45,16 +45,35 @@ sub wait_read
 sub while_scheduler_stands
 {
 	my ($code) = @_;
-	my $pid = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'});
+	my $scheduler = q{FROM pg_stat_activity WHERE backend_type = 'jobqueue scheduler'};
+	my $pid;
 
-	# it holds no lock then
-	wait_for("SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $pid");
-	kill('STOP', $pid);
+	# it holds no lock where it waits, and is still there when it stands
+	for (;;)
+	{
+		wait_for("SELECT count(*) = 1 $scheduler AND wait_event_type = 'Extension'");
+		$pid = sql("SELECT pid $scheduler");
+		next unless $pid;
+		kill('STOP', $pid);
+		last if sql("SELECT count(*) $scheduler AND pid = $pid AND wait_event_type = 'Extension'");
+		kill('CONT', $pid);
+	}
 	my $got = eval { $code->() };
 	my $error = $@;
 	kill('CONT', $pid);
 	die $error if $error ne '';
 	return $got;
+}
+
+# what the scheduler was asked for before has been served: it serves what is due
+# before other things, so a second one comes after them
+sub wait_served
+{
+	foreach my $i (1 .. 2)
+	{
+		sql(q{SELECT jobqueue_enqueue('note', '{"what": "later"}', run_at => clock_timestamp() + interval '0.1 s')});
+		wait_for("SELECT count(*) = $i FROM ran WHERE what = 'later'");
+	}
 }
 
 sub check_drained
@@ -169,9 +188,7 @@ property 'one that is looked at while the next consumer has it leaves nothing in
 		return $other->query_safe(q{SELECT id FROM jobqueue_fetch('c')});
 	});
 	is($got, $job, 'he has it');
-	# it has served what was asked for before
-	sql(q{SELECT jobqueue_enqueue('note', '{"what": "later"}', run_at => clock_timestamp() + interval '0.1 s')});
-	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'later'});
+	wait_served();
 	$other->query_safe("SELECT jobqueue_complete($job)");
 	check_drained();
 };
@@ -187,8 +204,7 @@ paused_property 'one that is given back where memory is full is counted once' =>
 	sql(q{SELECT jobqueue_pause('z')});
 	sql("SELECT pg_terminate_backend($pid)");
 	release('worker-claimed');
-	sql(q{SELECT jobqueue_enqueue('note', '{"what": "later"}', run_at => clock_timestamp() + interval '0.1 s')});
-	wait_for(q{SELECT count(*) = 1 FROM ran WHERE what = 'later'});
+	wait_served();
 	is(sql(q{SELECT sum(ready) FROM jobqueue_status WHERE queue = 'z'}), 301, 'it is');
 	sql(q{SELECT jobqueue_resume('z')});
 	check_drained();
@@ -249,6 +265,7 @@ property 'paused queues do not keep a job of another one from memory' => sub {
 
 property 'the numbers of a paused queue are right when what is in the table only is cancelled, or moved' => sub {
 	sql(q{SELECT jobqueue_configure('p'), jobqueue_pause('p')});
+	wait_read();
 	fill(q{'note'}, 'p', 0);
 	sql(q{SELECT count(jobqueue_enqueue('note', '{"what": "x"}', queue => 'p', key => 'k')) FROM generate_series(1, 50)});
 	is(sql(q{SELECT ready, estimated FROM jobqueue_status WHERE queue = 'p'}), '350|f', 'they are');
@@ -288,6 +305,7 @@ property 'what is about to be cancelled, which is undone, is counted once' => su
 	my $s = session();
 
 	sql(q{SELECT jobqueue_configure('p'), jobqueue_pause('p')});
+	wait_read();
 	fill(q{'note'}, 'p', 0);
 	$s->query_safe(q{BEGIN; SELECT count(jobqueue_cancel(id)) FROM (SELECT id FROM jobqueue_job ORDER BY id DESC LIMIT 20) x; ROLLBACK});
 	is(sql(q{SELECT ready, estimated FROM jobqueue_status WHERE queue = 'p'}), '300|f', 'it is');
@@ -316,7 +334,7 @@ paused_property 'later messages wait for one that could not be started' => sub {
 	open_gate($gate);
 	wait_drained();
 	is(sql(q{SELECT jobqueue_service_state('s')}), '[1, 2, 3, 4]', 'they have been handled in order');
-	is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'and nothing is left of it');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
 	forget();
 };
 
