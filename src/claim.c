@@ -32,7 +32,6 @@
 #include "fetched.h"
 #include "keylock.h"
 #include "lane.h"
-#include "publish.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 
@@ -642,8 +641,6 @@ jq_claim_take_turn(JqClaimed *job)
 	settle(s);
 	if (spill)
 		jq_lane_lose(db, role, queue, job->pos, job->flags);
-	if (!taken && jq_claim_was_passed())
-		jq_publish_unsure(db, job->id);
 	return taken;
 }
 

@@ -12,8 +12,6 @@
 #include "postgres.h"
 
 #include "comeback.h"
-#include "database.h"
-#include "lane.h"
 #include "miscadmin.h"
 #include "publish.h"
 #include "storage/lmgr.h"

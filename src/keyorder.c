@@ -165,8 +165,9 @@ order_in_table(JqKey *k)
 
 /*
  * Of the same job, the last one counts.  Those whose failure is to be recorded, or
- * that could not be started, each have their own, in the pool if need be; of others a key has few, and what
- * there is no room for is merged into one: all look at the table soon.
+ * that could not be started, each have their own, in the pool if need be; of others
+ * a key has few, and what there is no room for is merged into one: all look at the
+ * table soon.
  */
 static void
 note_order(JqKey *k, uint32 hash, uint32 queue, JqPos pos, TimestampTz until)

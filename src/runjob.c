@@ -726,6 +726,8 @@ attempt_it(JqAttempt *a)
 		 */
 		if (!jq_claim_take_turn(a->job))
 		{
+			if (jq_claim_was_passed())
+				jq_publish_unsure(MyDatabaseId, a->job->id);
 			/* model: TURN_FREES */
 			jq_keylock_release(MyDatabaseId, a->job->key, a->job->keylen);
 			jq_unique_let_go();

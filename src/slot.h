@@ -54,9 +54,8 @@ typedef struct JqSlot
 	JqPos claim_pos;
 	ItemPointerData claim_tid;
 	uint8 claim_flags;
-	volatile bool
-		claim_passed; /* somebody has passed over it, or over one of the
-								 * others; without lock */
+	/* somebody has passed over it, or over one of the others; no lock */
+	volatile bool claim_passed;
 	uint8 claim_keylen;
 	char claim_key[JQ_KEY_MAX + 1];
 	int64 cancel_for;	   /* the job a cancel is meant for */
