@@ -41,6 +41,7 @@
 #include "runhere.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -318,6 +319,7 @@ jq_unique_postpone(Datum *values, bool *nulls)
 static char executing[DIGEST_LEN];
 static bool is_executing;
 static bool ends_with_commit; /* of the open transaction */
+static bool committed;		  /* and its locks are still held */
 
 static void
 make_digest(char *digest, const JqRow *row)
@@ -379,19 +381,35 @@ take_digest(const char *digest, int64 id, int64 *holder)
 	return false;
 }
 
-/*
- * Before locks are released and jobs published: whoever was waiting for this
- * commit, or comes with it, finds nobody executing.  An abort changes nothing,
- * the job may be rerun at once.
- */
 static void
-at_end_of_xact(XactEvent event, void *arg)
+xact_callback(XactEvent event, void *arg)
 {
 	(void) arg;
 	if (event == XACT_EVENT_COMMIT && ends_with_commit)
-		jq_unique_let_go();
+	{
+		committed = true;
+		JQ_PAUSE("unique-before-locks");
+	}
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
 		ends_with_commit = false;
+}
+
+/*
+ * After locks are released: the next one must not meet those of a job that is no
+ * longer there.  Before publish.c's, which was registered when the worker began
+ * and so comes later: what the job has enqueued finds nobody executing.  An abort
+ * changes nothing, the job may be rerun at once.
+ */
+static void
+release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
+				 void *arg)
+{
+	(void) arg;
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isCommit || !isTopLevel ||
+		!committed)
+		return;
+	committed = false;
+	jq_unique_let_go();
 }
 
 void
@@ -402,7 +420,10 @@ jq_unique_ends_with_commit(void)
 	if (!is_executing)
 		return;
 	if (!registered)
-		RegisterXactCallback(at_end_of_xact, NULL);
+	{
+		RegisterXactCallback(xact_callback, NULL);
+		RegisterResourceReleaseCallback(release_callback, NULL);
+	}
 	registered = true;
 	ends_with_commit = true;
 }

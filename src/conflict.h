@@ -69,8 +69,8 @@ typedef enum JqRefused
 extern JqRefused jq_unique_refuse(JqTable *t, int64 id, const JqRefusal *r);
 
 /*
- * The open transaction ends the job: others may execute when it has committed,
- * and before what it has enqueued is published.
+ * The open transaction ends the job: others may execute when it has committed and
+ * released its locks, and before what it has enqueued is published.
  */
 extern void jq_unique_ends_with_commit(void);
 
