@@ -38,6 +38,7 @@ typedef struct JqAttempt
 	int commit_level;  /* synchronous_commit at its end, in a batch */
 	TransactionId xid; /* DOUBTFUL_ROW */
 	bool crashed;	   /* DOUBTFUL_ROW: its crash is to be recorded */
+	bool soon;		   /* DOUBTFUL_ROW: what is in its way commits */
 	TimestampTz ready_at;
 	TimestampTz enqueued_at;
 	TimestampTz started_at;

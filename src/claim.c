@@ -887,7 +887,7 @@ jq_claim_purge(Oid db)
 
 bool
 jq_claim_hold_doubtful(Oid db, Oid role, const char *queue, int64 id,
-					   TransactionId xid)
+					   TransactionId xid, bool soon)
 {
 	JqHeld key;
 	JqHeld *h;
@@ -900,6 +900,7 @@ jq_claim_hold_doubtful(Oid db, Oid role, const char *queue, int64 id,
 	{
 		held_fill(h, JQ_HELD_DOUBTFUL, role, queue);
 		h->xid = xid;
+		strlcpy(h->sqlstate, soon ? JQ_HELD_SOON : "", sizeof(h->sqlstate));
 		if (!found)
 			pg_atomic_fetch_add_u32(&jq_shared->nheld, 1);
 	}

@@ -23,6 +23,10 @@ typedef enum JqHeldKind
 	JQ_HELD_DOUBTFUL	 /* somebody's uncommitted delete: wait for xid */
 } JqHeldKind;
 
+/* "sqlstate" of one that is in doubt for a moment only: what stands in its way is
+ * a commit */
+#define JQ_HELD_SOON "SOON"
+
 #define JQ_HELD_ERROR 512
 
 typedef struct JqHeld
@@ -155,9 +159,10 @@ extern bool jq_claim_find_held(Oid db, int64 id, JqHeld *out);
 extern bool jq_claim_cancel_asked(int64 id);
 /* interrupt the worker that runs it; false: it does not run */
 extern bool jq_claim_cancel(Oid db, int64 id);
-/* somebody's uncommitted delete has been met; false: no room to note it */
+/* somebody's uncommitted delete has been met, or a commit (soon); false: no room to
+ * note it */
 extern bool jq_claim_hold_doubtful(Oid db, Oid role, const char *queue,
-								   int64 id, TransactionId xid);
+								   int64 id, TransactionId xid, bool soon);
 /* ids of the jobs that workers and outside consumers have; palloc'd */
 extern int64 *jq_claim_running(Oid db, int *n);
 /* of all that is claimed, but for what waits for the end of a transaction */

@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "afterlocks.h"
 #include "catalog/pg_type.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
@@ -41,7 +42,6 @@
 #include "runhere.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -175,9 +175,9 @@ update(JqTable *t, const Datum *values, const bool *nulls, JqHeldJob *h)
 	return true;
 }
 
-/* it starts just now, and its lock is free in a moment */
+/* its lock is free in a moment */
 static void
-wait_for_start(void)
+wait_a_moment(void)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 2L, PG_WAIT_EXTENSION);
@@ -231,7 +231,8 @@ act_on_holder(JqTable *t, const Datum *values, const bool *nulls,
 	}
 	if (!jq_unique_ends_at_start(holder->until))
 		return true;
-	wait_for_start();
+	/* it starts just now */
+	wait_a_moment();
 	return false;
 }
 
@@ -319,7 +320,7 @@ jq_unique_postpone(Datum *values, bool *nulls)
 static char executing[DIGEST_LEN];
 static bool is_executing;
 static bool ends_with_commit; /* of the open transaction */
-static bool committed;		  /* and its locks are still held */
+static bool committed;		  /* to be done when its locks are released */
 
 static void
 make_digest(char *digest, const JqRow *row)
@@ -355,14 +356,14 @@ jq_unique_digest(char *digest, const JqRow *row)
 
 /* false: *holder executes */
 static bool
-take_digest(const char *digest, int64 id, int64 *holder)
+take_digest(const char *digest, int64 id, JqKeyJob *holder)
 {
 	bool ask = false;
 	uint32 next;
 
 	jq_keylock_prepare();
-	*holder = 0;
-	while (*holder == 0) /* else it was given free just now */
+	holder->id = 0;
+	while (holder->id == 0) /* else it was given free just now */
 	{
 		switch (jq_keylock_take(MyDatabaseId, digest, DIGEST_LEN, id, -1,
 								JQ_NIL, &ask, &next))
@@ -385,7 +386,15 @@ static void
 xact_callback(XactEvent event, void *arg)
 {
 	(void) arg;
-	if (event == XACT_EVENT_COMMIT && ends_with_commit)
+	if (event == XACT_EVENT_ABORT)
+		committed = false;
+	if (!ends_with_commit)
+		return;
+	/* whoever meets it from now on waits for the end of that; model: GONE_LATER */
+	if (event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_ABORT)
+		jq_keylock_ending(MyDatabaseId, executing, DIGEST_LEN, 0,
+						  event == XACT_EVENT_PRE_COMMIT);
+	if (event == XACT_EVENT_COMMIT)
 	{
 		committed = true;
 		JQ_PAUSE("unique-before-locks");
@@ -395,20 +404,16 @@ xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * After locks are released: the next one must not meet those of a job that is no
- * longer there.  Before publish.c's, which was registered when the worker began
- * and so comes later: what the job has enqueued finds nobody executing.  An abort
- * changes nothing, the job may be rerun at once.
+ * What the job has enqueued finds nobody executing.  An abort changes nothing, the
+ * job may be rerun at once.
  */
 static void
-release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
-				 void *arg)
+after_locks(bool commit, bool top)
 {
-	(void) arg;
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isCommit || !isTopLevel ||
-		!committed)
+	if (!commit || !top || !committed)
 		return;
 	committed = false;
+	JQ_PAUSE("unique-after-locks");
 	jq_unique_let_go();
 }
 
@@ -422,7 +427,7 @@ jq_unique_ends_with_commit(void)
 	if (!registered)
 	{
 		RegisterXactCallback(xact_callback, NULL);
-		RegisterResourceReleaseCallback(release_callback, NULL);
+		jq_after_locks(JQ_AFTER_LOCKS_EXECUTING, after_locks);
 	}
 	registered = true;
 	ends_with_commit = true;
@@ -475,15 +480,24 @@ refuse(const JqRow *row, int64 holder, bool at_work, JqRefusal *r)
 	return JQ_UNIQUE_REFUSED;
 }
 
+/*
+ * Whose job commits is about to let go, and not in the way; so is one whose row
+ * is gone, however it ended.  model: GONE_LATER
+ */
+static bool
+is_ending(JqTable *t, const JqKeyJob *holder)
+{
+	return holder->ending || jq_unique_job_is_gone(t, holder->id);
+}
+
 /* another one executes */
 static JqUniqueStart
-is_executed(JqTable *t, const JqRow *row, int64 holder, JqRefusal *refusal)
+is_executed(JqTable *t, const JqRow *row, const JqKeyJob *holder,
+			JqRefusal *refusal)
 {
-	/* it has committed, and is about to let go: not in the way;
-	 * model: GONE_LATER */
-	if (jq_unique_job_is_gone(t, holder))
+	if (is_ending(t, holder))
 		return JQ_UNIQUE_LATER;
-	return refuse(row, holder, true, refusal);
+	return refuse(row, holder->id, true, refusal);
 }
 
 static bool
@@ -502,15 +516,15 @@ static JqUniqueStart
 ask_for_lock(JqTable *t, const JqRow *row, const char *digest, int len,
 			 JqRefusal *refusal)
 {
-	int64 holder = 0;
+	JqKeyJob holder = {0};
 	JqUniqueLock lock;
 
 	if (!is_to_ask(row))
 		return JQ_UNIQUE_GO;
 	if (len > 0)
 		holder = jq_keylock_job(MyDatabaseId, digest, len);
-	if (holder != 0)
-		return is_executed(t, row, holder, refusal);
+	if (holder.id != 0)
+		return is_executed(t, row, &holder, refusal);
 	if (!jq_unique_take(t, JQ_ROW(row, JQ_COL_QUEUE),
 						JQ_ROW(row, JQ_COL_UNIQUE_KEY),
 						DatumGetInt64(JQ_ROW(row, JQ_COL_ID)), until_of(row),
@@ -526,7 +540,8 @@ ask_for_lock(JqTable *t, const JqRow *row, const char *digest, int len,
 
 /* one that has begun to execute since then: the lock goes back */
 static JqUniqueStart
-was_overtaken(JqTable *t, const JqRow *row, int64 holder, JqRefusal *refusal)
+was_overtaken(JqTable *t, const JqRow *row, const JqKeyJob *holder,
+			  JqRefusal *refusal)
 {
 	if (is_to_ask(row))
 		(void) jq_unique_release(t, JQ_ROW(row, JQ_COL_QUEUE),
@@ -559,7 +574,7 @@ jq_unique_start(JqTable *t, const JqRow *row, JqRefusal *refusal)
 {
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
 	int len = is_executing ? 0 : jq_unique_digest(executing, row);
-	int64 holder;
+	JqKeyJob holder;
 	JqUniqueStart result = ask_for_lock(t, row, executing, len, refusal);
 
 	if (result != JQ_UNIQUE_GO)
@@ -567,7 +582,7 @@ jq_unique_start(JqTable *t, const JqRow *row, JqRefusal *refusal)
 	if (len > 0)
 	{
 		if (!take_digest(executing, id, &holder))
-			return was_overtaken(t, row, holder, refusal);
+			return was_overtaken(t, row, &holder, refusal);
 		is_executing = true;
 	}
 	return start_lock(t, row);
@@ -580,7 +595,7 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 	int64 id = DatumGetInt64(JQ_ROW(row, JQ_COL_ID));
 	char digest[DIGEST_LEN] = {0}; /* if it has one */
 	int len = jq_unique_digest(digest, row);
-	int64 holder = 0;
+	JqKeyJob holder = {0};
 	bool taken = len == 0;
 	bool ask = false;
 	uint32 next;
@@ -591,7 +606,7 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 	result = ask_for_lock(t, row, digest, len, refusal);
 	if (result != JQ_UNIQUE_GO)
 		return result;
-	while (!taken && holder == 0) /* else it was given free just now */
+	while (!taken && holder.id == 0) /* else it was given free just now */
 	{
 		switch (jq_keylock_take_for_claim(MyDatabaseId, digest, len, id,
 										  leased ? 0 : MyProcPid, -1, JQ_NIL,
@@ -611,7 +626,7 @@ jq_unique_start_fetched(JqTable *t, const JqRow *row, bool leased,
 		}
 	}
 	if (!taken)
-		return was_overtaken(t, row, holder, refusal);
+		return was_overtaken(t, row, &holder, refusal);
 	return start_lock(t, row);
 }
 
@@ -680,6 +695,15 @@ not_now(const JqRow *row, int64 holder, const char *what)
 					errhint("Wait for its end, or cancel it.")));
 }
 
+/* only for the end of its commit */
+static void
+wait_for_executed(JqTable *t, const JqRow *row, const JqKeyJob *holder)
+{
+	if (!is_ending(t, holder))
+		not_now(row, holder->id, "executed now");
+	wait_a_moment();
+}
+
 void
 jq_unique_run_here(JqTable *t, const JqRow *row)
 {
@@ -687,17 +711,17 @@ jq_unique_run_here(JqTable *t, const JqRow *row)
 	char until = until_of(row);
 	char digest[DIGEST_LEN] = {0};
 	bool mine = true; /* or it needs none */
-	int64 holder;
+	JqKeyJob holder;
 	JqUniqueLock lock;
 
 	if (until == JQ_WHILE_EXECUTING || until == JQ_UNTIL_AND_WHILE_EXECUTING)
 	{
 		make_digest(digest, row);
 		mine = jq_keylock_mine(MyDatabaseId, digest, DIGEST_LEN);
-		/* that is not waited for */
-		holder = mine ? 0 : jq_keylock_job(MyDatabaseId, digest, DIGEST_LEN);
-		if (holder != 0)
-			not_now(row, holder, "executed now");
+		while (!mine &&
+			   (holder = jq_keylock_job(MyDatabaseId, digest, DIGEST_LEN)).id !=
+				   0)
+			wait_for_executed(t, row, &holder);
 	}
 	/* its lock first, as at a start */
 	if (is_to_ask(row) &&
@@ -708,8 +732,8 @@ jq_unique_run_here(JqTable *t, const JqRow *row)
 	if (!mine)
 	{
 		jq_publish_reserve_key();
-		if (!take_digest(digest, id, &holder))
-			not_now(row, holder, "executed now");
+		while (!take_digest(digest, id, &holder))
+			wait_for_executed(t, row, &holder);
 		jq_publish_key(digest, DIGEST_LEN);
 	}
 	if (jq_unique_ends_at_start(until))

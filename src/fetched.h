@@ -178,6 +178,9 @@ extern JqPinned jq_fetched_pin(int64 id, const pg_uuid_t *token,
 							   JqFetchedFate *was);
 extern void jq_fetched_undo(int64 id, JqFetchedFate was);
 
+/* that transaction is about to commit, or has failed to */
+extern void jq_fetched_ending(int64 id, bool ending);
+
 /* taken for good */
 extern void jq_fetched_keep(int64 id);
 /* the lease holds until then */

@@ -47,16 +47,29 @@ describe(const JqTaken *job, const JqRow *row)
 						jq_fetch_ready_at(row), NULL, 0);
 }
 
-/* it may be fetched when that transaction has ended, or in a while */
+/*
+ * It may be fetched when that transaction has ended, or in a while; soon: what is in
+ * its way commits, and later ones of its key do not pass it, if that has an order.
+ */
 static void
 hold_doubtful(const JqTaken *job, const JqRow *row, const char *queue,
-			  TransactionId xid)
+			  TransactionId xid, bool soon)
 {
+	JqQueueSettings s;
+	bool order;
+	bool noted;
+
+	jq_queue_settings(jq_lanes[job->lane].queue_ix, &s);
+	order = soon && s.ordered && job->keylen > 0;
+	if (order)
+		jq_keylock_order_begin(MyDatabaseId, job->key, job->keylen, queue,
+							   job->pos, DT_NOEND);
 	/* without room to note it, its turn comes again; a cancel of it is not
 	 * forgotten with the claim */
-	bool noted = jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
-										job->id, xid);
-
+	noted = jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
+								   job->id, xid, soon);
+	if (order && !noted)
+		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, job->id);
 	describe(job, row);
 	jq_fetchxact_drop(job->id, noted ? JQ_THEN_TABLE : JQ_THEN_LANE);
 	if (noted)
@@ -163,7 +176,7 @@ look_at_unique(JqTable *t, const JqTaken *job, const char *queue,
 		case JQ_UNIQUE_AGAIN:
 			return JQ_LOOK_GIVE;
 		case JQ_UNIQUE_LATER:
-			hold_doubtful(job, row, queue, InvalidTransactionId);
+			hold_doubtful(job, row, queue, InvalidTransactionId, true);
 			break;
 		case JQ_UNIQUE_FULL:
 			jq_fetchxact_drop(job->id, JQ_THEN_LANE);
@@ -232,7 +245,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 			RESUME_INTERRUPTS();
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_DOUBTFUL:
-			hold_doubtful(job, row, queue, xid);
+			hold_doubtful(job, row, queue, xid, false);
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_FOUND:
 			break;

@@ -4,16 +4,18 @@
  *
  * One step for each job that is fetched, and one for each claim that is to end
  * or to be extended, with the nesting level of its subtransaction.  An abort
- * undoes the steps of its level from the last one back.  The commit carries them
- * out when the locks of the transaction have been released, as publish.c does, so
- * that whoever gets the key next finds nothing of this transaction in his way.
- * Nothing there can fail: the steps and their texts have been allocated before.
+ * undoes the steps of its level from the last one back, the commit carries them
+ * out; both when the locks of the transaction have been released, as publish.c
+ * does, so that whoever gets the key next finds nothing of this transaction in his
+ * way.  Nothing there can fail: the steps and their texts have been allocated
+ * before.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "after.h"
+#include "afterlocks.h"
 #include "consumer.h"
 #include "database.h"
 #include "fetchxact.h"
@@ -22,7 +24,6 @@
 #include "miscadmin.h"
 #include "pause.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 typedef enum StepKind
@@ -47,14 +48,16 @@ typedef struct Step
 /* in TopTransactionContext */
 static Step *steps;
 static int nsteps, maxsteps;
-static bool committed; /* carry them out at the next AFTER_LOCKS */
+static bool ended;	   /* what has, has released its locks when we are called */
+static bool sub_ended; /* the same of subtransactions that were rolled back */
+static bool ending;	   /* end_digests has been called */
 
 static void
 forget(void)
 {
 	steps = NULL;
 	nsteps = maxsteps = 0;
-	committed = false;
+	ended = sub_ended = ending = false;
 }
 
 static void
@@ -149,6 +152,21 @@ carry_out(const Step *s)
 	}
 }
 
+/*
+ * The unique_keys of jobs that this transaction ends, or gives back: whoever meets
+ * one from now on waits for the end of the commit.  model: GONE_LATER
+ */
+static void
+end_digests(bool ends)
+{
+	int i;
+
+	ending = ends;
+	for (i = 0; i < nsteps; i++)
+		if (steps[i].decided)
+			jq_fetched_ending(steps[i].id, ends);
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -156,14 +174,18 @@ xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			committed = nsteps > 0;
-			if (!committed)
+			ended = nsteps > 0;
+			if (!ended)
 				forget();
 			break;
 		case XACT_EVENT_ABORT:
 			jq_consumer_leave();
-			undo_from(0);
-			forget();
+			ended = true;
+			if (nsteps > 0)
+				JQ_PAUSE("fetch-before-locks");
+			break;
+		case XACT_EVENT_PRE_COMMIT:
+			end_digests(true);
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 			if (nsteps > 0)
@@ -195,7 +217,9 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		jq_consumer_leave();
-		undo_from(nest);
+		sub_ended = true;
+		if (nsteps > 0)
+			JQ_PAUSE("fetch-before-locks");
 	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 		for (i = nsteps - 1; i >= 0 && steps[i].nest >= nest; i--)
@@ -203,19 +227,31 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 }
 
 static void
-release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
-				 void *arg)
+after_locks(bool commit, bool top)
 {
 	int i;
 
-	(void) arg;
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isCommit || !isTopLevel ||
-		!committed)
+	if (!top)
+	{
+		if (sub_ended)
+			undo_from(GetCurrentTransactionNestLevel());
+		sub_ended = false;
 		return;
-	committed = false;
-	JQ_PAUSE("fetch-before-carry-out");
-	for (i = 0; i < nsteps; i++)
-		carry_out(&steps[i]);
+	}
+	if (!ended)
+		return;
+	if (commit)
+	{
+		JQ_PAUSE("fetch-before-carry-out");
+		for (i = 0; i < nsteps; i++)
+			carry_out(&steps[i]);
+	}
+	else
+	{
+		if (ending)
+			end_digests(false);
+		undo_from(0);
+	}
 	forget();
 }
 
@@ -230,7 +266,7 @@ jq_fetchxact_reserve(int n)
 	{
 		RegisterXactCallback(xact_callback, NULL);
 		RegisterSubXactCallback(subxact_callback, NULL);
-		RegisterResourceReleaseCallback(release_callback, NULL);
+		jq_after_locks(JQ_AFTER_LOCKS_FETCHED, after_locks);
 		registered = true;
 	}
 	if (nsteps + n <= maxsteps)

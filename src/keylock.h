@@ -123,7 +123,20 @@ extern bool jq_keylock_take_over(Oid db, const char *key, int len, int lane,
 								 JqPos pos);
 
 /* the job it is held for, 0 = none */
-extern int64 jq_keylock_job(Oid db, const char *key, int len);
+typedef struct JqKeyJob
+{
+	int64 id;
+	bool ending;
+} JqKeyJob;
+
+extern JqKeyJob jq_keylock_job(Oid db, const char *key, int len);
+
+/*
+ * The transaction that ends it is about to commit, or has failed to.  job: the
+ * claim of a consumer has the key; 0: this process.
+ */
+extern void jq_keylock_ending(Oid db, const char *key, int len, int64 job,
+							  bool ending);
 
 /* does this process hold the key? */
 extern bool jq_keylock_mine(Oid db, const char *key, int len);

@@ -4,8 +4,10 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
 #include "keylook.h"
 #include "keytable.h"
+#include "miscadmin.h"
 
 static void
 look_at(JqKey *k, const JqKeyRules *r, JqPos pos, JqKeyLook *out)
@@ -61,22 +63,40 @@ jq_keylock_look(Oid db, const char *key, int len, int lane, JqPos pos,
 	LWLockRelease(jq_key_partition(hash));
 }
 
-int64
+JqKeyJob
 jq_keylock_job(Oid db, const char *key, int len)
 {
 	JqKeyTag tag;
 	uint32 hash;
 	JqKey *k;
-	int64 job = 0;
+	JqKeyJob job = {0};
 
 	jq_key_make_tag(&tag, db, key, len);
 	hash = jq_key_hash_of(&tag);
 	LWLockAcquire(jq_key_partition(hash), LW_SHARED);
 	k = hash_search_with_hash_value(jq_keys, &tag, hash, HASH_FIND, NULL);
 	if (k != NULL && k->nholders > 0)
-		job = k->holder.job;
+	{
+		job.id = k->holder.job;
+		job.ending = k->holder.ending;
+	}
 	LWLockRelease(jq_key_partition(hash));
 	return job;
+}
+
+void
+jq_keylock_ending(Oid db, const char *key, int len, int64 job, bool ending)
+{
+	uint32 hash;
+	JqKey *k = jq_key_find(db, key, len, &hash);
+
+	/* it has one holder, or none, or it is not this one's any more */
+	if (k != NULL && k->nholders > 0 &&
+		(job != 0 ?
+			 k->holder.procno == JQ_CLAIM_HOLDS && k->holder.job == job :
+			 k->holder.procno == jq_my_procno() && k->holder.pid == MyProcPid))
+		k->holder.ending = ending;
+	LWLockRelease(jq_key_partition(hash));
 }
 
 JqKeyInfo *

@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "afterlocks.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_proc.h"
 #include "command.h"
@@ -47,7 +48,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "waitgraph.h"
@@ -198,19 +198,16 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 }
 
 static void
-release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
-				 void *arg)
+after_locks(bool commit, bool top)
 {
 	int i;
 
-	(void) isCommit;
-	(void) arg;
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS ||
-		!(isTopLevel ? ended : sub_ended))
+	(void) commit;
+	if (!(top ? ended : sub_ended))
 		return;
 	sub_ended = false;
 	JQ_PAUSE("unlock-after-locks");
-	if (!isTopLevel)
+	if (!top)
 	{
 		let_go();
 		return;
@@ -267,7 +264,7 @@ attach(void)
 		on_shmem_exit(session_exit, (Datum) 0);
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
-	RegisterResourceReleaseCallback(release_callback, NULL);
+	jq_after_locks(JQ_AFTER_LOCKS_KEYS, after_locks);
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = object_access;
 	attached = true;

@@ -120,7 +120,8 @@ leave_doubtful(JqAttempt *a, TransactionId xid, bool order)
 		jq_keylock_order_begin(MyDatabaseId, a->job->key, a->job->keylen,
 							   a->queue, a->job->pos, DT_NOEND);
 	free_keys(a);
-	leave_to_scheduler(JQ_HELD_DOUBTFUL, xid, NULL, NULL);
+	leave_to_scheduler(JQ_HELD_DOUBTFUL, xid, a->soon ? JQ_HELD_SOON : NULL,
+					   NULL);
 }
 
 static void
@@ -454,7 +455,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			end_refused(a);
 			break;
 		case DOUBTFUL_ROW:
-			leave_doubtful(a, a->xid, a->crashed);
+			leave_doubtful(a, a->xid, a->crashed || a->soon);
 			break;
 		case TROUBLE:
 			ereport(WARNING,

@@ -18,13 +18,14 @@
  * COMMIT PREPARED makes the lanes read the rows from the table.
  *
  * Claims held by control functions are given back at the end of the transaction
- * or of the subtransaction that took them; if that aborted, the row is as it was
- * and is published again.
+ * or of the subtransaction that took them, after locks as well; if that aborted,
+ * the row is as it was and is published again.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "after.h"
+#include "afterlocks.h"
 #include "claim.h"
 #include "compat.h"
 #include "database.h"
@@ -40,7 +41,6 @@
 #include "quota.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
 /* a lane that the transaction has to do with */
 typedef struct PendingLane
@@ -110,7 +110,8 @@ static int maxrecycle;
 static bool databases; /* some have come, or changed */
 static int created;	   /* nesting level at which the extension was, or 0 */
 static bool registered;
-static bool committed; /* push at the next AFTER_LOCKS */
+/* to be done when the locks are released */
+static bool committed, aborted, sub_aborted;
 static char prepare_gid[256];
 static JqItem *push_buf; /* scratch for the push, allocated before */
 
@@ -134,8 +135,8 @@ static bool telling;
 static void xact_callback(XactEvent event, void *arg);
 static void subxact_callback(SubXactEvent event, SubTransactionId mine,
 							 SubTransactionId parent, void *arg);
-static void release_callback(ResourceReleasePhase phase, bool isCommit,
-							 bool isTopLevel, void *arg);
+static void after_locks(bool commit, bool top);
+static void publish(bool commit, bool top);
 
 void
 jq_publish_init(void)
@@ -144,7 +145,8 @@ jq_publish_init(void)
 		return;
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
-	RegisterResourceReleaseCallback(release_callback, NULL);
+	jq_after_locks(JQ_AFTER_LOCKS_HELD, after_locks);
+	jq_after_locks(JQ_AFTER_LOCKS_PUBLISH, publish);
 	registered = true;
 }
 
@@ -171,7 +173,7 @@ forget_all(void)
 	first_expiry = DT_NOEND;
 	first_prune = DT_NOEND;
 	first_schedule = DT_NOEND;
-	committed = false;
+	committed = aborted = sub_aborted = false;
 	recycle = NULL;
 	nrecycle = maxrecycle = 0;
 	databases = false;
@@ -971,6 +973,18 @@ jq_publish_forget(Oid db)
 
 /* ------------------------------------------------------------- callbacks */
 
+/* jobs that have run here: whoever meets one from now on waits for the end of the
+ * commit; model: GONE_LATER */
+static void
+end_digests(void)
+{
+	int i;
+
+	for (i = 0; i < nkeys; i++)
+		if (keys[i].key[0] == '\0')
+			jq_keylock_ending(MyDatabaseId, keys[i].key, keys[i].len, 0, true);
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -993,12 +1007,14 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PARALLEL_ABORT:
 			jq_bookkeeping = false;
-			if (nlevels > 0)
-			{
-				let_go(0, 0, true);
-				thaw(0, false);
-			}
-			forget_all();
+			aborted = nlevels > 0;
+			if (!aborted)
+				forget_all();
+			else
+				JQ_PAUSE("held-before-locks");
+			break;
+		case XACT_EVENT_PRE_COMMIT:
+			end_digests();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 		{
@@ -1071,30 +1087,52 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
-		let_go(top->start, top->nkeys, true);
-		thaw(top->nfrozen, false);
-		npending = top->start;
-		nkeys = top->nkeys;
-		nsettings = top->nsettings;
+		sub_aborted = true;
+		JQ_PAUSE("held-before-locks");
+	}
+}
+
+/* claims and keys go */
+static void
+after_locks(bool commit, bool top)
+{
+	if (commit && top && committed)
+	{
+		JQ_PAUSE("enqueue-before-publish");
+		if (created > 0)
+			forget_former();
+		let_go(0, 0, false);
+	}
+	else if (!commit && top && aborted)
+	{
+		aborted = false;
+		let_go(0, 0, true);
+		thaw(0, false);
+		forget_all();
+	}
+	else if (!top && sub_aborted)
+	{
+		Level *level = &levels[nlevels - 1];
+
+		sub_aborted = false;
+		let_go(level->start, level->nkeys, true);
+		thaw(level->nfrozen, false);
+		npending = level->start;
+		nkeys = level->nkeys;
+		nsettings = level->nsettings;
 		nlevels--;
 	}
 }
 
+/* ... and then what has been enqueued is published */
 static void
-release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
-				 void *arg)
+publish(bool commit, bool top)
 {
 	int i;
 
-	(void) arg;
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isCommit || !isTopLevel ||
-		!committed)
+	if (!commit || !top || !committed)
 		return;
 	committed = false;
-	JQ_PAUSE("enqueue-before-publish");
-	if (created > 0)
-		forget_former();
-	let_go(0, 0, false);
 	for (i = 0; i < nrecycle; i++)
 		jq_slot_stop_idle(recycle[i].db, recycle[i].role);
 	if (databases)

@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "afterlocks.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "configure.h"
@@ -24,6 +25,7 @@
 #include "lib/ilist.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "pause.h"
 #include "publish.h"
 #include "quota.h"
 #include "recent.h"
@@ -54,6 +56,7 @@ typedef struct Ended
 
 static dlist_head ended = DLIST_STATIC_INIT(ended);
 static int nended;
+static bool committed; /* tell of them when the locks are released */
 
 /* a job that runs here, and the one that has brought it here */
 typedef struct Running
@@ -75,25 +78,44 @@ forget_ended(Ended *e)
 }
 
 static void
+forget_all(void)
+{
+	dlist_init(&ended);
+	nended = 0;
+	committed = false;
+}
+
+static void
 xact_callback(XactEvent event, void *arg)
+{
+	(void) arg;
+	if (event == XACT_EVENT_COMMIT)
+	{
+		committed = true;
+		if (!dlist_is_empty(&ended))
+			JQ_PAUSE("run-before-locks");
+	}
+	else if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		forget_all();
+}
+
+/* before it lets go of them: whoever sees a job end can read how it ended */
+static void
+after_locks(bool commit, bool top)
 {
 	dlist_iter i;
 
-	(void) arg;
-	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
-		event != XACT_EVENT_PREPARE)
+	if (!commit || !top || !committed)
 		return;
-	if (event == XACT_EVENT_COMMIT)
-		dlist_foreach(i, &ended)
-		{
-			Ended *e = dlist_container(Ended, node, i.cur);
+	dlist_foreach(i, &ended)
+	{
+		Ended *e = dlist_container(Ended, node, i.cur);
 
-			e->recent.ended_at = GetCurrentTransactionStopTimestamp();
-			e->recent.lsn = XactLastCommitEnd;
-			jq_recent_add(&e->recent, e->result, e->len);
-		}
-	dlist_init(&ended);
-	nended = 0;
+		e->recent.ended_at = GetCurrentTransactionStopTimestamp();
+		e->recent.lsn = XactLastCommitEnd;
+		jq_recent_add(&e->recent, e->result, e->len);
+	}
+	forget_all();
 }
 
 static void
@@ -152,6 +174,7 @@ note_ended(const JqRecent *r, const char *result)
 	{
 		RegisterXactCallback(xact_callback, NULL);
 		RegisterSubXactCallback(subxact_callback, NULL);
+		jq_after_locks(JQ_AFTER_LOCKS_TELL, after_locks);
 		registered = true;
 	}
 	if (nended == JQ_RECENT_CELLS)

@@ -748,6 +748,7 @@ attempt_it(JqAttempt *a)
 			JQ_PAUSE("worker-unique-released");
 			a->admitted = true;
 			a->xid = InvalidTransactionId;
+			a->soon = start == JQ_UNIQUE_LATER;
 			return start == JQ_UNIQUE_AGAIN ? AGAIN :
 				   start == JQ_UNIQUE_LATER ? DOUBTFUL_ROW :
 											  REFUSED;

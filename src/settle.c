@@ -39,6 +39,8 @@
 #define SHUTDOWN_GRACE_MS 200
 #define LOCK_TIMEOUT_MS "50"
 #define LOOKS_AT_ONCE 100
+#define DOUBT_MS 1000 /* where no transaction is known that would end it */
+#define SOON_MS 100
 
 /*
  * What is settled here may be in the hands of an open transaction: its service is
@@ -152,10 +154,12 @@ settle_doubtful(void *arg)
 	JqRow row;
 	TransactionId xid;
 	JqFetch fetch;
+	int doubt_ms = strcmp(h->sqlstate, JQ_HELD_SOON) == 0 ? SOON_MS : DOUBT_MS;
 
 	if (TransactionIdIsValid(h->xid) ?
 			TransactionIdIsInProgress(h->xid) :
-			h->since + USECS_PER_SEC > GetCurrentTimestamp())
+			TimestampTzPlusMilliseconds(h->since, doubt_ms) >
+				GetCurrentTimestamp())
 	{
 		/* the longer it lasts, the more seldom we look */
 		int64 age = (GetCurrentTimestamp() - h->since) / 1000;
@@ -275,13 +279,7 @@ settle_failing(void *arg)
 		recorded = jq_record_failure(t, h->id, &f, &run_at);
 	HOLD_INTERRUPTS();
 	jq_sched_commit();
-	passed = jq_claim_unhold(MyDatabaseId, h->id);
-	if (recorded == JQ_RECORD_RETRY)
-		jq_db_due(jq_sched_dbix, run_at);
-	if (recorded == JQ_RECORD_RETRY && passed)
-		jq_publish_unsure(MyDatabaseId, h->id);
-	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
-	RESUME_INTERRUPTS();
+	/* first: whoever sees it end can read how it ended */
 	if (recorded != JQ_RECORD_GONE || cancelled)
 		jq_sched_note_end(h->id, h->role, h->queue,
 						  cancelled					 ? JQ_CANCELLED :
@@ -290,6 +288,13 @@ settle_failing(void *arg)
 						  h->attempt, h->started_at, h->since, h->error);
 	else
 		jq_after_ended(jq_sched_dbix, h->id); /* its worker said nothing */
+	passed = jq_claim_unhold(MyDatabaseId, h->id);
+	if (recorded == JQ_RECORD_RETRY)
+		jq_db_due(jq_sched_dbix, run_at);
+	if (recorded == JQ_RECORD_RETRY && passed)
+		jq_publish_unsure(MyDatabaseId, h->id);
+	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	RESUME_INTERRUPTS();
 }
 
 /* ---------------------------------------------------- consumers that are gone */
@@ -346,12 +351,6 @@ settle_lost(void *arg)
 		recorded = jq_record_failure(t, h->id, &f, &run_at);
 	HOLD_INTERRUPTS();
 	jq_sched_commit();
-	jq_fetched_recorded(MyDatabaseId, h->id);
-	/* model: DUE_AFTER */
-	if (recorded == JQ_RECORD_RETRY)
-		jq_db_due(jq_sched_dbix, run_at);
-	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
-	RESUME_INTERRUPTS();
 	if (recorded != JQ_RECORD_GONE || cancelled)
 		jq_sched_note_end(h->id, h->owner, h->queue,
 						  cancelled					 ? JQ_CANCELLED :
@@ -360,6 +359,12 @@ settle_lost(void *arg)
 						  h->attempt, h->started_at, h->since, text);
 	else
 		jq_after_ended(jq_sched_dbix, h->id);
+	jq_fetched_recorded(MyDatabaseId, h->id);
+	/* model: DUE_AFTER */
+	if (recorded == JQ_RECORD_RETRY)
+		jq_db_due(jq_sched_dbix, run_at);
+	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	RESUME_INTERRUPTS();
 }
 
 /*

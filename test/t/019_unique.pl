@@ -234,28 +234,6 @@ END
 	forget();
 };
 
-paused_property 'while_executing: the locks of the one before are gone' => sub {
-	sql(<<'END');
-CREATE TABLE locked ();
-CREATE FUNCTION locks(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-	LOCK TABLE locked IN SHARE ROW EXCLUSIVE MODE NOWAIT;
-	INSERT INTO ran (what) VALUES (args->>'what');
-END $$;
-END
-	arm('unique-before-locks');
-	unique('while_executing', 'raise', command => 'locks', max_attempts => 1, what => 'one');
-	caught('unique-before-locks');
-	unique('while_executing', 'raise', command => 'locks', max_attempts => 1, what => 'two');
-	wait_quiet();
-	is(ran(), 'one', 'the other one has not begun');
-	release('unique-before-locks');
-	wait_drained();
-	is(ran(), 'one two', 'it runs');
-	sql('DROP FUNCTION locks; DROP TABLE locked');
-	forget();
-};
-
 property 'while_executing: a job that the one before has enqueued is not refused' => sub {
 	sql(<<'END');
 CREATE FUNCTION chain(args jsonb) RETURNS void LANGUAGE plpgsql AS $$

@@ -449,8 +449,8 @@ my @points = qw(worker-before-commit worker-after-commit order-noted
   after-before-commit worker-unique-released worker-gave-back worker-claimed
   worker-called worker-before-delete wait-row-gone wait-registered
   wait-before-sleep wait-before-flush unlock-after-locks unique-held
-  unique-asked unique-before-hold unique-before-locks settings-after-snapshot
-  scheduler-before-record
+  unique-asked unique-before-hold unique-before-locks unique-after-locks settings-after-snapshot
+  held-before-locks fetch-before-locks run-before-locks scheduler-before-record
   scheduler-before-lost schedule-locked schedule-before-commit
   order-put-off refill-after-snapshot quota-before-settle quota-after-snapshot
   prune-part lost-begun worker-noted-end batch-noted-ends
