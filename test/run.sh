@@ -171,7 +171,7 @@ regress_like()
 		if [ "$status" != 0 ]; then
 			echo
 			echo "-- end of the server's log:"
-			tail -n 40 "$log"
+			tail -n 400 "$log"
 		fi
 	fi
 }

@@ -223,13 +223,15 @@ END
 	# paused while it runs: there is time to look at it after its failure
 	wait_at_gate(1);
 	sql("SELECT jobqueue_pause('backoff')");
+	my $before = sql('SELECT clock_timestamp()');
 	open_gate($gate);
 	wait_for("SELECT attempt = 1 FROM jobqueue_jobs WHERE id = $id");
 	is(ran(), '', 'nothing of the first attempt remains');
 	like(
 		sql("SELECT errors FROM jobqueue_jobs WHERE id = $id"),
 		qr/not yet/, 'its error is kept');
-	ok( sql("SELECT run_at - (errors->0->>'at')::timestamptz BETWEEN interval '0.7 s' AND interval '1.3 s' FROM jobqueue_job WHERE id = $id")
+	# when it failed is between the two
+	ok( sql("SELECT run_at >= timestamptz '$before' + interval '0.8 s' AND run_at <= (errors->0->>'at')::timestamptz + interval '1.3 s' FROM jobqueue_job WHERE id = $id")
 		  eq 't',
 		'about a second to wait');
 	sql("SELECT jobqueue_resume('backoff')");

@@ -160,7 +160,7 @@ sub key_is_free_after
 
 		if ($end)
 		{
-			wait_at_gate(1);
+			wait_at_gate(1) unless $opt{timeout};
 			$next = enqueue('note', what => 'next', key => 'x');
 			# it may have run by now if the holder ends by itself
 			wait_for("SELECT EXISTS (SELECT FROM jobqueue_jobs WHERE id = $next AND state = 'blocked')"

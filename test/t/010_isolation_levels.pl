@@ -139,8 +139,12 @@ END
 	enqueue('note', what => 'a', role => 'hasty');
 	wait_drained();
 	my $pid = sql("SELECT pid FROM ran WHERE what = 'a'");
+	# else another one might be started
+	my $idle = "SELECT count(*) = 1 FROM jobqueue_workers WHERE pid = $pid AND state = 'idle'";
+	wait_for($idle);
 	enqueue('SELECT pg_sleep(0.3)', role => 'hasty');
 	wait_drained();
+	wait_for($idle);
 	enqueue('note', what => 'b', role => 'hasty');
 	wait_drained();
 	is(sql("SELECT pid FROM ran WHERE what = 'b'"), $pid, 'the same worker');
@@ -169,7 +173,7 @@ paused_property 'transaction_timeout does not end the scheduler' => sub {
 	local $ENV{PGOPTIONS} = '-c transaction_timeout=0';    # the test's own
 	set_conf(transaction_timeout => '100ms');
 	arm('due-after-look');
-	enqueue('note', what => 'due', run_at => sql("SELECT clock_timestamp() + interval '0.1 s'"));
+	sql(q{SELECT jobqueue_enqueue('note', '{"what": "due"}', run_at => clock_timestamp() + interval '0.3 s')});
 	my $pid = caught('due-after-look');
 	wait_for("SELECT clock_timestamp() - xact_start > '200ms' FROM pg_stat_activity WHERE pid = $pid");
 	release('due-after-look');

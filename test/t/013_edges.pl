@@ -121,13 +121,12 @@ END
 };
 
 property 'a job that expires while its row is locked ends when that is free' => sub {
-	my $s = session();
-	my ($locked, $held) = map { sql("SELECT jobqueue_enqueue('mark', run_at => 'tomorrow', expires_at => clock_timestamp() + interval '1 s')") } 1 .. 2;
+	my ($s, $o) = (session(), session());
+	my ($locked, $held) = map { sql("SELECT jobqueue_enqueue('mark', run_at => 'tomorrow', expires_at => clock_timestamp() + interval '3 s')") } 1 .. 2;
 	$s->query_safe("BEGIN; SELECT FROM jobqueue_job WHERE id = $locked FOR UPDATE");
-	my $o = session();
 	$o->query_safe("BEGIN; SELECT jobqueue_reprioritize($held, 3)");
 	# the scheduler comes to those before it comes to this one
-	my $other = sql("SELECT jobqueue_enqueue('mark', run_at => 'tomorrow', expires_at => clock_timestamp() + interval '1.2 s', keep => '1 h')");
+	my $other = sql("SELECT jobqueue_enqueue('mark', run_at => 'tomorrow', expires_at => clock_timestamp() + interval '3 s', keep => '1 h')");
 	wait_state($other, 'cancelled');
 	is(sql("SELECT count(*) FROM jobqueue_job WHERE id IN ($locked, $held)"), 2, 'they are passed over');
 	$_->query_safe('ROLLBACK') foreach $s, $o;

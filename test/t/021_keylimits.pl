@@ -156,8 +156,11 @@ property
 UPDATE limits l SET until = clock_timestamp() WHERE queue = '$queue' AND until = 'infinity'
 	AND n < (SELECT max(n) FROM limits m WHERE m.queue = l.queue)
 END
-		sql('SELECT pg_terminate_backend(pid) FROM jobqueue_running ORDER BY random() LIMIT 1');
-		next unless $round == 12;
+		if ($round != 12)
+		{
+			sql('SELECT pg_terminate_backend(pid) FROM jobqueue_running ORDER BY random() LIMIT 1');
+			next;
+		}
 		my $crash = crash_offset();
 		kill_hard(sql("SELECT min(pid) FROM pg_stat_activity WHERE backend_type = 'jobqueue worker'"));
 		wait_crash_restart($crash);
@@ -372,6 +375,7 @@ property 'buckets are empty after a restart, and after a crash' => sub {
 	sql(q{SELECT count(jobqueue_enqueue('work', '{}', queue => 'rated', key => 'x')) FROM generate_series(1, 10)});
 	foreach (1 .. 3)
 	{
+		wait_for(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'jobqueue launcher'});
 		$crash = crash_offset();
 		kill_hard(sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'jobqueue launcher'}));
 		wait_crash_restart($crash);

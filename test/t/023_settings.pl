@@ -188,8 +188,8 @@ foreach my $how (
 {
 	paused_property "rescheduled while the scheduler publishes it as due ($how->[1])" => sub {
 		arm('due-after-look');
-		my $job = enqueue('note', what => 'x', tags => '{t}',
-			run_at => sql("SELECT clock_timestamp() + interval '1 s'"));
+		my $job = sql(q{SELECT jobqueue_enqueue('note', '{"what": "x"}', tags => '{t}',
+			run_at => clock_timestamp() + interval '1 s')});
 		caught('due-after-look');
 		like(sql(sprintf $how->[0], $job), qr/^(t|1)$/, 'rescheduled');
 		release('due-after-look');
@@ -205,8 +205,7 @@ foreach my $how (
 
 paused_property 'the transaction is open while the scheduler publishes it as due' => sub {
 	arm('due-after-look');
-	my $job = enqueue('note', what => 'x',
-		run_at => sql("SELECT clock_timestamp() + interval '1 s'"));
+	my $job = sql(q{SELECT jobqueue_enqueue('note', '{"what": "x"}', run_at => clock_timestamp() + interval '1 s')});
 	caught('due-after-look');
 	my $s = session();
 	$s->query_safe('BEGIN');
@@ -280,8 +279,8 @@ property 'a job expires at its time, whatever keeps it from running' => sub {
 	wait_for(q{SELECT count(*) = 4 FROM jobqueue_history WHERE state = 'cancelled' AND reason = 'expired'});
 	is( sql(q{SELECT string_agg(tags[1], ' ' ORDER BY tags[1]), bool_and(ended_at >= '} . $expires . q{') FROM jobqueue_history}),
 		'blocked paused rescheduled scheduled|t', 'each of them, and not before');
-	is( sql("SELECT count(*) FROM jobqueue_recent WHERE outcome = 'cancelled' AND error = 'expired'"),
-		4, 'and the ring says so');
+	wait_for("SELECT count(*) = 4 FROM jobqueue_recent WHERE outcome = 'cancelled' AND error = 'expired'");
+	pass('and the ring says so');
 	open_gate($gate);
 	wait_drained();
 	is(ran(), 'gate', 'none has run');

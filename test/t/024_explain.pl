@@ -183,6 +183,7 @@ property 'jobqueue.enabled, jobqueue.max_workers' => sub {
 	set_conf('jobqueue.enabled' => undef);
 	wait_drained();
 	set_conf('jobqueue.max_workers' => 0);
+	wait_for('SELECT count(*) = 0 FROM jobqueue_workers');
 	$id = enqueue('note', what => 'x');
 	explained($id, qr/^jobqueue.max_workers is 0$/, 'none');
 	set_conf('jobqueue.max_workers' => undef);

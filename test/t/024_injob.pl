@@ -72,8 +72,9 @@ paused_property 'progress while a job ends, and in a batch' => sub {
 };
 
 property 'a snoozed job runs again when its time has come' => sub {
-	my $id = enqueue('snooze', args => '{"times": 3, "delay": "200 ms"}', key => 'k', max_attempts => 1);
-	my $waits = enqueue('note', what => 'other', key => 'k');
+	my ($id, $waits) = split /\|/, sql(q{SELECT
+		jobqueue_enqueue('snooze', '{"times": 3, "delay": "1 s"}', key => 'k', max_attempts => 1),
+		jobqueue_enqueue('note', '{"what": "other"}', key => 'k')});
 	wait_drained();
 	is(sql("SELECT count(*), max(attempt) FROM ran WHERE job = $id"), '4|1', 'each time, as the first attempt');
 	is(sql("SELECT bool_and(n < 2) FROM (SELECT row_number() OVER (ORDER BY n) - 1 AS n, job FROM ran) r WHERE job = $waits"), 't', 'its key is free meanwhile');

@@ -381,12 +381,15 @@ UPDATE limits l SET until = clock_timestamp() WHERE queue = '$queue' AND until =
 	AND n < (SELECT max(n) FROM limits m WHERE m.queue = l.queue)
 END
 		sql("SELECT jobqueue_pause('$queue')");
-		sql('SELECT pg_terminate_backend(pid) FROM jobqueue_running ORDER BY random() LIMIT 1');
 		if ($round == 10)
 		{
 			my $crash = crash_offset();
 			kill_hard(sql("SELECT min(pid) FROM pg_stat_activity WHERE backend_type = 'jobqueue worker'"));
 			wait_crash_restart($crash);
+		}
+		else
+		{
+			sql('SELECT pg_terminate_backend(pid) FROM jobqueue_running ORDER BY random() LIMIT 1');
 		}
 		sql("COMMIT PREPARED 'round'");
 		sql("SELECT jobqueue_resume('$queue')");

@@ -33,11 +33,13 @@ property messages_are_handled_once_and_in_order_over_crashes => sub {
 	sql(q{SELECT jobqueue_start_service('s' || s, 'count_up', '{"n": 0}')
 		FROM generate_series(1, 5) s});
 	sql(q{SELECT jobqueue_send('s' || s, jsonb_build_object('i', i))
-		FROM generate_series(1, 200) i, generate_series(1, 5) s});
-	foreach my $handled (1, 300)
+		FROM generate_series(1, 1000) i, generate_series(1, 5) s});
+	my $handled = 1;
+	foreach (1 .. 2)
 	{
 		# not twice in one message: that would be dropped
 		wait_for("SELECT count(*) >= $handled FROM log");
+		$handled = sql('SELECT count(*) + 300 FROM log');
 		my $crash = crash_offset();
 		kill_hard(sql(q{SELECT pid FROM jobqueue_workers LIMIT 1})
 			  || sql(q{SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()
@@ -46,8 +48,8 @@ property messages_are_handled_once_and_in_order_over_crashes => sub {
 	}
 	wait_drained();
 	is(sql(q{SELECT string_agg(name || ' ' || (state->>'n'), ',' ORDER BY name) FROM jobqueue_services}),
-		's1 200,s2 200,s3 200,s4 200,s5 200', 'each counts all');
-	is(sql(q{SELECT count(*), count(DISTINCT (service, i)) FROM log}), '1000|1000', 'once');
+		's1 1000,s2 1000,s3 1000,s4 1000,s5 1000', 'each counts all');
+	is(sql(q{SELECT count(*), count(DISTINCT (service, i)) FROM log}), '5000|5000', 'once');
 	is(sql(q{SELECT count(*) FROM (SELECT i - lag(i) OVER (PARTITION BY service ORDER BY n) AS d FROM log) x WHERE d <> 1}),
 		'0', 'in order');
 };

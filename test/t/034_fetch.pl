@@ -113,14 +113,14 @@ property 'a claim that its session leaves behind is a failed attempt' => sub {
 	wait_for("SELECT attempt = 1 FROM jobqueue_job WHERE id = $id");
 	like(sql("SELECT errors->0->>'error' FROM jobqueue_job WHERE id = $id"), qr/consumer lost/, 'consumer lost');
 	$s = session();
-	wait_for("SELECT state = 'ready' FROM jobqueue_jobs WHERE id = $id");
-	is(fetch($s, 'q', 1), $id, 'fetched again');
+	is($s->query_safe("SELECT id FROM jobqueue_fetch('q', 1, '1 min')"), $id, 'fetched again');
 	my $pid = $s->query_safe('SELECT pg_backend_pid()');
 	sql("SELECT pg_terminate_backend($pid)");
 	wait_for("SELECT state = 'dead' FROM jobqueue_jobs WHERE id = $id");
 	claims_end();
 	pass('the key is free');
-	is(sql("SELECT outcome FROM jobqueue_recent WHERE id = $id ORDER BY attempt DESC LIMIT 1"), 'dead', 'and the ring says so');
+	wait_for("SELECT count(*) = 1 FROM jobqueue_recent WHERE id = $id AND outcome = 'dead'");
+	pass('and the ring says so');
 	clean();
 };
 
@@ -234,7 +234,8 @@ property 'a consumer may lock the key of a job that it has fetched' => sub {
 	is($o->query_safe(q{SELECT jobqueue_lock('k')}), 't', 'but then');
 	$o->quit;
 	$s->quit;
-	is(sql('SELECT count(*) FROM jobqueue_keys'), 0, 'all free');
+	wait_for('SELECT count(*) = 0 FROM jobqueue_keys');
+	pass('all free');
 };
 
 property 'what the last holder of a key has done is on disk before a consumer has it' => sub {

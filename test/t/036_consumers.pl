@@ -231,7 +231,7 @@ foreach my $name (sort keys %consumers)
 
 	property "$name: a lease is extended as long as the work takes" => sub {
 		my $gate = close_gate(1);
-		my $pid = start($name, 'work', '1 s');
+		my $pid = start($name, 'work', '6 s');
 		my $id = put('work', '{"gate": 1}', key => 'long');
 		wait_at_gate();
 		my $until = sql("SELECT leased_until FROM jobqueue_running WHERE id = $id");

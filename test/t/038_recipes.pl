@@ -177,7 +177,11 @@ sub disaster
 	{
 		$count += 40;
 		wait_for("SELECT ($progress) >= $count", 't', $db);
-		in($db, 'SELECT pg_terminate_backend(pid) FROM jobqueue_running LIMIT 1');
+		my $pid = in($db, 'SELECT min(pid) FROM jobqueue_running');
+		next if $pid eq '';
+		in($db, "SELECT pg_terminate_backend($pid)");
+		# it cannot be killed below when it is about to end
+		wait_gone($pid);
 	}
 	$end->($db);
 	# it ends with its connections

@@ -92,7 +92,7 @@ property 'whatever ends a job wakes who waits for it' => sub {
 	open_gate($gate);
 	$gate->quit;
 
-	$s = waiter($id = far(expires_at => sql(q{SELECT now() + interval '1 s'})));
+	$s = waiter($id = far(expires_at => sql(q{SELECT now() + interval '5 s'})));
 	is(told($s), 'cancelled|expired', 'expired');
 
 	$id = far(unique_key => 'u');
@@ -207,7 +207,7 @@ property 'nothing is said of an end before it is durable, not even in an error' 
 	my @s;
 
 	wait_drained_but($deleted);
-	set_conf(synchronous_standby_names => 'nobody', synchronous_commit => 'local');
+	no_standby();
 	foreach my $id ($large, $deleted)
 	{
 		my $s = session();
@@ -231,7 +231,7 @@ property 'a wait for a standby that is taken out of the settings ends well' => s
 	my $s = session();
 
 	wait_drained();
-	set_conf(synchronous_standby_names => 'nobody', synchronous_commit => 'local');
+	no_standby();
 	$s->query_safe('SET synchronous_commit = on');
 	send_sql($s, "SELECT 'told', state, error FROM jobqueue_wait($id, '1 hour')");
 	wait_for("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", 1);
@@ -322,7 +322,7 @@ property 'a full table keeps nobody from waiting for one job' => sub {
 
 	# all of them are free at once, however the session ends
 	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $waits");
-	wait_asleep(0);
+	wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE $waits");
 	@s = map { waiter("array_fill($id, ARRAY[1000])", role => 'one') } (1 .. 4);
 	sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE $waits");
 	told($_) foreach @s;

@@ -316,9 +316,9 @@ property timers_come_when_they_are_due => sub {
 	wait_drained();
 	# a gate keeps them apart from the speed of the machine
 	sql(<<'END');
-SELECT jobqueue_send('time', '{"i": 5}', clock_timestamp() + '0.9 s'),
-	jobqueue_send('time', '{"i": 3}', clock_timestamp() + '0.3 s'),
-	jobqueue_send('time', '{"i": 4}', clock_timestamp() + '0.6 s'),
+SELECT jobqueue_send('time', '{"i": 5}', clock_timestamp() + '4.5 s'),
+	jobqueue_send('time', '{"i": 3}', clock_timestamp() + '0.5 s'),
+	jobqueue_send('time', '{"i": 4}', clock_timestamp() + '2.5 s'),
 	jobqueue_send('time', '{"i": 1}', clock_timestamp() - interval '1 s'),
 	jobqueue_send('time', '{"i": 2}'),
 	jobqueue_send('time', '{"i": 6}', 'tomorrow')

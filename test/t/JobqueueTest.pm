@@ -24,7 +24,7 @@ our @EXPORT = qw(
   new_node node superuser property paused_property
   sql sql_as sql_error set_conf wait_for wait_drained wait_state wait_quiet
   memory_empties enqueue ran forget session send_sql close_gate open_gate
-  wait_at_gate arm caught release start_pgbench crash_offset
+  wait_at_gate arm caught release start_pgbench crash_offset no_standby
   wait_crash_restart kill_hard wait_gone
 );
 
@@ -268,6 +268,23 @@ sub set_conf
 	$node->wait_for_log(qr/received SIGHUP/, $before);
 }
 
+# from now on who asks for it waits for a standby that never comes
+sub no_standby
+{
+	set_conf(synchronous_standby_names => 'nobody', synchronous_commit => 'local');
+	# the checkpointer tells the sessions, after a while
+	my $s = session();
+	my $pid = $s->query_safe('SET synchronous_commit = on; SELECT pg_backend_pid()');
+	my $waits = "FROM pg_stat_activity WHERE pid = $pid AND wait_event = 'SyncRep'";
+	do
+	{
+		send_sql($s, q{SELECT pg_logical_emit_message(true, 'a', 'write')});
+		wait_for("SELECT state = 'idle' OR wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $pid");
+	} until (sql("SELECT count(*) $waits") == 1);
+	sql("SELECT pg_terminate_backend($pid)");
+	wait_gone($pid);
+}
+
 # wait_for QUERY [, expected [, db]]: poll until it yields 't' or that
 sub wait_for
 {
@@ -308,7 +325,7 @@ sub memory_empties
 	my ($what, %opt) = @_;
 
 	wait_for(
-		'SELECT coalesce(sum(ready + blocked + running), 0) = 0 FROM jobqueue_status',
+		'SELECT coalesce(sum(ready + blocked + running + spilled), 0) = 0 FROM jobqueue_status',
 		't', $opt{db});
 	pass($what);
 }
@@ -321,6 +338,9 @@ sub wait_quiet
 	my $sentinel = enqueue("note", %opt, what => 'sentinel', priority => 30000);
 
 	wait_for("SELECT count(*) = 1 FROM ran WHERE job = $sentinel",
+		't', $opt{db});
+	# and its worker has let go of it
+	wait_for("SELECT count(*) = 0 FROM jobqueue_running WHERE id = $sentinel",
 		't', $opt{db});
 	sql("DELETE FROM ran WHERE job = $sentinel", db => $opt{db});
 }
