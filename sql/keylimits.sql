@@ -23,7 +23,7 @@ SELECT jobqueue_configure('kl_two', key_limit => 2);
 SELECT pg_advisory_lock(4711);
 SELECT count(jobqueue_enqueue('at_gate', '{"what": "two"}', queue => 'kl_two', key => 'k'))
 	FROM generate_series(1, 2);
-CALL wait_until($$ (SELECT count(*) FROM jobqueue_keys) = 2 $$);
+CALL wait_until($$ (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted) = 2 $$);
 -- a queue with the default does not come between them, and is not overtaken
 SELECT jobqueue_enqueue('note', '{"what": "one"}', queue => 'kl_one', key => 'k') > 0 AS id;
 CALL wait_until($$ (SELECT sum(blocked) FROM jobqueue_status) = 1 $$);

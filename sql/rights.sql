@@ -87,7 +87,7 @@ SELECT pg_advisory_lock(4713);
 SET ROLE regress_jq_use;
 SELECT jobqueue_enqueue('SELECT pg_advisory_xact_lock(4713)', queue => 'rights', key => 'mine', timeout => '5 min') AS id \gset
 RESET ROLE;
-CALL wait_until('EXISTS (SELECT FROM jobqueue_running)');
+CALL wait_until($$ (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted) = 1 $$);
 SET ROLE regress_jq_use;
 SELECT count(jobqueue_enqueue('SELECT 1', queue => 'rights', key => 'mine')) FROM generate_series(1, 300);
 RESET ROLE;
