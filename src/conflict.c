@@ -390,7 +390,8 @@ xact_callback(XactEvent event, void *arg)
 		committed = false;
 	if (!ends_with_commit)
 		return;
-	/* whoever meets it from now on waits for the end of that; model: GONE_LATER */
+	/* whoever meets it from now on waits for the end of that;
+	 * model: ENDING_LATER */
 	if (event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_ABORT)
 		jq_keylock_ending(MyDatabaseId, executing, DIGEST_LEN, 0,
 						  event == XACT_EVENT_PRE_COMMIT);
@@ -482,7 +483,7 @@ refuse(const JqRow *row, int64 holder, bool at_work, JqRefusal *r)
 
 /*
  * Whose job commits is about to let go, and not in the way; so is one whose row
- * is gone, however it ended.  model: GONE_LATER
+ * is gone, however it ended.  model: ENDING_LATER, GONE_LATER
  */
 static bool
 is_ending(JqTable *t, const JqKeyJob *holder)

@@ -154,7 +154,7 @@ carry_out(const Step *s)
 
 /*
  * The unique_keys of jobs that this transaction ends, or gives back: whoever meets
- * one from now on waits for the end of the commit.  model: GONE_LATER
+ * one from now on waits for the end of the commit.  model: ENDING_LATER
  */
 static void
 end_digests(bool ends)

@@ -974,7 +974,7 @@ jq_publish_forget(Oid db)
 /* ------------------------------------------------------------- callbacks */
 
 /* jobs that have run here: whoever meets one from now on waits for the end of the
- * commit; model: GONE_LATER */
+ * commit; model: ENDING_LATER */
 static void
 end_digests(void)
 {

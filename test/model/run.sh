@@ -259,6 +259,7 @@ room='-DWAITS=0 -DKEY1=2 -DNKEYS=1 -DMAX=2'	# two unique_keys, one digest
 	check no_LOCK_FIRST_lives stuck -DMAX=2 -DNO_LOCK_FIRST -DNO_BLAME
 	check no_LOCK_FIRST_keeps stuck -DMAX=2 -DNC=1 -DNO_LOCK_FIRST -DKEEPS -DNO_BLAME
 	check no_GONE_LATER caught -DNO_GONE_LATER
+	check no_ENDING_LATER caught -DNO_ENDING_LATER
 	check no_WANTS_KEY caught $room -DNO_WANTS_KEY
 	check no_SPARE caught $room -DNO_SPARE
 	check no_ROOM_LOOK caught $room -DNO_ROOM_LOOK

@@ -54,6 +54,7 @@ bool inlane[NJ], out[NJ], doubt[NJ], lost[NJ];
 byte dig[2];				/* who executes: job + 1 */
 byte keys[NJ];				/* room that a claim has */
 bool spare[NJ];
+bool ending[NJ];			/* whoever gives it back commits */
 byte nkeys, wants;			/* wants_key: job + 1 */
 bool isfull;					/* somebody found no room, and none has come since */
 /* ---- for the properties ---- */
@@ -61,6 +62,7 @@ bool given[NJ];				/* a consumer has been told to start it */
 bool refused[NJ];			/* by the transaction that has it now */
 bool blamed[NJ];			/* another one was refused, as this one executes */
 byte vain[NJ];				/* taken, though there was no room */
+bool over[NJ];				/* it has been given back, and that is committed */
 byte nback, nexit;
 hidden byte i_;
 
@@ -76,7 +78,7 @@ hidden byte i_;
 /* ------------------------------------------------------------------- claims end */
 inline let_go(x)			/* let_go_but_key */
 {
-	d_step { if :: dig[KEY(x)] == x + 1 -> dig[KEY(x)] = 0 :: else fi }
+	d_step { if :: dig[KEY(x)] == x + 1 -> dig[KEY(x)] = 0 :: else fi; ending[x] = false; over[x] = false }
 }
 
 inline remove(x)			/* remove_claim */
@@ -154,9 +156,12 @@ inline look_digest(x)
 #ifndef NO_GONE_LATER
 	:: dig[KEY(x)] != 0 && dig[KEY(x)] != x + 1 && !live[dig[KEY(x)] - 1] -> how = 2
 #endif
+#ifndef NO_ENDING_LATER
+	:: dig[KEY(x)] != 0 && dig[KEY(x)] != x + 1 && live[dig[KEY(x)] - 1] && ending[dig[KEY(x)] - 1] -> how = 2
+#endif
 	:: else ->
 		/* who is in the way has not ended, nor does it let others go first */
-		assert(live[dig[KEY(x)] - 1] && !(refused[dig[KEY(x)] - 1] && BLAME));
+		assert(live[dig[KEY(x)] - 1] && !over[dig[KEY(x)] - 1] && !(refused[dig[KEY(x)] - 1] && BLAME));
 		blamed[dig[KEY(x)] - 1] = true;
 		how = 1
 	fi
@@ -326,9 +331,11 @@ start:
 		:: j == NJ -> break
 		od;
 		goto ended
-	:: d_step { nback < NBACK ->				/* release, COMMIT */
+	:: d_step { nback < NBACK ->				/* release, and before COMMIT */
 			nback++;
-			ALL(i_) { if :: HAS(mine, i_) -> given[i_] = false :: else fi };
+			ALL(i_) { if :: HAS(mine, i_) -> ending[i_] = true :: else fi } };
+		d_step {								/* COMMIT */
+			ALL(i_) { if :: HAS(mine, i_) -> given[i_] = false; over[i_] = true :: else fi };
 			j = 0 };
 		do
 		:: j < NJ -> if :: HAS(mine, j) -> end_lane(j) :: else fi; j++
