@@ -37,7 +37,7 @@ typedef struct JqAttempt
 	bool outside;
 	int commit_level;  /* synchronous_commit at its end, in a batch */
 	TransactionId xid; /* DOUBTFUL_ROW */
-	bool crashed;	   /* DOUBTFUL_ROW: its crash is to be recorded */
+	bool keeps_order;  /* DOUBTFUL_ROW: later ones of its key wait for it */
 	bool soon;		   /* DOUBTFUL_ROW: what is in its way commits */
 	TimestampTz ready_at;
 	TimestampTz enqueued_at;

@@ -46,6 +46,7 @@
 #include "utils/timestamp.h"
 
 #define LATER_US (5 * USECS_PER_SEC) /* "reschedule" without unique_for */
+#define LONG_COMMIT_US USECS_PER_SEC /* it may wait for a standby */
 
 #define VALUE(col) (values[(col) -1])
 #define ISNULL(col) (nulls[(col) -1])
@@ -482,21 +483,18 @@ refuse(const JqRow *row, int64 holder, bool at_work, JqRefusal *r)
 }
 
 /*
- * Whose job commits is about to let go, and not in the way; so is one whose row
- * is gone, however it ended.  model: ENDING_LATER, GONE_LATER
+ * Another one executes.  Who commits its end is about to let go, and not in the way;
+ * so is one whose row is gone, however it ended.  model: ENDING_LATER, GONE_LATER
  */
-static bool
-is_ending(JqTable *t, const JqKeyJob *holder)
-{
-	return holder->ending || jq_unique_job_is_gone(t, holder->id);
-}
-
-/* another one executes */
 static JqUniqueStart
 is_executed(JqTable *t, const JqRow *row, const JqKeyJob *holder,
 			JqRefusal *refusal)
 {
-	if (is_ending(t, holder))
+	if (holder->ending != 0)
+		return holder->ending + LONG_COMMIT_US > GetCurrentTimestamp() ?
+				   JQ_UNIQUE_SOON :
+				   JQ_UNIQUE_LATER;
+	if (jq_unique_job_is_gone(t, holder->id))
 		return JQ_UNIQUE_LATER;
 	return refuse(row, holder->id, true, refusal);
 }
@@ -698,9 +696,9 @@ not_now(const JqRow *row, int64 holder, const char *what)
 
 /* only for the end of its commit */
 static void
-wait_for_executed(JqTable *t, const JqRow *row, const JqKeyJob *holder)
+wait_for_executed(const JqRow *row, const JqKeyJob *holder)
 {
-	if (!is_ending(t, holder))
+	if (holder->ending == 0)
 		not_now(row, holder->id, "executed now");
 	wait_a_moment();
 }
@@ -722,7 +720,7 @@ jq_unique_run_here(JqTable *t, const JqRow *row)
 		while (!mine &&
 			   (holder = jq_keylock_job(MyDatabaseId, digest, DIGEST_LEN)).id !=
 				   0)
-			wait_for_executed(t, row, &holder);
+			wait_for_executed(row, &holder);
 	}
 	/* its lock first, as at a start */
 	if (is_to_ask(row) &&
@@ -734,7 +732,7 @@ jq_unique_run_here(JqTable *t, const JqRow *row)
 	{
 		jq_publish_reserve_key();
 		while (!take_digest(digest, id, &holder))
-			wait_for_executed(t, row, &holder);
+			wait_for_executed(row, &holder);
 		jq_publish_key(digest, DIGEST_LEN);
 	}
 	if (jq_unique_ends_at_start(until))

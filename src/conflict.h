@@ -38,7 +38,8 @@ typedef enum JqUniqueStart
 {
 	JQ_UNIQUE_GO,
 	JQ_UNIQUE_AGAIN,  /* commit, and look at the row again */
-	JQ_UNIQUE_LATER,  /* whoever executes has ended already: in a moment */
+	JQ_UNIQUE_LATER,  /* whoever executes has ended already */
+	JQ_UNIQUE_SOON,	  /* or commits just now */
 	JQ_UNIQUE_FULL,	  /* fetched: no room for its key */
 	JQ_UNIQUE_REFUSED /* see jq_unique_refuse */
 } JqUniqueStart;

@@ -83,13 +83,11 @@ jq_fetched_pin(int64 id, const pg_uuid_t *token, JqFetchedFate fate,
 void
 jq_fetched_ending(int64 id, bool ending)
 {
-	JqFetched *f;
+	JqFetched f;
 
-	LWLockAcquire(jq_lock(JQ_LOCK_FETCHED), LW_SHARED);
-	f = jq_fetched_find(MyDatabaseId, id);
-	if (f != NULL && f->digest_len > 0)
-		jq_keylock_ending(f->db, f->digest, f->digest_len, id, ending);
-	LWLockRelease(jq_lock(JQ_LOCK_FETCHED));
+	/* a copy: its lock is not held, as locks of keys come before it */
+	if (jq_fetched_get(MyDatabaseId, id, &f) && f.digest_len > 0)
+		jq_keylock_ending(f.db, f.digest, f.digest_len, id, ending);
 }
 
 /* a leased job was cancelled while a transaction had to do with its claim */

@@ -48,19 +48,18 @@ describe(const JqTaken *job, const JqRow *row)
 }
 
 /*
- * It may be fetched when that transaction has ended, or in a while; soon: what is in
- * its way commits, and later ones of its key do not pass it, if that has an order.
+ * It may be fetched when that transaction has ended, or in a while; order: later
+ * ones of its key do not pass it, if they have an order.
  */
 static void
 hold_doubtful(const JqTaken *job, const JqRow *row, const char *queue,
-			  TransactionId xid, bool soon)
+			  TransactionId xid, bool order, bool soon)
 {
 	JqQueueSettings s;
-	bool order;
 	bool noted;
 
 	jq_queue_settings(jq_lanes[job->lane].queue_ix, &s);
-	order = soon && s.ordered && job->keylen > 0;
+	order = order && s.ordered && job->keylen > 0;
 	if (order)
 		jq_keylock_order_begin(MyDatabaseId, job->key, job->keylen, queue,
 							   job->pos, DT_NOEND);
@@ -176,7 +175,10 @@ look_at_unique(JqTable *t, const JqTaken *job, const char *queue,
 		case JQ_UNIQUE_AGAIN:
 			return JQ_LOOK_GIVE;
 		case JQ_UNIQUE_LATER:
-			hold_doubtful(job, row, queue, InvalidTransactionId, true);
+			hold_doubtful(job, row, queue, InvalidTransactionId, true, false);
+			break;
+		case JQ_UNIQUE_SOON:
+			hold_doubtful(job, row, queue, InvalidTransactionId, true, true);
 			break;
 		case JQ_UNIQUE_FULL:
 			jq_fetchxact_drop(job->id, JQ_THEN_LANE);
@@ -245,7 +247,7 @@ jq_fetch_look(JqTable *t, const JqTaken *job, bool leased, JqRow *row)
 			RESUME_INTERRUPTS();
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_DOUBTFUL:
-			hold_doubtful(job, row, queue, xid, false);
+			hold_doubtful(job, row, queue, xid, false, false);
 			return JQ_LOOK_DROPPED;
 		case JQ_FETCH_FOUND:
 			break;

@@ -163,7 +163,7 @@ end_digests(bool ends)
 
 	ending = ends;
 	for (i = 0; i < nsteps; i++)
-		if (steps[i].decided)
+		if (steps[i].decided && steps[i].how != JQ_FETCH_EXTENDED)
 			jq_fetched_ending(steps[i].id, ends);
 }
 

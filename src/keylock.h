@@ -126,7 +126,7 @@ extern bool jq_keylock_take_over(Oid db, const char *key, int len, int lane,
 typedef struct JqKeyJob
 {
 	int64 id;
-	bool ending;
+	TimestampTz ending; /* since when, 0: it is not */
 } JqKeyJob;
 
 extern JqKeyJob jq_keylock_job(Oid db, const char *key, int len);

@@ -8,6 +8,7 @@
 #include "keylook.h"
 #include "keytable.h"
 #include "miscadmin.h"
+#include "utils/timestamp.h"
 
 static void
 look_at(JqKey *k, const JqKeyRules *r, JqPos pos, JqKeyLook *out)
@@ -95,7 +96,7 @@ jq_keylock_ending(Oid db, const char *key, int len, int64 job, bool ending)
 		(job != 0 ?
 			 k->holder.procno == JQ_CLAIM_HOLDS && k->holder.job == job :
 			 k->holder.procno == jq_my_procno() && k->holder.pid == MyProcPid))
-		k->holder.ending = ending;
+		k->holder.ending = ending ? GetCurrentTimestamp() : 0;
 	LWLockRelease(jq_key_partition(hash));
 }
 

@@ -273,7 +273,7 @@ jq_key_set_holder(JqHolder *h, int claim_pid, int64 job, int lane, int32 limit)
 	h->limit = limit;
 	h->lane = lane;
 	h->next = JQ_NIL;
-	h->ending = false;
+	h->ending = 0;
 }
 
 void

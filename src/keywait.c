@@ -297,6 +297,7 @@ jq_key_session_serve(JqKey *k, bool blocked, TimestampTz now,
 	h.limit = 1;
 	h.lane = -1;
 	h.next = JQ_NIL;
+	h.ending = 0;
 	Assert(given_procno < 0);
 	given_procno = k->first_session;
 	unlink_wait(k, k->first_session);
@@ -386,6 +387,7 @@ jq_keywait_take(Oid db, const char *key, int len)
 		h.limit = 1;
 		h.lane = -1;
 		h.next = JQ_NIL;
+		h.ending = 0;
 		/* the first one always has its place */
 		if (jq_key_add_holder(k, &h))
 		{

@@ -455,7 +455,7 @@ jq_attempt_settle(JqAttempt *a, JqVerdict verdict)
 			end_refused(a);
 			break;
 		case DOUBTFUL_ROW:
-			leave_doubtful(a, a->xid, a->crashed || a->soon);
+			leave_doubtful(a, a->xid, a->keeps_order);
 			break;
 		case TROUBLE:
 			ereport(WARNING,

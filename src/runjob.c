@@ -714,7 +714,7 @@ attempt_it(JqAttempt *a)
 		UnregisterSnapshot(snapshot);
 		CommitTransactionCommand();
 		a->xid = InvalidTransactionId;
-		a->crashed = true;
+		a->keeps_order = true;
 		return DOUBTFUL_ROW;
 	}
 	if (DatumGetInt16(JQ_ROW(&row, JQ_COL_CRASHES)) > 0 &&
@@ -748,9 +748,10 @@ attempt_it(JqAttempt *a)
 			JQ_PAUSE("worker-unique-released");
 			a->admitted = true;
 			a->xid = InvalidTransactionId;
-			a->soon = start == JQ_UNIQUE_LATER;
+			a->soon = start == JQ_UNIQUE_SOON;
+			a->keeps_order = a->soon || start == JQ_UNIQUE_LATER;
 			return start == JQ_UNIQUE_AGAIN ? AGAIN :
-				   start == JQ_UNIQUE_LATER ? DOUBTFUL_ROW :
+				   a->keeps_order			? DOUBTFUL_ROW :
 											  REFUSED;
 		}
 	}

@@ -105,7 +105,7 @@ property a_call_that_runs_into_its_timeout_has_sent_its_message => sub {
 	like(sql_error(q{CALL jobqueue_call('s1', '{"i": 900}', NULL, '0.1 s')}), qr/has not replied in time/, 'an error');
 	$gate->query(q{SELECT pg_advisory_unlock(1)});
 	wait_drained();
-	is(sql(q{SELECT jobqueue_service_state('s1')->>'n'}), '201', 'handled later');
+	is(sql(q{SELECT jobqueue_service_state('s1')->>'n'}), '1001', 'handled later');
 };
 
 property a_call_holds_no_snapshot_while_it_waits => sub {
@@ -150,7 +150,7 @@ property a_dump_has_services_and_their_messages => sub {
 	node()->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump,
 			'-d', node()->connstr('copy') ], 'restore');
 	is(node()->safe_psql('copy', q{SELECT state->>'n', waiting FROM jobqueue_services WHERE name = 's1'}),
-		'201|1', 'as it was');
+		'1001|1', 'as it was');
 	is(node()->safe_psql('copy', q{SELECT state FROM jobqueue_jobs WHERE command = 's1'}), 'held', 'held');
 };
 

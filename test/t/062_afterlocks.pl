@@ -50,7 +50,7 @@ sub paused
 sub tidy
 {
 	sql('SELECT jobqueue_cancel(id) FROM jobqueue_job');
-	sql('SELECT jobqueue_resume()');
+	sql(q{SELECT jobqueue_resume(q) FROM unnest('{here, out}'::text[]) q});
 	wait_drained();
 	sql('DELETE FROM jobqueue_archive');
 	forget();
@@ -228,6 +228,37 @@ paused_property 'a claim that has been given up refuses nobody' => sub {
 	is(fetch($next, '1 min'), $two, 'then it is');
 	$next->query_safe("SELECT jobqueue_complete($two); COMMIT");
 	is(sql(q{SELECT count(*) FROM jobqueue_history WHERE state = 'dead'}), 0, 'nor is it dead');
+	tidy();
+};
+
+property 'a claim that has been extended refuses as before' => sub {
+	my %opt = (unique_key => 'u', unique_until => 'while_executing', on_conflict => 'raise');
+	my $one = put(%opt);
+	my ($id, $token) = split / /, sql(q{SELECT id || ' ' || token FROM jobqueue_fetch('out', lease => '1 h')});
+
+	is($id, $one, 'leased');
+	sql("SELECT jobqueue_extend($one, '2 h', '$token')");
+	my $two = put(%opt);
+	is(sql(q{SELECT count(*) FROM jobqueue_fetch('out')}), 0, 'another is not given');
+	wait_state($two, 'dead');
+	pass('it is refused');
+	my $here = unique('note', 'two', queue => paused('out'));
+	like(sql_error("SELECT jobqueue_run($here)"), qr/is executed now, by job $one/, 'in a session, too');
+	sql("SELECT jobqueue_complete($one, token => '$token'); SELECT jobqueue_run($here)");
+	is(ran(), 'two', 'until it is completed');
+	tidy();
+};
+
+property 'jobqueue_run() does not wait for its own commit' => sub {
+	my $one = put(unique_key => 'u', unique_until => 'while_executing');
+	my $s = session();
+
+	$s->query_safe('BEGIN');
+	is(fetch($s, 0), $one, 'fetched');
+	my $two = unique('note', 'two', queue => paused('out'));
+	$s->query_safe("SELECT jobqueue_complete($one)");
+	$s->query("SELECT jobqueue_run($two);\nROLLBACK");
+	like($s->{stderr}, qr/is executed now, by job $one/, 'it cannot be run');
 	tidy();
 };
 
