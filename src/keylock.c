@@ -435,7 +435,7 @@ let_go(JqKey *k, JqMyKey *my)
 		return false;
 	/* unless its failure is still to be recorded */
 	if (k->norders > 0)
-		(void) jq_key_order_clear(k, my->job, false);
+		(void) jq_key_order_clear(k, my->job, 0);
 	return true;
 }
 
@@ -632,7 +632,7 @@ jq_key_end_job(JqMyKey *my)
 		if (my->unused)
 			give_token_back(k, my);
 		if (k->norders > 0)
-			(void) jq_key_order_clear(k, my->job, false);
+			(void) jq_key_order_clear(k, my->job, 0);
 		for (h = k->nholders > 0 ? &k->holder : NULL; h != NULL;
 			 h = h->next == JQ_NIL ? NULL : JQ_HOLDER(h->next))
 			if (h->procno == jq_my_procno() && h->pid == MyProcPid)

@@ -220,7 +220,12 @@ extern int jq_keylock_quota(void);
  */
 extern void jq_keylock_order_recorded(Oid db, const char *key, int len,
 									  int64 job);
-extern void jq_keylock_order_recorded_job(Oid db, int64 job);
+/*
+ * The same by its id alone.  Who holds its claim asks for a number before he gives it
+ * up: orders without an end that have been noted since are of whoever has it now.
+ */
+extern uint64 jq_keylock_order_number(void);
+extern void jq_keylock_order_recorded_job(Oid db, int64 job, uint64 upto);
 /* the same of many jobs; all: even of those whose failure is to be recorded */
 extern void jq_keylock_order_forget(Oid db, bool all);
 /* settings of a queue have changed */

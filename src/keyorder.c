@@ -98,11 +98,13 @@ add_order(JqKey *k, bool pool)
 }
 
 static void
-set_order(JqKeyOrder *o, uint32 queue, JqPos pos, TimestampTz until)
+set_order(JqKeyOrder *o, uint32 queue, JqPos pos, TimestampTz until,
+		  uint64 number)
 {
 	o->queue = queue;
 	o->pos = pos;
 	o->until = until;
+	o->number = number;
 }
 
 /* the last one takes its place */
@@ -112,7 +114,7 @@ drop_order(JqKey *k, int i)
 	JqKeyOrder *o = order_at(k, i);
 	JqKeyOrder *last = order_at(k, k->norders - 1);
 
-	set_order(o, last->queue, last->pos, last->until);
+	set_order(o, last->queue, last->pos, last->until, last->number);
 	if (--k->norders >= KEY_ORDERS)
 	{
 		uint32 ix = k->more_orders;
@@ -136,14 +138,15 @@ jq_key_order_expire(JqKey *k, uint32 hash, TimestampTz now)
 }
 
 bool
-jq_key_order_clear(JqKey *k, int64 job, bool all)
+jq_key_order_clear(JqKey *k, int64 job, uint64 upto)
 {
 	bool done = false;
 	int i;
 
 	for (i = k->norders - 1; i >= 0; i--)
 		if (order_at(k, i)->pos.id == job &&
-			(all || order_at(k, i)->until != DT_NOEND))
+			(order_at(k, i)->number <= upto ||
+			 order_at(k, i)->until != DT_NOEND))
 		{
 			drop_order(k, i);
 			done = true;
@@ -202,7 +205,8 @@ note_order(JqKey *k, uint32 hash, uint32 queue, JqPos pos, TimestampTz until)
 				until = GetCurrentTimestamp() + CROWDED_US;
 		}
 	}
-	set_order(o, queue, pos, until);
+	set_order(o, queue, pos, until,
+			  pg_atomic_add_fetch_u64(&jq_shared->order_number, 1));
 	jq_key_wake_by(k, hash, until);
 }
 
@@ -235,7 +239,7 @@ jq_keylock_order_recorded(Oid db, const char *key, int len, int64 job)
 		return;
 	k = jq_key_find(db, key, len, &hash);
 	/* whoever waits looks at the table, and notes what is there */
-	advance = k != NULL && jq_key_order_clear(k, job, true);
+	advance = k != NULL && jq_key_order_clear(k, job, PG_UINT64_MAX);
 	if (advance)
 		tag = k->tag;
 	LWLockRelease(jq_key_partition(hash));
@@ -243,9 +247,15 @@ jq_keylock_order_recorded(Oid db, const char *key, int len, int64 job)
 		jq_key_advance(&tag);
 }
 
+uint64
+jq_keylock_order_number(void)
+{
+	return pg_atomic_read_u64(&jq_shared->order_number);
+}
+
 /* of whatever key: it is not known */
 void
-jq_keylock_order_recorded_job(Oid db, int64 job)
+jq_keylock_order_recorded_job(Oid db, int64 job, uint64 upto)
 {
 	HASH_SEQ_STATUS seq;
 	JqKey *k;
@@ -255,7 +265,7 @@ jq_keylock_order_recorded_job(Oid db, int64 job)
 	jq_key_lock_all(LW_EXCLUSIVE);
 	hash_seq_init(&seq, jq_keys);
 	while ((k = hash_seq_search(&seq)) != NULL)
-		if (k->tag.db == db && jq_key_order_clear(k, job, true))
+		if (k->tag.db == db && jq_key_order_clear(k, job, upto))
 			jq_key_wake_by(k, jq_key_hash_of(&k->tag), GetCurrentTimestamp());
 	jq_key_unlock_all();
 	jq_key_wake_tell();

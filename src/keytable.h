@@ -226,7 +226,7 @@ extern JqKeyOrder *jq_key_order_of(JqKey *k, uint32 queue, JqPos pos);
 /* those whose time is over go; the others have a moment */
 extern void jq_key_order_expire(JqKey *k, uint32 hash, TimestampTz now);
 /* what the job has left; all: even if its failure is not recorded yet */
-extern bool jq_key_order_clear(JqKey *k, int64 job, bool all);
+extern bool jq_key_order_clear(JqKey *k, int64 job, uint64 upto);
 
 /* ---- keyspill.c; the partition's lock is held ---- */
 

@@ -92,6 +92,7 @@ typedef struct JqKeyOrder
 	uint32 next; /* of the same key, where it is in the pool */
 	JqPos pos;
 	TimestampTz until;
+	uint64 number; /* of the note; later ones have larger ones */
 } JqKeyOrder;
 
 typedef union JqElement

@@ -138,7 +138,7 @@ settle_if_suspect(int64 id)
 	PG_CATCH();
 	{
 		/* whoever has it locked may wait for a later one of its key */
-		jq_keylock_order_recorded_job(MyDatabaseId, id);
+		jq_keylock_order_recorded_job(MyDatabaseId, id, PG_UINT64_MAX);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
@@ -154,6 +154,7 @@ settle_doubtful(void *arg)
 	JqRow row;
 	TransactionId xid;
 	JqFetch fetch;
+	uint64 orders;
 	int doubt_ms = strcmp(h->sqlstate, JQ_HELD_SOON) == 0 ? SOON_MS : DOUBT_MS;
 
 	if (TransactionIdIsValid(h->xid) ?
@@ -181,7 +182,7 @@ settle_doubtful(void *arg)
 		{
 			jq_sched_commit();
 			/* whoever changes it may wait for a later one of its key */
-			jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+			jq_keylock_order_recorded_job(MyDatabaseId, h->id, PG_UINT64_MAX);
 			jq_db_request_quietly(jq_sched_dbix, JQ_REQ_FAILED);
 			jq_sched_again_in(100);
 			return;
@@ -191,6 +192,7 @@ settle_doubtful(void *arg)
 		jq_sched_commit();
 		settle_if_suspect(h->id);
 	}
+	orders = jq_keylock_order_number();
 	HOLD_INTERRUPTS();
 	(void) jq_claim_unhold(MyDatabaseId, h->id);
 	if (fetch != JQ_FETCH_FOUND)
@@ -203,8 +205,9 @@ settle_doubtful(void *arg)
 	}
 	PG_FINALLY();
 	{
-		/* later ones of its key may go on, behind it */
-		jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+		/* later ones of its key may go on, behind it; unless somebody has taken it
+		 * already, who could not start it, either */
+		jq_keylock_order_recorded_job(MyDatabaseId, h->id, orders);
 	}
 	PG_END_TRY();
 	RESUME_INTERRUPTS();
@@ -248,6 +251,7 @@ settle_failing(void *arg)
 	JqFailure f;
 	JqRecorded recorded = JQ_RECORD_GONE;
 	TimestampTz run_at = DT_NOEND;
+	uint64 orders;
 	bool passed;
 	bool cancelled = strcmp(h->sqlstate, "CANCL") == 0;
 	bool discarded = strcmp(h->sqlstate, "DISCD") == 0;
@@ -288,12 +292,13 @@ settle_failing(void *arg)
 						  h->attempt, h->started_at, h->since, h->error);
 	else
 		jq_after_ended(jq_sched_dbix, h->id); /* its worker said nothing */
+	orders = jq_keylock_order_number();
 	passed = jq_claim_unhold(MyDatabaseId, h->id);
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
 	if (recorded == JQ_RECORD_RETRY && passed)
 		jq_publish_unsure(MyDatabaseId, h->id);
-	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	jq_keylock_order_recorded_job(MyDatabaseId, h->id, orders);
 	RESUME_INTERRUPTS();
 }
 
@@ -325,6 +330,7 @@ settle_lost(void *arg)
 	TimestampTz run_at = DT_NOEND;
 	bool cancelled = h->loss == JQ_LOSS_CANCEL;
 	const char *text = loss_text(h->loss);
+	uint64 orders;
 
 	/* one that is terminated may be so with the server: as in settle_failing */
 	if (h->loss == JQ_LOSS_SESSION &&
@@ -359,11 +365,12 @@ settle_lost(void *arg)
 						  h->attempt, h->started_at, h->since, text);
 	else
 		jq_after_ended(jq_sched_dbix, h->id);
+	orders = jq_keylock_order_number();
 	jq_fetched_recorded(MyDatabaseId, h->id);
 	/* model: DUE_AFTER */
 	if (recorded == JQ_RECORD_RETRY)
 		jq_db_due(jq_sched_dbix, run_at);
-	jq_keylock_order_recorded_job(MyDatabaseId, h->id);
+	jq_keylock_order_recorded_job(MyDatabaseId, h->id, orders);
 	RESUME_INTERRUPTS();
 }
 

@@ -152,6 +152,7 @@ shmem_startup(void)
 		pg_atomic_init_u32(&jq_shared->keys_full, 0);
 		pg_atomic_init_u64(&jq_shared->limits_due, 0);
 		pg_atomic_init_u32(&jq_shared->key_orders, 0);
+		pg_atomic_init_u64(&jq_shared->order_number, 0);
 		pg_atomic_init_u32(&jq_shared->breaks_cycle, 0);
 #ifdef JQ_TESTING
 		pg_atomic_init_u64(&jq_shared->clock_offset, 0);

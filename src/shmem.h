@@ -86,6 +86,7 @@ typedef struct JqShared
 	pg_atomic_uint32 keys_full;	   /* a worker found no place for a key */
 	pg_atomic_uint64 limits_due;   /* earliest wake_at of all; see limit.c */
 	pg_atomic_uint32 key_orders;   /* orders noted in keys; see keyorder.c */
+	pg_atomic_uint64 order_number; /* of the last one */
 	pg_atomic_uint32 breaks_cycle; /* pid that is at it; see waitgraph.c */
 #ifdef JQ_TESTING
 	pg_atomic_uint64 clock_offset; /* us; see clock.h */
