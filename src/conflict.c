@@ -694,11 +694,12 @@ not_now(const JqRow *row, int64 holder, const char *what)
 					errhint("Wait for its end, or cancel it.")));
 }
 
-/* only for the end of its commit */
+/* only for the end of its commit, if that does not wait for a standby */
 static void
 wait_for_executed(const JqRow *row, const JqKeyJob *holder)
 {
-	if (holder->ending == 0)
+	if (holder->ending == 0 ||
+		holder->ending + LONG_COMMIT_US <= GetCurrentTimestamp())
 		not_now(row, holder->id, "executed now");
 	wait_a_moment();
 }

@@ -68,7 +68,8 @@ hold_doubtful(const JqTaken *job, const JqRow *row, const char *queue,
 	noted = jq_claim_hold_doubtful(MyDatabaseId, JQ_CONSUMER_ROLE, queue,
 								   job->id, xid, soon);
 	if (order && !noted)
-		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, job->id);
+		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, job->id,
+								  PG_UINT64_MAX);
 	describe(job, row);
 	jq_fetchxact_drop(job->id, noted ? JQ_THEN_TABLE : JQ_THEN_LANE);
 	if (noted)
@@ -129,7 +130,8 @@ look_at_order(JqTable *t, const JqTaken *job, const char *queue)
 			jq_fetchxact_drop(job->id, JQ_THEN_LANE);
 			return JQ_LOOK_DROPPED;
 		}
-		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, pos.id);
+		jq_keylock_order_recorded(MyDatabaseId, job->key, job->keylen, pos.id,
+								  PG_UINT64_MAX);
 	}
 	return JQ_LOOK_GIVE;
 }

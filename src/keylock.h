@@ -216,15 +216,14 @@ extern bool jq_keylock_reserved(void);
 extern int jq_keylock_quota(void);
 /*
  * What the job is now is in the table: a failure has been recorded, it has
- * ended, or was changed.
- */
-extern void jq_keylock_order_recorded(Oid db, const char *key, int len,
-									  int64 job);
-/*
- * The same by its id alone.  Who holds its claim asks for a number before he gives it
- * up: orders without an end that have been noted since are of whoever has it now.
+ * ended, or was changed.  upto: who lets others have it before asks for a number
+ * while he has its claim; orders without an end that have been noted since are of
+ * whoever has it now.  Else PG_UINT64_MAX.
  */
 extern uint64 jq_keylock_order_number(void);
+extern void jq_keylock_order_recorded(Oid db, const char *key, int len,
+									  int64 job, uint64 upto);
+/* the same by its id alone */
 extern void jq_keylock_order_recorded_job(Oid db, int64 job, uint64 upto);
 /* the same of many jobs; all: even of those whose failure is to be recorded */
 extern void jq_keylock_order_forget(Oid db, bool all);

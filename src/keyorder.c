@@ -175,6 +175,7 @@ order_in_table(JqKey *k)
 static void
 note_order(JqKey *k, uint32 hash, uint32 queue, JqPos pos, TimestampTz until)
 {
+	uint64 number = pg_atomic_add_fetch_u64(&jq_shared->order_number, 1);
 	JqKeyOrder *o = NULL;
 	int i;
 
@@ -199,14 +200,18 @@ note_order(JqKey *k, uint32 hash, uint32 queue, JqPos pos, TimestampTz until)
 				other = order_at(k, 0);
 			o = other;
 			queue = 0;
-			pos = jq_pos_min(pos, o->pos);
+			if (jq_pos_cmp(o->pos, pos) < 0)
+			{
+				/* it is cleared as what it was */
+				pos = o->pos;
+				number = o->number;
+			}
 			/* one that has an end would take the place of another's end */
 			if (o->until != DT_NOEND || until != DT_NOEND)
 				until = GetCurrentTimestamp() + CROWDED_US;
 		}
 	}
-	set_order(o, queue, pos, until,
-			  pg_atomic_add_fetch_u64(&jq_shared->order_number, 1));
+	set_order(o, queue, pos, until, number);
 	jq_key_wake_by(k, hash, until);
 }
 
@@ -228,7 +233,8 @@ jq_keylock_order_begin(Oid db, const char *key, int len, const char *queue,
 }
 
 void
-jq_keylock_order_recorded(Oid db, const char *key, int len, int64 job)
+jq_keylock_order_recorded(Oid db, const char *key, int len, int64 job,
+						  uint64 upto)
 {
 	JqKey *k;
 	uint32 hash;
@@ -239,7 +245,7 @@ jq_keylock_order_recorded(Oid db, const char *key, int len, int64 job)
 		return;
 	k = jq_key_find(db, key, len, &hash);
 	/* whoever waits looks at the table, and notes what is there */
-	advance = k != NULL && jq_key_order_clear(k, job, PG_UINT64_MAX);
+	advance = k != NULL && jq_key_order_clear(k, job, upto);
 	if (advance)
 		tag = k->tag;
 	LWLockRelease(jq_key_partition(hash));

@@ -80,7 +80,7 @@ end_order(const JqAttempt *a)
 {
 	if (a->job->keylen > 0)
 		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
-								  a->job->id);
+								  a->job->id, PG_UINT64_MAX);
 }
 
 /* the claim goes to the scheduler, who looks at the row later;
@@ -261,9 +261,7 @@ end_failed(JqAttempt *volatile a, bool asked)
 		end_failed(a, true);
 		return;
 	}
-	if (ordered)
-		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
-								  a->job->id);
+	end_order(a);
 	RESUME_INTERRUPTS();
 }
 
@@ -324,9 +322,7 @@ end_refused(JqAttempt *volatile a)
 		end_failed(a, true);
 		return;
 	}
-	if (ordered)
-		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
-								  a->job->id);
+	end_order(a);
 	RESUME_INTERRUPTS();
 }
 

@@ -796,6 +796,7 @@ written_before(int place, int64 id)
 static void
 let_go(int from, int from_key, bool again)
 {
+	uint64 orders = jq_keylock_order_number();
 	int i;
 
 	for (i = from; i < npending; i++)
@@ -830,7 +831,7 @@ let_go(int from, int from_key, bool again)
 			jq_publish_unsure(MyDatabaseId, p->item.id);
 		if (p->item.keylen > 0)
 			jq_keylock_order_recorded(MyDatabaseId, p->item.key, p->item.keylen,
-									  p->item.id);
+									  p->item.id, orders);
 	}
 	for (i = from_key; i < nkeys; i++)
 		jq_keylock_release(MyDatabaseId, keys[i].key, keys[i].len);

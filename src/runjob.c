@@ -286,7 +286,7 @@ waits_for_order(JqAttempt *a, JqTable *t, TimestampTz *put_off)
 		if (tried_before(a, t, &again, &run_at) && jq_pos_cmp(again, pos) == 0)
 			return true;
 		jq_keylock_order_recorded(MyDatabaseId, a->job->key, a->job->keylen,
-								  pos.id);
+								  pos.id, PG_UINT64_MAX);
 	}
 	return false;
 }

@@ -421,14 +421,17 @@ jq_sched_settle_held(TimestampTz unused)
 	held = jq_claim_list(MyDatabaseId, &nheld);
 	round.waited_for = palloc((nlost + nheld + 1) * sizeof(Oid));
 	round.n = 0;
+	/* these wait for no row */
+	for (i = 0; i < nheld; i++)
+		if (held[i].kind == JQ_HELD_DOUBTFUL)
+			settle_one(&round, held[i].role, settle_doubtful, &held[i]);
+	round.n = 0;
 	for (i = 0; i < nlost; i++)
 		if (lost[i].state == JQ_FETCHED_LOST && lost[i].fate == JQ_FATE_NONE)
 			settle_one(&round, lost[i].owner, settle_lost, &lost[i]);
 	for (i = 0; i < nheld; i++)
-		settle_one(&round, held[i].role,
-				   held[i].kind == JQ_HELD_FAILING ? settle_failing :
-													 settle_doubtful,
-				   &held[i]);
+		if (held[i].kind == JQ_HELD_FAILING)
+			settle_one(&round, held[i].role, settle_failing, &held[i]);
 }
 
 /* ---------------------------------------------------- roles without rights */

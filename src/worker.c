@@ -163,6 +163,7 @@ worker_exit(int code, Datum arg)
 		if (!left)
 		{
 			JqItem item;
+			uint64 orders = jq_keylock_order_number();
 
 			/* not begun, or no room to note the failure: as if never taken */
 			memset(&item, 0, sizeof(item));
@@ -181,7 +182,7 @@ worker_exit(int code, Datum arg)
 			if (jq_claim_was_passed())
 				jq_publish_unsure(args.db, item.id);
 			jq_keylock_order_recorded(args.db, s->claim_key, s->claim_keylen,
-									  item.id);
+									  item.id, orders);
 		}
 	}
 	jq_keylock_release_all();
