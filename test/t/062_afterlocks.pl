@@ -273,4 +273,69 @@ property 'jobqueue_run() does not wait for its own commit' => sub {
 	tidy();
 };
 
+property 'who completes a job is not given the next of its unique_key, nor is that refused' => sub {
+	my %opt = (unique_key => 'u', unique_until => 'while_executing', on_conflict => 'raise');
+	my $one = put(%opt);
+	my $two = put(%opt, priority => 1);
+	my $s = session();
+
+	$s->query_safe('BEGIN');
+	is(fetch($s, 0), $one, 'fetched');
+	$s->query_safe("SELECT jobqueue_complete($one)");
+	is(fetch($s, 0), '', 'not yet');
+	$s->query_safe('COMMIT');
+	is(fetch($s, '1 min'), $two, 'then it is');
+	$s->query_safe("SELECT jobqueue_complete($two)");
+	tidy();
+};
+
+property 'a claim whose end could not be committed refuses as before' => sub {
+	my %opt = (unique_key => 'u', unique_until => 'while_executing', on_conflict => 'raise');
+	my $one = put(%opt);
+	my ($s, $o) = (session(), session());
+
+	sql('CREATE TABLE a (); CREATE TABLE b ()');
+	is(fetch($s, 0), $one, 'fetched');
+	$_->query_safe('BEGIN ISOLATION LEVEL SERIALIZABLE') foreach $s, $o;
+	$s->query_safe('SELECT count(*) FROM a; INSERT INTO b DEFAULT VALUES');
+	$o->query_safe('SELECT count(*) FROM b; INSERT INTO a DEFAULT VALUES');
+	$s->query_safe("SELECT jobqueue_fail($one, 'in vain', '1 hour')");
+	$o->query_safe('COMMIT');
+	$s->query('COMMIT');
+	like($s->{stderr}, qr/could not serialize access/, 'at the commit');
+	$s->{stderr} = '';
+	my $two = put(%opt);
+	is(sql(q{SELECT count(*) FROM jobqueue_fetch('out')}), 0, 'another is not given');
+	wait_state($two, 'dead');
+	pass('it is refused');
+	$s->query_safe("SELECT jobqueue_complete($one)");
+	sql('DROP TABLE a, b');
+	tidy();
+};
+
+paused_property 'ordered, a job that meets a claim that has been given up is not passed' => sub {
+	my %opt = (unique_key => 'u', unique_until => 'while_executing', on_conflict => 'raise');
+	sql(q{SELECT jobqueue_configure('out', ordered => true)});
+	my $one = put(%opt, key => 'k1');
+	my $s = session();
+	my $next = session();
+
+	$s->query_safe('BEGIN');
+	is(fetch($s, 0), $one, 'fetched');
+	$s->query_safe("SELECT jobqueue_fail($one, 'in vain', '1 hour')");
+	arm('fetch-before-carry-out');
+	send_sql($s, 'COMMIT');
+	caught('fetch-before-carry-out');
+	my ($two, $three) = (put(%opt, key => 'k2'), put(key => 'k2'));
+	is(fetch($next, 0), '', 'neither is given');
+	is(fetch($next, 0), '', 'at no time');
+	release('fetch-before-carry-out');
+	is(fetch($next, '1 min'), $two, 'then the first');
+	$next->query_safe("SELECT jobqueue_complete($two)");
+	is(fetch($next, '1 min'), $three, 'and the second');
+	$next->query_safe("SELECT jobqueue_complete($three)");
+	sql(q{SELECT jobqueue_configure('out', ordered => false)});
+	tidy();
+};
+
 done_testing();
