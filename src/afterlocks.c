@@ -16,7 +16,8 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 	int i;
 
 	(void) arg;
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS)
+	/* what a subtransaction has that commits is its parent's from now on */
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || (isCommit && !isTopLevel))
 		return;
 	for (i = 0; i < JQ_AFTER_LOCKS_STEPS; i++)
 		if (steps[i] != NULL)

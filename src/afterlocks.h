@@ -22,9 +22,9 @@ typedef enum JqAfterLocks
 } JqAfterLocks;
 
 /*
- * The transaction (top) has ended, or a subtransaction.  Or neither: a portal may
- * be all that has, so the step has to know by itself what there is to do.  It
- * must not fail.
+ * The transaction (top) has ended, or a subtransaction was rolled back.  Or neither:
+ * a portal that failed may be all that has, so the step has to know by itself what
+ * there is to do.  It must not fail.
  */
 typedef void (*JqAfterLocksStep)(bool commit, bool top);
 

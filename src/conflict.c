@@ -430,8 +430,8 @@ jq_unique_ends_with_commit(void)
 	{
 		RegisterXactCallback(xact_callback, NULL);
 		jq_after_locks(JQ_AFTER_LOCKS_EXECUTING, after_locks);
+		registered = true;
 	}
-	registered = true;
 	ends_with_commit = true;
 }
 

@@ -48,8 +48,8 @@ typedef struct Step
 /* in TopTransactionContext */
 static Step *steps;
 static int nsteps, maxsteps;
-static bool ended;	   /* what has, has released its locks when we are called */
-static bool sub_ended; /* the same of subtransactions that were rolled back */
+static bool ended;	   /* done when the locks are released ... */
+static bool sub_ended; /* ... and for a subtransaction that was rolled back */
 static bool ending;	   /* end_digests has been called */
 
 static void

@@ -4,11 +4,8 @@
  */
 #include "postgres.h"
 
-#include "compat.h"
 #include "keylook.h"
 #include "keytable.h"
-#include "miscadmin.h"
-#include "utils/timestamp.h"
 
 static void
 look_at(JqKey *k, const JqKeyRules *r, JqPos pos, JqKeyLook *out)
@@ -83,21 +80,6 @@ jq_keylock_job(Oid db, const char *key, int len)
 	}
 	LWLockRelease(jq_key_partition(hash));
 	return job;
-}
-
-void
-jq_keylock_ending(Oid db, const char *key, int len, int64 job, bool ending)
-{
-	uint32 hash;
-	JqKey *k = jq_key_find(db, key, len, &hash);
-
-	/* it has one holder, or none, or it is not this one's any more */
-	if (k != NULL && k->nholders > 0 &&
-		(job != 0 ?
-			 k->holder.procno == JQ_CLAIM_HOLDS && k->holder.job == job :
-			 k->holder.procno == jq_my_procno() && k->holder.pid == MyProcPid))
-		k->holder.ending = ending ? GetCurrentTimestamp() : 0;
-	LWLockRelease(jq_key_partition(hash));
 }
 
 JqKeyInfo *

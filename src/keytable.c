@@ -337,6 +337,21 @@ jq_key_remove_holder(JqKey *k, const JqMyKey *my)
 }
 
 void
+jq_keylock_ending(Oid db, const char *key, int len, int64 job, bool ending)
+{
+	uint32 hash;
+	JqKey *k = jq_key_find(db, key, len, &hash);
+	JqMyKey my;
+
+	my.of_claim = job != 0;
+	my.job = job;
+	/* it has one holder, or none, or it is not this one's any more */
+	if (k != NULL && k->nholders > 0 && is_mine(&k->holder, &my))
+		k->holder.ending = ending ? GetCurrentTimestamp() : 0;
+	LWLockRelease(jq_key_partition(hash));
+}
+
+void
 jq_key_renew_limits(JqKey *k, uint32 hash)
 {
 	JqHolder *h = k->nholders > 0 ? &k->holder : NULL;

@@ -225,7 +225,7 @@ extern void jq_key_session_tell(void);
 extern JqKeyOrder *jq_key_order_of(JqKey *k, uint32 queue, JqPos pos);
 /* those whose time is over go; the others have a moment */
 extern void jq_key_order_expire(JqKey *k, uint32 hash, TimestampTz now);
-/* what the job has left; all: even if its failure is not recorded yet */
+/* what the job has left; of what has no end only orders up to that number */
 extern bool jq_key_order_clear(JqKey *k, int64 job, uint64 upto);
 
 /* ---- keyspill.c; the partition's lock is held ---- */

@@ -71,9 +71,8 @@ typedef struct JqHolder
 	int32 limit; /* so many holders does his queue allow */
 	int32 lane;	 /* of a job that a worker has; -1 = of another */
 	uint32 next; /* of the same key */
-	TimestampTz
-		ending; /* since when its transaction commits, 0: it does not; of
-						 * unique_keys, see conflict.c */
+	/* since when its transaction commits, 0: it does not; see conflict.c */
+	TimestampTz ending;
 } JqHolder;
 
 /* place in the order of a lane: smaller runs first */

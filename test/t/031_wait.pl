@@ -149,7 +149,7 @@ property 'jobs that wait do not starve the pool' => sub {
 	my @child = map { enqueue('note', what => 'c', queue => 'child') } 1 .. 2;
 	my @parent = map { enqueue('parent', args => "{\"child\": $_}") } @child;
 	# both have their place among those who wait
-	wait_for(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'jobqueue worker' AND query LIKE '%parent%' AND wait_event_type = 'Extension'}, 2);
+	wait_for(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'jobqueue worker' AND state = 'active' AND query LIKE '%parent%' AND wait_event_type = 'Extension'}, 2);
 	my $third = enqueue('parent', args => "{\"child\": $child[0]}", max_attempts => 1);
 	like(sql("SELECT error FROM jobqueue_wait($third)"), qr/too many jobs wait/, 'a third one may not wait');
 	sql("SELECT jobqueue_resume('child')");

@@ -220,18 +220,25 @@ foreach my $how ('ROLLBACK', 'ROLLBACK TO s')
 	};
 }
 
-paused_property 'a claim that has been given up refuses nobody' => sub {
-	my %opt = (unique_key => 'u', unique_until => 'while_executing', on_conflict => 'raise');
-	my $one = put(%opt);
+# a session that has committed the failure of the job, and still holds its claim
+sub fail_and_stand
+{
+	my ($job) = @_;
 	my $s = session();
-	my $next = session();
 
 	$s->query_safe('BEGIN');
-	is(fetch($s, 0), $one, 'fetched');
-	$s->query_safe("SELECT jobqueue_fail($one, 'in vain', '1 hour')");
+	is(fetch($s, 0), $job, 'fetched');
+	$s->query_safe("SELECT jobqueue_fail($job, 'in vain', '1 hour')");
 	arm('fetch-before-carry-out');
 	send_sql($s, 'COMMIT');
 	caught('fetch-before-carry-out');
+}
+
+paused_property 'a claim that has been given up refuses nobody' => sub {
+	my %opt = (unique_key => 'u', unique_until => 'while_executing', on_conflict => 'raise');
+	my $next = session();
+
+	fail_and_stand(put(%opt));
 	my $two = put(%opt);
 	is(fetch($next, 0), '', 'not yet');
 	release('fetch-before-carry-out');
@@ -316,16 +323,9 @@ property 'a claim whose end could not be committed refuses as before' => sub {
 paused_property 'ordered, a job that meets a claim that has been given up is not passed' => sub {
 	my %opt = (unique_key => 'u', unique_until => 'while_executing', on_conflict => 'raise');
 	sql(q{SELECT jobqueue_configure('out', ordered => true)});
-	my $one = put(%opt, key => 'k1');
-	my $s = session();
 	my $next = session();
 
-	$s->query_safe('BEGIN');
-	is(fetch($s, 0), $one, 'fetched');
-	$s->query_safe("SELECT jobqueue_fail($one, 'in vain', '1 hour')");
-	arm('fetch-before-carry-out');
-	send_sql($s, 'COMMIT');
-	caught('fetch-before-carry-out');
+	fail_and_stand(put(%opt, key => 'k1'));
 	my ($two, $three) = (put(%opt, key => 'k2'), put(key => 'k2'));
 	is(fetch($next, 0), '', 'neither is given');
 	is(fetch($next, 0), '', 'at no time');
