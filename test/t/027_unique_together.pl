@@ -316,7 +316,8 @@ BEGIN
 			END;
 		ELSE NULL;
 	END CASE;
-	IF args->>'key' IS NOT NULL THEN
+	-- "update" may have given the args to one that runs beside others; run inline, it has no row
+	IF args->>'key' IS NOT NULL AND coalesce((SELECT j.unique_until IN ('w', 'b') FROM jobqueue_job j WHERE j.id = (jobqueue_current()).id), true) THEN
 		INSERT INTO alone (job, key, began, ended) VALUES ((jobqueue_current()).id, args->>'key', began, clock_timestamp());
 	END IF;
 END $$;
